@@ -1,0 +1,1 @@
+"""Eviction methods, one file each; see conf/method for their names and settings."""

@@ -1,0 +1,37 @@
+"""PvC while generating: blocks of entries that left the recent window are compressed, the prompt's never again.
+
+A block is `exceed_length_to_compress` consecutive generated tokens. It is ranked by the distance-weighted attention of
+the R + 1 newest rows, which are the rows since the block was complete: so two running sums per entry say exactly what
+a store of the rows would.
+"""
+
+from methods.pvc_ladder import schedule
+from pvcbench.policy import torch
+
+
+def block_totals(method, seen):
+    """Attention from the rows after an entry's block was complete: its sum, and its sum weighted by the row number."""
+    if seen.totals is None:
+        return None
+    size, start = method.exceed_length_to_compress, seen.shape.tokens
+    row = seen.seen - 1 - (start + ((seen.positions - start) // size + 1) * size)  # 0 for the first such row
+    counts = (row >= 0) & (seen.positions >= start)
+    attention = seen.mass.double().mean(1, keepdim=True).expand(row.shape) * counts
+    return seen.totals + torch.stack((attention, attention * row), -1)
+
+
+def block_to_compress(method, seen):
+    """Slots of the oldest whole block outside the recent window that rank below what it keeps, or None."""
+    size, start = method.exceed_length_to_compress, seen.shape.tokens
+    share = schedule("cosine", method.gen_decay_ratio, seen.layer, seen.shape.layers)
+    kept = max(int(size * method.gen_compress_ratio * share), 1)
+    recent = method.recent(seen.first_layer_entries)
+    outside = max(0, (seen.seen - recent - start) // size)
+    block = (seen.positions - start).div(size, rounding_mode="floor")
+    generated = block[0, 0][block[0, 0] >= 0]
+    whole = (torch.bincount(generated, minlength=outside)[:outside] > kept).nonzero()
+    if not len(whole):
+        return None
+    growth = (method.distance_weight - 1) / max(recent - 1, 1)
+    worth = seen.totals[..., 0] + growth * seen.totals[..., 1]
+    return worth.masked_fill(block != whole[0], float("inf")).sort(dim=-1, stable=True).indices[..., : size - kept]

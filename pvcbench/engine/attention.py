@@ -1,0 +1,204 @@
+"""Attention and its mass: the only place where attention weights are ever formed.
+
+Almost every score in this field is a weighted column sum of softmax attention over some query rows, so one
+primitive serves them all, block of rows by block of rows, in memory linear in the context:
+
+    >>> import torch
+    >>> query, key = torch.randn(1, 4, 10, 8), torch.randn(1, 2, 10, 8)
+    >>> attention_mass(query, key, torch.ones(10)).sum(-1)  # each of the 10 rows hands out a mass of 1
+    tensor([[10., 10., 10., 10.]])
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+
+BACKENDS = ("blocked", "reference")
+_BLOCK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}  # softmax entries formed at once: fits a CPU's cache, fills a GPU
+
+
+def attention_mass(
+    query: Float[Tensor, "batch heads queries dim"],
+    key: Float[Tensor, "batch kv_heads keys dim"],
+    row_weights: Float[Tensor, "*sets queries"],
+    *,
+    scale: float | None = None,
+    visible: Bool[Tensor, "batch kv_heads queries keys"] | None = None,
+    backend: str = "blocked",
+) -> Float[Tensor, "*sets batch heads keys"]:
+    """Weighted column sums of softmax attention: `mass[j] = sum_i row_weights[i] * softmax_j(q_i . k_j * scale)`.
+
+    The queries are the last rows of the context: row i sees the keys up to `keys - queries + i`. Where slots are
+    not in that order (a cache after eviction), `visible` says what each row sees instead. Returns query heads, in
+    float32 or better; how a group of them becomes a KV head is the method's decision.
+    """
+    return observed_attention(query, key, None, row_weights, scale=scale, visible=visible, backend=backend)[1]
+
+
+def observed_attention(
+    query: Float[Tensor, "batch heads queries dim"],
+    key: Float[Tensor, "batch kv_heads keys dim"],
+    value: Float[Tensor, "batch kv_heads keys value_dim"] | None,
+    row_weights: Float[Tensor, "*sets queries"],
+    *,
+    scale: float | None = None,
+    visible: Bool[Tensor, "batch kv_heads queries keys"] | None = None,
+    window: tuple[int, Int[Tensor, "batch keys"]] | None = None,
+    backend: str = "blocked",
+) -> tuple[Float[Tensor, "batch heads queries value_dim"] | None, Float[Tensor, "*sets batch heads keys"]]:
+    """Attention output and attention mass of the same rows in one pass (see `attention_mass`).
+
+    `window` is a sliding window's width and the keys' positions, which it is measured by.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown attention backend {backend!r}: choose from {', '.join(BACKENDS)}")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    weights = row_weights.reshape(-1, row_weights.shape[-1])
+    run = _reference if backend == "reference" else _blocked
+    output, mass = run(query, key, value, weights, scale, visible, window)
+    return output, mass.reshape(*row_weights.shape[:-1], *mass.shape[1:])
+
+
+def _reference(query, key, value, weights, scale, visible, window):
+    """Plain softmax in float64: what the other backends are held against."""
+    groups, (queries, keys) = query.shape[1] // key.shape[1], (query.shape[2], key.shape[2])
+    logits = query.double() @ key.double().repeat_interleave(groups, 1).mT * scale
+    if visible is not None:
+        allowed = visible.repeat_interleave(groups, 1)
+    elif window is not None:
+        allowed = visible_slots(window[1][:, None], window[1][:, keys - queries :], window[0])
+    else:
+        allowed = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+    attention = logits.masked_fill(~allowed, float("-inf")).softmax(-1)
+    mass = torch.einsum("wq,bhqk->wbhk", weights.double(), attention)
+    if value is None:
+        return None, mass
+    return (attention @ value.double().repeat_interleave(groups, 1)).to(query.dtype), mass
+
+
+def _blocked(query, key, value, weights, scale, visible, window):
+    """Blocks of rows: one matrix product, one softmax, the column sum and the output while the block is in cache."""
+    (batch, heads, queries, _), (kv_heads, keys) = query.shape, key.shape[1:3]
+    groups, pairs = heads // kv_heads, batch * kv_heads
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    grouped = query.reshape(pairs, groups, queries, -1)
+    transposed = key.reshape(pairs, keys, -1).mT.contiguous()
+    value = None if value is None else value.reshape(pairs, keys, -1).contiguous()
+    output = None if value is None else query.new_empty(pairs, groups, queries, value.shape[-1])
+    mass = torch.zeros(len(weights), pairs, groups, keys, dtype=dtype, device=query.device)
+    weights = weights.to(mass)
+    size = _BLOCK_ELEMENTS.get(query.device.type, 2**24) // (batch * heads * keys)
+    size = max(16, min(64 if query.device.type == "cpu" else 1024, size))
+    future = torch.full((size, size), float("-inf"), dtype=dtype, device=query.device).triu(1)
+    for start in range(0, queries, size):
+        end = min(queries, start + size)
+        rows, seen = end - start, keys - queries + end if visible is None else keys
+        block = (grouped[:, :, start:end] * scale).reshape(pairs, groups * rows, -1)
+        logits = torch.bmm(block, transposed[..., :seen]).to(dtype).view(pairs, groups, rows, seen)
+        if visible is None:
+            logits[..., seen - rows :] += future[:rows, :rows]
+        else:
+            logits.masked_fill_(~visible[:, :, start:end].reshape(pairs, 1, rows, seen), float("-inf"))
+        if window is not None:
+            inside = visible_slots(window[1][:, None, :seen], window[1][:, seen - rows : seen], window[0])
+            logits.view(batch, kv_heads, groups, rows, seen).masked_fill_(~inside[:, :, None], float("-inf"))
+        attention = torch.softmax(logits, -1, out=logits)
+        for each, column in zip(weights, mass, strict=True):
+            column[..., :seen] += each[start:end] @ attention
+        if output is not None:
+            flat = attention.view(pairs, groups * rows, seen).to(value.dtype)
+            output[:, :, start:end] = torch.bmm(flat, value[:, :seen]).view(pairs, groups, rows, -1)
+    output = None if output is None else output.view(batch, heads, queries, -1)
+    return output, mass.view(len(weights), batch, heads, keys)
+
+
+def prompt_attention(
+    query: Float[Tensor, "batch heads queries dim"],
+    key: Float[Tensor, "batch kv_heads keys dim"],
+    value: Float[Tensor, "batch kv_heads keys value_dim"],
+    scale: float,
+    kernel: str = "sdpa",
+) -> Float[Tensor, "batch heads queries value_dim"]:
+    """Causal attention of the last rows of a prompt over all of it, by SDPA or by flash-attn."""
+    if kernel == "flash_attention_2":
+        from flash_attn import flash_attn_func  # an optional extra; its causal mask is bottom-right, as ours
+
+        args = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        return flash_attn_func(*args, softmax_scale=scale, causal=True).transpose(1, 2)
+    if query.shape[2] == key.shape[2]:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+    mask = causal_lower_right(query.shape[2], key.shape[2])  # never None here: SDPA would cut the keys to the first
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
+
+
+def windowed_attention(
+    query: Float[Tensor, "batch heads queries dim"],
+    key: Float[Tensor, "batch kv_heads keys dim"],
+    value: Float[Tensor, "batch kv_heads keys value_dim"],
+    scale: float,
+    window: int,
+    positions: Int[Tensor, "batch keys"],
+    rows: int = 512,
+) -> Float[Tensor, "batch heads queries value_dim"]:
+    """Causal sliding-window attention of the last rows by their real positions, in blocks that skip what no row sees."""
+    before, output = key.shape[2] - query.shape[2], []
+    for start in range(0, query.shape[2], rows):
+        end = min(query.shape[2], start + rows)
+        own = positions[:, before + start : before + end]
+        first = int((positions <= own[:, :1] - window).sum(1).min())
+        seen = slice(first, before + end)
+        mask = visible_slots(positions[:, None, seen], own, window)
+        output.append(slot_attention(query[:, :, start:end], key[:, :, seen], value[:, :, seen], scale, mask))
+    return torch.cat(output, 2)
+
+
+def visible_slots(
+    slots: Int[Tensor, "batch kv_heads slots"], rows: Int[Tensor, "batch queries"], window: int | None
+) -> Bool[Tensor, "batch kv_heads queries slots"]:
+    """Which slots each query row sees, by position: none of its future, none outside the window, no empty slot (-1)."""
+    slots, rows = slots[:, :, None, :], rows[:, None, :, None]
+    seen = (slots >= 0) & (slots <= rows)
+    return seen if window is None else seen & (slots > rows - window)
+
+
+def slot_attention(
+    query: Float[Tensor, "batch heads queries dim"],
+    key: Float[Tensor, "batch kv_heads slots dim"],
+    value: Float[Tensor, "batch kv_heads slots value_dim"],
+    scale: float,
+    visible: Bool[Tensor, "batch masks queries slots"] | None,
+) -> Float[Tensor, "batch heads queries value_dim"]:
+    """Attention over cache slots in any order; the query heads of a group are folded into rows of their KV head."""
+    batch, heads, queries, dim = query.shape
+    kv_heads = key.shape[1]
+    folded = query.reshape(batch, kv_heads, -1, dim)
+    if visible is not None:
+        shape = (batch, kv_heads, heads // kv_heads, queries, key.shape[2])
+        visible = visible[:, :, None].expand(shape).reshape(batch, kv_heads, -1, key.shape[2])
+    output = F.scaled_dot_product_attention(folded, key, value, attn_mask=visible, scale=scale)
+    return output.reshape(batch, heads, queries, value.shape[-1])
+
+
+def rotate(
+    key: Float[Tensor, "batch kv_heads slots dim"],
+    shift: int,
+    table: tuple[Float[Tensor, "1 positions rotary"], Float[Tensor, "1 positions rotary"]],
+) -> Float[Tensor, "batch kv_heads slots dim"]:
+    """Keys after RoPE moved `shift` positions on, by the model's own cos and sin of positions 0, 1, 2, ...
+
+    Dividing by the table's norm leaves out YaRN's scaling, which the keys carry already. Only the first `rotary`
+    dimensions turn (partial rotary embeddings).
+    """
+    cos, sin = table
+    width, last = cos.shape[-1], cos.shape[1] - 1
+    turning, still = key[..., :width], key[..., width:]
+    while shift > 0:
+        step = min(shift, last)
+        c, s = cos[0, step].to(key.dtype), sin[0, step].to(key.dtype)
+        norm = (c * c + s * s).sqrt()
+        first, second = turning.chunk(2, -1)
+        turning = (turning * c + torch.cat((-second, first), -1) * s) / norm
+        shift -= step
+    return torch.cat((turning, still), -1)

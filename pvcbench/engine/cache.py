@@ -1,0 +1,121 @@
+"""The evicting cache: entries that carry their positions, and the two caches a model call runs on.
+
+A physical slot is never a position, and tokens seen are never a length. The model hands new keys and values to
+`update`, which passes them through; the registered attention function then lets the cache store them and attend.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+from pvcbench.engine.attention import rotate, slot_attention, visible_slots
+
+
+class PassThrough(CacheLayerMixin):
+    """A layer as transformers sees it: it stores nothing and tells how many tokens were seen."""
+
+    def __init__(self, cache):
+        super().__init__()
+        self.cache = cache
+
+    def lazy_initialization(self, key_states, value_states):
+        self.is_initialized = True
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        return key_states, value_states
+
+    def get_seq_length(self):
+        return self.cache.seen
+
+    def get_mask_sizes(self, query_length):
+        return self.cache.seen + query_length, 0
+
+    def get_max_length(self):
+        return -1
+
+
+class AttendingCache(Cache):
+    """A cache that computes attention itself, because only it knows which entry sits where."""
+
+    def __init__(self, layers: int):
+        super().__init__(layers=[PassThrough(self) for _ in range(layers)])
+        self.seen = 0
+
+    def attend(self, layer: int, query, key, value, scale: float, window: int | None):
+        """Stores the new keys and values of a layer and returns the attention output of the new queries."""
+        raise TypeError(f"{type(self).__name__} does not attend")
+
+
+@dataclass
+class Entries:
+    """The cache of one layer: slots filled from the left, as many as each head's length says.
+
+    A new entry takes the next slot; a dropped one is overwritten by the last, since order means nothing once RoPE
+    is applied. Where `sinks` is set, the first slots hold those keys rotated to their place in the cache.
+    """
+
+    keys: Float[Tensor, "batch kv_heads slots dim"]
+    values: Float[Tensor, "batch kv_heads slots value_dim"]
+    positions: Int[Tensor, "batch kv_heads slots"]  # -1 where empty
+    lengths: Int[Tensor, "batch kv_heads"]
+    filled: int  # of the longest head
+    ragged: bool  # whether lengths differ
+    window: int | None = None
+    totals: Float[Tensor, "batch kv_heads slots channels"] | None = None
+    sinks: Float[Tensor, "batch kv_heads sinks dim"] | None = None
+    rotary: tuple[Tensor, Tensor] | None = None
+
+    def append(self, key, value, first: int) -> None:
+        """Stores new entries at positions first, first + 1, ..."""
+        count = key.shape[2]
+        if self.filled + count > self.keys.shape[2]:
+            raise RuntimeError(f"cache layer is full: {self.filled} + {count} entries in {self.keys.shape[2]} slots")
+        new = torch.arange(first, first + count, device=key.device)
+        if self.ragged:
+            slots = (self.lengths[..., None] + torch.arange(count, device=key.device))[..., None]
+            self.keys.scatter_(2, slots.expand_as(key), key)
+            self.values.scatter_(2, slots.expand_as(value), value)
+            self.positions.scatter_(2, slots[..., 0], new.expand(slots.shape[:-1]))
+        else:
+            slots = slice(self.filled, self.filled + count)
+            self.keys[:, :, slots], self.values[:, :, slots], self.positions[:, :, slots] = key, value, new
+        if self.totals is not None:  # a freed slot may hold the totals of its last tenant
+            self.totals.masked_fill_((self.positions >= first)[..., None], 0.0)
+        self.lengths += count
+        self.filled += count
+
+    def place_sinks(self, shift: int) -> None:
+        """Rotates the first slots so that they stand where they do in the cache, seen from the query's position."""
+        if self.sinks is not None:
+            self.keys[:, :, : self.sinks.shape[2]] = rotate(self.sinks, shift, self.rotary)
+
+    def visible(self, first: int, count: int, slots: int):
+        """The mask of the first slots for queries at positions first, ..., or None where each sees every slot."""
+        cut = self.window is not None and first + count > self.window
+        if count == 1 and not self.ragged and not cut:
+            return None
+        rows = torch.arange(first, first + count, device=self.keys.device)
+        return visible_slots(self.positions[:, :, :slots], rows.expand(len(self.keys), -1), self.window)
+
+    def attend(self, query, scale: float, first: int):
+        """Attention of new queries at positions first, first + 1, ... over all entries, their own included."""
+        keys, values = self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
+        return slot_attention(query, keys, values, scale, self.visible(first, query.shape[2], self.filled))
+
+    def drop(self, slots: Int[Tensor, "batch kv_heads dropped"]) -> None:
+        """Frees slots: from the highest down, each is overwritten by the last filled one."""
+        for slot in slots.sort(-1, descending=True).values.unbind(-1):
+            slot, last = slot[..., None], self.lengths[..., None] - 1
+            for name in ("keys", "values", "positions", "totals"):
+                tensor = getattr(self, name)
+                if tensor is not None:
+                    shape = (*slot.shape, *tensor.shape[3:]) if tensor.dim() == 4 else slot.shape
+                    to, source = (index.view(*index.shape, *[1] * (tensor.dim() - 3)) for index in (slot, last))
+                    tensor.scatter_(2, to.expand(shape), tensor.gather(2, source.expand(shape)))
+            self.positions.scatter_(2, last, -1)
+            self.lengths -= 1
+        self.filled -= slots.shape[-1]

@@ -1,0 +1,129 @@
+"""Decoding: the cells of a sample step together as one batch, each on its own slots."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pvcbench.engine.attention import attention_mass
+from pvcbench.engine.cache import AttendingCache
+from pvcbench.engine.evict import Group
+
+
+class DecodeCache(AttendingCache):
+    """The compressed caches of several groups of cells; rows of the batch are groups, then cells, then samples."""
+
+    def __init__(self, groups: Sequence[Group], backend: str):
+        shape = groups[0].prefill.shape
+        super().__init__(shape.layers)
+        self.groups, self.backend, self.seen = list(groups), backend, shape.tokens
+        self.first_layer: dict[int, int] = {}  # entries of each group's first layer in this step, its own included
+        ends = torch.tensor([len(group.layers[0].keys) for group in groups]).cumsum(0).tolist()
+        self.parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+    def attend(self, layer, query, key, value, scale, window):
+        output = None
+        for group, part in zip(self.groups, self.parts, strict=True):
+            entries = group.layers[layer]
+            before = entries.filled
+            if layer == 0:
+                self.first_layer[id(group)] = before + key.shape[2]
+            entries.place_sinks(self.seen - before)
+            entries.append(key[part], value[part], self.seen)
+            mine = entries.attend(query[part], scale, self.seen)
+            if len(self.groups) == 1:
+                output = mine
+            else:
+                output = query.new_empty(*query.shape[:3], mine.shape[-1]) if output is None else output
+                output[part] = mine
+            if group.hold and layer in group.prefill.shape.evicted:
+                self._evict(group, layer, query[part], scale, before)
+        return output
+
+    def _evict(self, group, layer, query, scale, before):
+        """After the step: running totals row by row, then one decision for the whole chunk."""
+        entries, method, prefill = group.layers[layer], group.cells[0].method, group.prefill
+        for row in range(query.shape[2]):
+            filled, seen = before + row + 1, self.seen + row + 1
+            if not method.watches_decoding and row < query.shape[2] - 1:
+                continue
+            view = prefill.observer.observation(
+                layer, entries.keys[:, :, :filled], entries.values[:, :, :filled], entries.positions[:, 0, :filled], 0
+            )
+            view = replace(
+                view,
+                seen=seen,
+                positions=entries.positions[:, :, :filled],
+                draws=prefill.observer.draws.repeat(len(group.cells)),
+                first_layer_entries=self.first_layer[id(group)],
+                totals=None if entries.totals is None else entries.totals[:, :, :filled],
+            )
+            if method.watches_decoding:
+                now, ones = query[:, :, row : row + 1], torch.ones(1, dtype=torch.float64)
+                visible = entries.visible(seen - 1, 1, filled)
+                mass = attention_mass(now, view.keys, ones, scale=scale, visible=visible, backend=self.backend)
+                view = replace(view, mass=mass)
+                totals = method.accumulate(view)
+                if totals is not None:
+                    entries.totals[:, :, :filled] = totals
+                    view = replace(view, totals=entries.totals[:, :, :filled])
+        slots = method.drop(view, group.cells[0].budget)
+        if slots is not None:
+            entries.drop(slots)
+
+
+class Decoder:
+    """Steps groups of cells that share the number of tokens seen; `call` runs the model on a cache."""
+
+    def __init__(self, call: Callable, groups: Sequence[Group], backend: str = "blocked"):
+        self.call, self.groups = call, list(groups)
+        self.cache = DecodeCache(groups, backend)
+        self.batch = len(groups[0].prefill.logits)
+        self.rows = self.cache.parts[-1].stop
+
+    def spread(self, per_prefill: Sequence[Tensor]) -> Tensor:
+        """One row per sample of each group's prefill, repeated for every cell of the group."""
+        parts = [
+            tensor.repeat(len(group.cells), *[1] * (tensor.dim() - 1))
+            for group, tensor in zip(self.groups, per_prefill, strict=True)
+        ]
+        return torch.cat(parts)
+
+    def step(self, ids: Int[Tensor, "rows tokens"]) -> Float[Tensor, "rows vocabulary"]:
+        """Feeds new tokens through the compressed caches and returns the logits after the last of them."""
+        return self.call(ids, self.cache)
+
+    def greedy(
+        self,
+        feed: Int[Tensor, "batch tokens"] | None,
+        new_tokens: int,
+        ends: Sequence[int],
+        stopped: Callable[[list[int]], bool] | None = None,
+    ) -> list[list[list[int]]]:
+        """Generates greedily; returns the tokens as [cell in order of groups][sample], end tokens left out.
+
+        Without `feed` the first token comes from the uncompressed prefill's logits. `stopped` is asked after each
+        token whether a row's text is complete.
+        """
+        if feed is None:
+            logits = self.spread([group.prefill.logits for group in self.groups])
+        else:
+            logits = self.step(self.spread([feed] * len(self.groups)))
+        tokens: list[list[int]] = [[] for _ in range(self.rows)]
+        done = [False] * self.rows
+        while True:
+            chosen = logits.argmax(-1).tolist()
+            for row, token in enumerate(chosen):
+                if done[row]:
+                    continue
+                if token in ends:
+                    done[row] = True
+                    continue
+                tokens[row].append(token)
+                done[row] = len(tokens[row]) >= new_tokens or (stopped is not None and stopped(tokens[row]))
+            if all(done):
+                break
+            logits = self.step(torch.tensor(chosen, device=logits.device)[:, None])
+        return [tokens[start : start + self.batch] for start in range(0, self.rows, self.batch)]

@@ -1,0 +1,154 @@
+"""The engine: an unmodified transformers model, run on caches that evict.
+
+    engine = Engine(model)
+    prefill = engine.prefill(ids, [method])
+    decoder = engine.decoder(prefill_groups)
+"""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from pvcbench.engine.cache import AttendingCache
+from pvcbench.engine.decode import Decoder
+from pvcbench.engine.evict import Cell, Group, fork
+from pvcbench.engine.observe import Observer, clock
+from pvcbench.engine.prefill import Prefill, PrefillCache
+from pvcbench.errors import UserError
+from pvcbench.policy import Method, Shape
+
+VERSION = 1  # raised whenever a change of the engine changes a number
+NAME = "pvcbench"
+
+
+def attention(module, query, key, value, attention_mask, scaling=None, cache_of_cells=None, **kwargs):
+    """The attention function transformers calls: the cache stores, attends and observes."""
+    for unsupported in ("softcap", "s_aux", "position_bias"):
+        if kwargs.get(unsupported) is not None:
+            raise UserError(f"the engine cannot run models with {unsupported} in their attention")
+    if cache_of_cells is None:
+        raise RuntimeError("this model is in the engine's hands: call it through Engine")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    output = cache_of_cells.attend(module.layer_idx, query, key, value, scale, kwargs.get("sliding_window"))
+    return output.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, attention)
+
+
+def layer_windows(config) -> list[int | None]:
+    """The sliding window of each decoder layer, None where it attends to everything."""
+    window, layers = getattr(config, "sliding_window", None), config.num_hidden_layers
+    if window is None or getattr(config, "use_sliding_window", True) is False:
+        return [None] * layers
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+class Engine:
+    """Prefills, forks and decodes with one model; takes over its attention until `release`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        kernel: str = "sdpa",
+        backend: str = "blocked",
+        evict_sliding: bool = False,
+        chunk: int | None = None,
+    ):
+        self.model, self.kernel, self.backend, self.chunk = model, kernel, backend, chunk
+        self.evict_sliding = evict_sliding
+        self.config = model.config.get_text_config()
+        self.windows = layer_windows(self.config)
+        self.original = model.config._attn_implementation
+        model.set_attn_implementation(NAME)
+        self.active: PrefillCache | None = None
+        layers = model.get_decoder().layers
+        self.hooks = [
+            layer.register_forward_pre_hook(self._hook(number), with_kwargs=True) for number, layer in enumerate(layers)
+        ]
+
+    def _hook(self, layer):
+        def before(module, args, kwargs):
+            return None if self.active is None else self.active.before_layer(layer, args, kwargs)
+
+        return before
+
+    def release(self) -> None:
+        """Gives the model back as it was."""
+        for hook in self.hooks:
+            hook.remove()
+        self.model.set_attn_implementation(self.original)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    def shape(self, tokens: int) -> Shape:
+        """Which layers evict for a prompt of this length: all but the sliding ones that it outgrows."""
+        evicted = [
+            layer
+            for layer, window in enumerate(self.windows)
+            if window is None or window >= tokens or self.evict_sliding
+        ]
+        if not evicted:
+            raise UserError(
+                f"every layer of this model slides over {min(filter(None, self.windows))} tokens, fewer than the prompt's "
+                f"{tokens}: shorten the prompt or set model.evict_sliding=true"
+            )
+        return Shape(tokens, len(self.windows), tuple(evicted))
+
+    def call(self, ids: Int[Tensor, "rows tokens"], cache: AttendingCache) -> Float[Tensor, "rows vocabulary"]:
+        """One forward pass on a cache; the logits after the last token."""
+        positions = torch.arange(cache.seen, cache.seen + ids.shape[1], device=ids.device)
+        output = self.model(
+            input_ids=ids,
+            position_ids=positions.expand(len(ids), -1),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            cache_of_cells=cache,
+        )
+        cache.seen += ids.shape[1]
+        return output.logits[:, -1]
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        ids: Int[Tensor, "batch tokens"],
+        methods: Sequence[Method] = (),
+        pruner: Method | None = None,
+        draws: Int[Tensor, " batch"] | None = None,
+    ) -> Prefill:
+        """Runs the prompt once, observing what the methods ask for; with a pruner, the prefill is its own."""
+        shape = self.shape(ids.shape[1])
+        draws = torch.zeros(len(ids), dtype=torch.int64) if draws is None else draws
+        watchers = [pruner] if pruner is not None else list(dict.fromkeys(methods))
+        observer = Observer(watchers, shape, draws.to(ids.device), self.backend)
+        windows = [None if window is None or window >= ids.shape[1] else window for window in self.windows]
+        cache = PrefillCache(observer, windows, self.kernel, pruner)
+        size = ids.shape[1] if pruner is not None or self.chunk is None else self.chunk
+        started, self.active = clock(ids), cache
+        try:
+            for part in ids.split(size, 1):
+                logits = self.call(part, cache)
+        finally:
+            self.active = None
+        cache.windows = self.windows
+        return cache.finished(logits, clock(ids) - started)
+
+    @torch.inference_mode()
+    def fork(self, prefill: Prefill, cells: Sequence[Cell], room: int) -> list[Group]:
+        """Compressed copies of a prefill, one per cell, with room for new tokens."""
+        return fork(prefill, cells, room)
+
+    @torch.inference_mode()
+    def greedy(self, groups: Sequence[Group], **options) -> tuple[list[list[list[int]]], float]:
+        """Decodes all cells together; the tokens as [cell][sample], and the seconds it took."""
+        decoder = Decoder(self.call, groups, self.backend)
+        started = time.perf_counter()
+        return decoder.greedy(**options), time.perf_counter() - started

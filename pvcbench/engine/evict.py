@@ -1,0 +1,165 @@
+"""The shared selector and evictor: keep the top of the scores within the plan, gather once, free the rest."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from pvcbench.engine.cache import Entries
+from pvcbench.engine.prefill import Prefill
+from pvcbench.policy import Method, protect
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of a curve: a method with its hyperparameters settled, and how many entries it may keep.
+
+    `budget` None means that the method's configuration, not the harness, decides; `everything` that nothing is ever
+    evicted, while decoding included.
+    """
+
+    label: str
+    method: Method
+    budget: int | None
+    hold: bool = False
+    everything: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether the method goes on evicting while decoding."""
+        return self.hold and not self.everything
+
+    @property
+    def pruner(self) -> Method | None:
+        """The method whose own, pruned prefill this cell needs, or None where it shares the plain one."""
+        return self.method if self.method.prunes and not self.everything else None
+
+
+@dataclass
+class Group:
+    """Cells of one prefill that keep equally many entries everywhere, stacked along the batch: cell after cell."""
+
+    cells: list[Cell]
+    layers: list[Entries]
+    prefill: Prefill
+    hold: bool
+
+    def size(self, layer: int) -> Float[Tensor, "cells batch"]:
+        """Entries per KV head that each cell keeps of each sample in a layer."""
+        return self.layers[layer].lengths.double().mean(1).view(len(self.cells), -1)
+
+
+def select(
+    scores: Float[Tensor, "batch kv_heads entries"],
+    counts: Int[Tensor, "batch kv_heads"],
+    positions: Int[Tensor, "batch kv_heads entries"],
+) -> tuple[Int[Tensor, "batch kv_heads kept"], Bool[Tensor, "batch kv_heads kept"]]:
+    """Indices of the top entries in order of position, and which of them are real where heads keep fewer."""
+    if torch.isnan(scores).any():
+        raise FloatingPointError("a score is NaN: the model's attention overflowed; try a wider dtype")
+    kept = int(counts.max())
+    order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :kept]
+    real = torch.arange(kept, device=scores.device) < counts[..., None]
+    place = positions.gather(-1, order).masked_fill(~real, torch.iinfo(positions.dtype).max)
+    return order.gather(-1, place.argsort(-1)), real
+
+
+def kept_indices(prefill: Prefill, cell: Cell) -> list[tuple[Tensor, Tensor]]:
+    """For each layer, the entries a cell keeps as (indices, real), both [batch, kv_heads, kept]."""
+    choices = [_keep_all(prefill, layer) for layer in range(prefill.shape.layers)]
+    if cell.everything or cell.pruner is not None:
+        return choices
+    scores = prefill.observer.scores[cell.method]
+    counts = cell.method.plan(scores, cell.budget, prefill.shape)
+    protected = cell.method.protects(cell.budget, prefill.shape)
+    for layer, worth, count in zip(prefill.shape.evicted, scores, counts, strict=True):
+        stored = prefill.layers[layer]
+        positions = stored.positions[:, None].expand(worth.shape)
+        seen = prefill.observer.observation(layer, stored.keys, stored.values, stored.positions, 0)
+        count = count.to(worth.device).clamp(max=worth.shape[-1])
+        choices[layer] = select(protect(worth, seen, *protected), count, positions)
+    return choices
+
+
+def _keep_all(prefill, layer):
+    """Every entry of a layer; of a sliding one those that the next token still sees."""
+    stored, window = prefill.layers[layer], prefill.windows[layer]
+    batch, heads, entries, _ = stored.keys.shape
+    first = 0 if window is None else max(0, entries - window + 1)
+    index = torch.arange(first, entries, device=stored.keys.device).expand(batch, heads, -1)
+    return index, torch.ones_like(index, dtype=torch.bool)
+
+
+def fork(prefill: Prefill, cells: Sequence[Cell], room: int) -> list[Group]:
+    """Copies what each cell keeps into slots of its own with room for new tokens; the prefill stays as it is.
+
+    Cells that keep equally many entries in every layer share a group; under hold a group has one method, since its
+    evictions are decided together.
+    """
+    together: dict[tuple, list[tuple[Cell, list]]] = {}
+    for cell in cells:
+        choices = kept_indices(prefill, cell)
+        lengths = tuple(tuple(real.sum(-1).flatten().tolist()) for _, real in choices)
+        sinks = cell.method.protects(cell.budget, prefill.shape)[0] if cell.method.positions == "cache" and not cell.everything else None
+        alike = (cell.method, cell.budget) if cell.holds else sinks
+        together.setdefault((lengths, cell.holds, alike), []).append((cell, choices))
+    groups = []
+    for (_, hold, _), members in together.items():
+        chosen = [cell for cell, _ in members]
+        layers = []
+        for layer in range(prefill.shape.layers):
+            index = torch.stack([choices[layer][0] for _, choices in members])
+            real = torch.stack([choices[layer][1] for _, choices in members])
+            layers.append(_gather(prefill, layer, index, real, chosen[0], room))
+        groups.append(Group(chosen, layers, prefill, hold))
+    return groups
+
+
+def _gather(prefill, layer, index, real, cell, room):
+    """Entries of one layer for a group; index and real are [cells, batch, kv_heads, kept]."""
+    stored, observer = prefill.layers[layer], prefill.observer
+    cells, _, _, kept = index.shape
+
+    def take(tensor, fill=0):
+        slots = tensor.new_full((*index.shape[:3], kept + room, *tensor.shape[3:]), fill)
+        wide = index.view(*index.shape, *[1] * (tensor.dim() - 3)).expand(*index.shape, *tensor.shape[3:])
+        slots[:, :, :, :kept] = tensor.expand(cells, *tensor.shape).gather(3, wide)
+        return slots.flatten(0, 1)
+
+    positions = take(stored.positions[:, None].expand(-1, stored.keys.shape[1], -1), -1)
+    positions[:, :, :kept].masked_fill_(~real.flatten(0, 1), -1)
+    lengths = real.sum(-1).flatten(0, 1)
+    totals = None
+    if cell.holds and cell.method.channels and layer in prefill.shape.evicted:
+        known = observer.totals.get(cell.method) or None
+        at = prefill.shape.evicted.index(layer)
+        zeros = stored.keys.new_zeros(*stored.keys.shape[:3], cell.method.channels, dtype=torch.float64)
+        totals = take(zeros if known is None or known[at] is None else known[at])
+    entries = Entries(
+        keys=take(stored.keys),
+        values=take(stored.values),
+        positions=positions,
+        lengths=lengths,
+        filled=kept,
+        ragged=bool((lengths != kept).any()),
+        window=prefill.windows[layer],
+        totals=totals,
+    )
+    if cell.method.positions == "cache" and layer in prefill.shape.evicted and not cell.everything:
+        sinks = min(kept, cell.method.protects(cell.budget, prefill.shape)[0])
+        entries = _with_sinks(entries, prefill, layer, sinks)
+    return entries
+
+
+def _with_sinks(entries, prefill, layer, sinks):
+    """Marks the first entries as those to rotate; cache positions are defined for first tokens and one window only."""
+    kept = entries.filled
+    newest = torch.arange(prefill.shape.tokens - kept, prefill.shape.tokens, device=entries.positions.device)
+    moved = (entries.positions[:, :, :kept] != newest)[:, :, sinks:]
+    if entries.ragged or bool(moved.any()):
+        raise ValueError("cache positions need a kept set of first tokens and one recent window; use positions=original")
+    if prefill.rotary[layer] is None:
+        raise ValueError("cache positions need a model with rotary embeddings; use positions=original")
+    return replace(entries, sinks=entries.keys[:, :, :sinks].clone(), rotary=prefill.rotary[layer])

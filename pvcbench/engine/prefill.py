@@ -1,0 +1,121 @@
+"""One prefill: stores each layer, attends, lets methods observe, and drops positions between layers for a pruner."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pvcbench.engine.attention import prompt_attention, windowed_attention
+from pvcbench.engine.cache import AttendingCache
+from pvcbench.engine.observe import Observer
+from pvcbench.policy import Method, Shape
+
+
+@dataclass
+class PromptLayer:
+    """Keys and values of one layer for the positions that reached it."""
+
+    keys: Float[Tensor, "batch kv_heads entries dim"]
+    values: Float[Tensor, "batch kv_heads entries value_dim"]
+    positions: Int[Tensor, "batch entries"]
+
+
+@dataclass
+class Prefill:
+    """A prompt in the cache, with what its methods thought of it."""
+
+    shape: Shape
+    windows: list[int | None]
+    layers: list[PromptLayer]
+    logits: Float[Tensor, "batch vocabulary"]
+    rotary: list[tuple[Tensor, Tensor] | None]
+    observer: Observer
+    pruner: Method | None
+    seconds: float
+
+    def cell_seconds(self, method: Method) -> float:
+        """Plain prefill plus this method's own scoring; a pruned prefill is all its own."""
+        if self.pruner is not None:
+            return self.seconds
+        observer = self.observer
+        others = observer.extra_seconds + observer.check_seconds + sum(observer.scoring_seconds.values())
+        own = observer.share(method) if method in observer.rows else 0.0
+        return self.seconds - others + own
+
+
+class PrefillCache(AttendingCache):
+    """The cache of a prompt while it is prefilled, in one piece or, without a pruner, in chunks."""
+
+    def __init__(self, observer: Observer, windows: list[int | None], kernel: str, pruner: Method | None = None):
+        super().__init__(observer.shape.layers)
+        self.observer, self.windows, self.kernel, self.pruner = observer, windows, kernel, pruner
+        self.stored: list[PromptLayer] = []
+        self.rotary: list[list[tuple[Tensor, Tensor]]] = [[] for _ in windows]
+        self.alive: Tensor | None = None  # positions that reach the next layer; None: all
+        self.chosen: Tensor | None = None  # the same as indices into the layer before; None: nothing dropped there
+
+    def before_layer(self, layer: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """A decoder layer's inputs, at the positions that survive: hidden states, rotary tables, position ids."""
+        if kwargs.get("position_embeddings") is not None:
+            self.rotary[layer].append(kwargs["position_embeddings"])
+        if self.alive is None:
+            return args, kwargs
+        hidden, kwargs = args[0], dict(kwargs)
+        if self.chosen is not None:
+            hidden = _take(hidden, self.chosen)
+            self.chosen = None
+        if kwargs.get("position_embeddings") is not None:
+            kwargs["position_embeddings"] = tuple(_take(part, self.alive) for part in kwargs["position_embeddings"])
+        if kwargs.get("position_ids") is not None:
+            kwargs["position_ids"] = _take(kwargs["position_ids"][..., None], self.alive)[..., 0]
+        return (hidden, *args[1:]), kwargs
+
+    def attend(self, layer, query, key, value, scale, window):
+        new, later = key.shape[2], self.observer.shape.tokens - self.seen - key.shape[2]
+        positions = self.alive
+        if positions is None:
+            positions = torch.arange(self.seen, self.seen + new, device=key.device).expand(len(key), -1)
+        if len(self.stored) <= layer:
+            self.stored.append(PromptLayer(key, value, positions))
+        else:  # a later chunk of the prompt
+            old = self.stored[layer]
+            keys, values = torch.cat((old.keys, key), 2), torch.cat((old.values, value), 2)
+            self.stored[layer] = PromptLayer(keys, values, torch.cat((old.positions, positions), 1))
+        stored, window = self.stored[layer], self.windows[layer]
+
+        def plain(rows, keys):
+            parts = rows, stored.keys[:, :, :keys], stored.values[:, :, :keys]
+            if window is not None:
+                return windowed_attention(*parts, scale, window, stored.positions[:, :keys])
+            return prompt_attention(*parts, scale, self.kernel)
+
+        if layer not in self.observer.shape.evicted:
+            return plain(query, stored.keys.shape[2])
+        later = later if self.pruner is None else 0
+        sliding = None if window is None else (window, stored.positions)
+        output = self.observer.attend(layer, query, stored.keys, stored.values, scale, later, plain, sliding)
+        if later == 0:
+            entries = self.stored[0].keys.shape[2]
+            seen = self.observer.observation(layer, stored.keys, stored.values, stored.positions, entries)
+            self.chosen = self.observer.finish(seen, self.pruner)
+            if self.chosen is not None:
+                self.alive = stored.positions.gather(1, self.chosen)
+        return output
+
+    def finished(self, logits: Float[Tensor, "batch vocabulary"], seconds: float) -> Prefill:
+        """What remains once the last chunk has run."""
+        tables, known = [], {}
+        for parts in self.rotary:
+            name = id(parts[0][0]) if parts else None
+            if name not in known:
+                known[name] = tuple(torch.cat(column, 1) for column in zip(*parts, strict=True)) if parts else None
+            tables.append(known[name])
+        shape = self.observer.shape
+        return Prefill(shape, self.windows, self.stored, logits, tables, self.observer, self.pruner, seconds)
+
+
+def _take(tensor: Float[Tensor, "rows tokens width"], index: Int[Tensor, "batch kept"]):
+    """The tokens of each row that an index names; one row serves every row of the batch."""
+    index = index[..., None].expand(-1, -1, tensor.shape[-1])
+    return tensor.expand(len(index), -1, -1).gather(1, index)

@@ -1,0 +1,125 @@
+"""What an eviction method is: the one module a method imports.
+
+A method is a small frozen dataclass of hyperparameters. It says how entries score and how a budget spreads over
+layers; choosing, gathering, attention and decoding are shared. It keeps no state between samples: running totals
+live in the cache, beside the entries they belong to.
+
+    >>> class Newest(Method):  # the whole of a sliding window
+    ...     def scores(self, seen):
+    ...         return seen.positions.float()
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pvcbench.engine.attention import attention_mass
+from pvcbench.errors import OutOfReach, UserError
+
+__all__ = ["Method", "Observation", "OutOfReach", "Shape", "UserError", "attention_mass", "protect", "torch"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The compressed part of a prompt in a model: its tokens, the model's layers and those that evict."""
+
+    tokens: int
+    layers: int
+    evicted: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a method sees of one layer, after its prefill or after one decoding step."""
+
+    layer: int
+    shape: Shape
+    seen: int  # tokens so far, prompt included: the newest has position seen - 1
+    keys: Float[Tensor, "batch kv_heads entries dim"]  # after RoPE, at original positions
+    values: Float[Tensor, "batch kv_heads entries value_dim"]
+    positions: Int[Tensor, "batch kv_heads entries"]
+    mass: Float[Tensor, "batch heads entries"] | None  # prefill: by row_weights; decoding: the newest row's attention
+    totals: Float[Tensor, "batch kv_heads entries channels"] | None  # what accumulate returned so far
+    draws: Int[Tensor, " batch"]  # one number per sample, a function of (seed, sample), for methods that draw
+    first_layer_entries: int  # entries in the first layer now (PvC's recent window grows with them)
+
+    def grouped_mass(self) -> Float[Tensor, "batch kv_heads entries"]:
+        """The mass summed over the query heads that share a KV head."""
+        batch, kv_heads, entries, _ = self.keys.shape
+        return self.mass.reshape(batch, kv_heads, -1, entries).sum(2)
+
+
+class Method:
+    """The base of every method: class attributes declare, methods answer; the defaults suit post-prefill scoring."""
+
+    reference: ClassVar[bool] = False  # the full cache: one cell, added to every run
+    positions: str = "original"  # "cache": entries are rotated to their place in the cache (sinks + window only)
+    decodes: ClassVar[tuple[str, ...]] = ("grow", "hold")  # decode policies it supports
+    watches_decoding: ClassVar[bool] = False  # under hold it needs the newest row's attention in every step
+    channels: ClassVar[int] = 0  # running totals it keeps per entry under hold
+
+    @property
+    def own_budget(self) -> str | None:
+        """A label where the configuration alone fixes the size (one cell, no budgets), else None."""
+        return "1.0" if self.reference else None
+
+    @property
+    def prunes(self) -> bool:
+        """Whether positions are dropped between layers during prefill, which makes the prefill its own."""
+        return False
+
+    @property
+    def ragged_batch(self) -> bool:
+        """Whether the rows of a batch may keep different numbers of entries, so that samples run one by one."""
+        return False
+
+    def resolve(self, budget: int | None, shape: Shape) -> "Method":
+        """The method with every hyperparameter that depends on the budget settled; raises OutOfReach."""
+        return self
+
+    def row_weights(self, shape: Shape, layer: int) -> Float[Tensor, " rows"] | None:
+        """Weights of the last query rows whose attention is summed into `mass` at prefill; None: no attention."""
+        return None
+
+    def protects(self, budget: int | None, shape: Shape) -> tuple[int, int]:
+        """How many first and last tokens are never evicted."""
+        return 0, 0
+
+    def scores(self, seen: Observation) -> Float[Tensor, "batch kv_heads entries"]:
+        """The worth of each entry; the top of them stays."""
+        raise TypeError(f"{type(self).__name__} defines no scores")
+
+    def plan(
+        self, scores: Sequence[Float[Tensor, "batch kv_heads entries"]], budget: int, shape: Shape
+    ) -> Int[Tensor, "layers batch kv_heads"]:
+        """Entries to keep per evicted layer, sample and KV head; the budget everywhere unless overridden."""
+        batch, kv_heads, _ = scores[0].shape
+        return torch.full((len(scores), batch, kv_heads), budget)
+
+    def survivors(self, seen: Observation) -> Int[Tensor, "batch kept"] | None:
+        """Which entries go on to the next layer during prefill, in order; None: all of them."""
+        return None
+
+    def accumulate(self, seen: Observation) -> Float[Tensor, "batch kv_heads entries channels"] | None:
+        """The running totals after the newest observation."""
+        return seen.totals
+
+    def drop(self, seen: Observation, budget: int) -> Int[Tensor, "batch kv_heads dropped"] | None:
+        """Slots to free after a decoding step under hold: by default the lowest scores beyond the budget."""
+        excess = seen.positions.shape[-1] - budget
+        if excess <= 0:
+            return None
+        worth = protect(self.scores(seen), seen, *self.protects(budget, seen.shape))
+        return worth.sort(dim=-1, stable=True).indices[..., :excess]
+
+
+def protect(
+    scores: Float[Tensor, "batch kv_heads entries"], seen: Observation, first: int, last: int
+) -> Float[Tensor, "batch kv_heads entries"]:
+    """Scores with the first and last tokens of the sequence raised above all others."""
+    kept = (seen.positions < first) | (seen.positions >= seen.seen - last)
+    return scores.masked_fill(kept, float("inf"))
