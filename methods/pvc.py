@@ -34,12 +34,18 @@ class PvC(Method):
     channels = 2
 
     def __post_init__(self):
-        options = {"schedule": ("cosine", "linear", "constant"), "prune": ("hidden_states", "kv"), "select": ("count", "mass")}
+        options = {
+            "schedule": ("cosine", "linear", "constant"),
+            "prune": ("hidden_states", "kv"),
+            "select": ("count", "mass"),
+        }
         for name, known in options.items():
             if getattr(self, name) not in known:
                 raise UserError(f"pvc: {name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         if self.select == "mass" and (self.solve or self.prune == "kv"):
-            raise UserError("pvc: select=mass promises no size: set solve=false, prune=hidden_states and prefill_decay_ratio")
+            raise UserError(
+                "pvc: select=mass promises no size: set solve=false, prune=hidden_states and prefill_decay_ratio"
+            )
         if not 0 <= self.recent_ratio < 1 or not 0 <= self.prefill_decay_ratio <= 1:
             raise UserError("pvc: recent_ratio must lie in [0, 1) and prefill_decay_ratio in [0, 1]")
 

@@ -8,7 +8,7 @@ from pvcbench.policy import OutOfReach
 
 
 def schedule(kind, ratio, layer, layers):
-    """The share of the older context that survives a layer: 1 at the top, falling towards `ratio` (constant: always)."""
+    """The share of the older context that survives a layer: from 1 towards `ratio` with depth (constant: always it)."""
     if kind == "cosine":
         return ratio + (1 - ratio) * (1 + math.cos(math.pi * layer / layers)) / 2
     return ratio if kind == "constant" else 1 - (1 - ratio) * layer / layers
@@ -66,7 +66,7 @@ def solve(method, budget, shape):
     for found in candidates():
         if off(found) <= 0.01 * shape.tokens:
             return found
-    least = min(mean_entries(at(step / 400, 0.0), shape) for step in range(401))
+    least = min(mean_entries(at(step / 2000, 0.0), shape) for step in range(2001))
     if budget < least:
         raise OutOfReach(f"below PvC's reach of {least / shape.tokens:.1%}")
     raise OutOfReach(f"no ratio of PvC's {method.schedule} schedule comes within 1% of {budget / shape.tokens:.1%}")

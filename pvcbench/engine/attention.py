@@ -142,7 +142,7 @@ def windowed_attention(
     positions: Int[Tensor, "batch keys"],
     rows: int = 512,
 ) -> Float[Tensor, "batch heads queries value_dim"]:
-    """Causal sliding-window attention of the last rows by their real positions, in blocks that skip what no row sees."""
+    """Causal sliding-window attention of the last rows, by real positions, in blocks that skip what no row sees."""
     before, output = key.shape[2] - query.shape[2], []
     for start in range(0, query.shape[2], rows):
         end = min(query.shape[2], start + rows)

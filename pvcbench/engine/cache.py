@@ -108,8 +108,8 @@ class Entries:
 
     def drop(self, slots: Int[Tensor, "batch kv_heads dropped"]) -> None:
         """Frees slots: from the highest down, each is overwritten by the last filled one."""
-        for slot in slots.sort(-1, descending=True).values.unbind(-1):
-            slot, last = slot[..., None], self.lengths[..., None] - 1
+        for freed in slots.sort(-1, descending=True).values.unbind(-1):
+            slot, last = freed[..., None], self.lengths[..., None] - 1
             for name in ("keys", "values", "positions", "totals"):
                 tensor = getattr(self, name)
                 if tensor is not None:

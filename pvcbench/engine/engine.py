@@ -1,10 +1,11 @@
 """The engine: an unmodified transformers model, run on caches that evict.
 
-    engine = Engine(model)
-    prefill = engine.prefill(ids, [method])
-    decoder = engine.decoder(prefill_groups)
+engine = Engine(model)
+prefill = engine.prefill(ids, [method])
+decoder = engine.decoder(prefill_groups)
 """
 
+import os
 import time
 from collections.abc import Sequence
 
@@ -97,8 +98,8 @@ class Engine:
         ]
         if not evicted:
             raise UserError(
-                f"every layer of this model slides over {min(filter(None, self.windows))} tokens, fewer than the prompt's "
-                f"{tokens}: shorten the prompt or set model.evict_sliding=true"
+                f"every layer of this model slides over {min(filter(None, self.windows))} tokens, fewer than the "
+                f"prompt's {tokens}: shorten the prompt or set model.evict_sliding=true"
             )
         return Shape(tokens, len(self.windows), tuple(evicted))
 
@@ -140,6 +141,17 @@ class Engine:
             self.active = None
         cache.windows = self.windows
         return cache.finished(logits, clock(ids) - started)
+
+    def free_bytes(self) -> int:
+        """Memory that new caches may take: what is free on the device."""
+        if self.device.type == "cuda":
+            return torch.cuda.mem_get_info(self.device)[0]
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    @staticmethod
+    def prompt_bytes(prefill: Prefill) -> int:
+        """Bytes of a whole prompt in the cache."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in prefill.layers)
 
     @torch.inference_mode()
     def fork(self, prefill: Prefill, cells: Sequence[Cell], room: int) -> list[Group]:

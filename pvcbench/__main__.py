@@ -1,0 +1,7 @@
+"""`python -m pvcbench`."""
+
+import sys
+
+from pvcbench.cli import main
+
+sys.exit(main())

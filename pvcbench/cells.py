@@ -1,0 +1,72 @@
+"""The cells of a run: which methods at which budgets, and what each becomes for a prompt of a given length."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pvcbench.engine.evict import Cell
+from pvcbench.errors import UserError
+from pvcbench.policy import Method, OutOfReach, Shape
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method at a budget as asked; `budget` is None where the method's configuration fixes the size."""
+
+    name: str
+    method: Method
+    label: str
+    budget: int | float | None
+
+    def cell(self, shape: Shape, hold: bool) -> Cell:
+        """This point for one shape of prompt; raises OutOfReach."""
+        if self.method.reference or (isinstance(self.budget, float) and self.budget == 1.0):
+            return Cell(f"{self.name}@{self.label}", self.method, None, hold, everything=True)
+        entries = self.budget
+        if isinstance(entries, float):
+            entries = int(entries * shape.tokens)
+        if entries is not None:
+            first, last = self.method.protects(entries, shape)
+            if entries < first + min(last, 1):
+                raise OutOfReach(f"{entries} entries are fewer than the {first} sinks the method keeps")
+        method = self.method.resolve(None if entries is None else min(entries, shape.tokens), shape)
+        return Cell(f"{self.name}@{self.label}", method, entries, hold)
+
+
+def parse_budgets(budgets: Sequence) -> list[int | float]:
+    """Checked budgets: integers are entries per KV head, floats in (0, 1] a share of the compressed part."""
+    if not isinstance(budgets, Sequence) or isinstance(budgets, str) or not budgets:
+        raise UserError(f"budgets must be a list such as [64,0.25,0.5], not {budgets!r}")
+    for budget in budgets:
+        if isinstance(budget, bool) or not isinstance(budget, int | float):
+            raise UserError(f"budgets: {budget!r} is neither an integer (entries) nor a float (share of the prompt)")
+        if isinstance(budget, float) and not 0 < budget <= 1:
+            raise UserError(
+                f"budgets: a share lies in (0, 1], not {budget}; write {round(budget)} for entries per KV head"
+            )
+        if isinstance(budget, int) and budget < 1:
+            raise UserError(
+                f"budgets: {budget} entries hold nothing; write a positive integer, or a share such as 0.05"
+            )
+    return list(budgets)
+
+
+def points(methods: Mapping[str, Method], budgets: Sequence[int | float], decode: str) -> list[Point]:
+    """All cells of a run, the reference first; refuses what a method does not support."""
+    found = []
+    for name, method in sorted(methods.items(), key=lambda item: not item[1].reference):
+        if decode not in method.decodes:
+            raise UserError(f"{name} supports decode={' or '.join(method.decodes)}, not decode={decode}")
+        if method.own_budget is not None:
+            found.append(Point(name, method, method.own_budget, None))
+            continue
+        for budget in dict.fromkeys(budgets):
+            first = method.protects(2**31, Shape(2**31, 1, (0,)))[0]
+            if isinstance(budget, int) and budget < first + 4:
+                hint = " Did you mean 1.0?" if budget == 1 else ""
+                raise UserError(
+                    f"budgets: {budget} entries are too few for {name}: it needs {first + 4} or more.{hint}"
+                )
+            found.append(Point(name, method, repr(budget), budget))
+    if not any(point.method.reference for point in found):
+        raise UserError("no method is the reference: add conf/method/full to the methods")
+    return found

@@ -1,0 +1,135 @@
+"""The command line: `python -m pvcbench method=pvc task=needle`, and `python -m pvcbench list`."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+USAGE = """python -m pvcbench KEY=VALUE ...     run; e.g. method=pvc task=needle, 'method=[pvc,h2o]', 'budgets=[64,0.5]'
+python -m pvcbench list              methods, tasks, models and experiments there are
+python -m pvcbench --multirun ...    one run per combination of values separated by commas
+Options: --config-dir DIR adds a folder of your own configuration; --cfg job shows the configuration and stops."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0, 1 for a failure, 2 for a user's error."""
+    from pvcbench.errors import UserError
+
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return dispatch(arguments)
+    except UserError as error:
+        print(f"pvcbench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("pvcbench: stopped; the same command continues where it stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if os.environ.get("PVCBENCH_DEBUG"):
+            raise
+        text = " ".join(str(error).split())
+        print(f"pvcbench: {type(error).__name__}: {text} (PVCBENCH_DEBUG=1 shows where)", file=sys.stderr)
+        return 1
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Help, the list, a multirun through Hydra, or one run."""
+    if any(argument in ("-h", "--help", "help") for argument in arguments):
+        print(USAGE)
+        return 0
+    if arguments == ["list"]:
+        return listing()
+    if "--multirun" in arguments or "-m" in arguments:
+        return multirun(arguments)
+    from omegaconf import OmegaConf
+
+    from pvcbench import config as configuration
+
+    overrides, folders, show = parse(arguments)
+    config = configuration.composed(overrides, folders)
+    if show:
+        print(OmegaConf.to_yaml(config), end="")
+        return 0
+    return once(config)
+
+
+def parse(arguments: Sequence[str]) -> tuple[list[str], list[str], bool]:
+    """Overrides, configuration folders, and whether to show the configuration only."""
+    from pvcbench.errors import UserError
+
+    overrides, folders, show, rest = [], [], False, list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument in ("--config-dir", "-cd", "--cfg", "-c"):
+            if not rest:
+                raise UserError(f"{argument} needs a value")
+            value = rest.pop(0)
+            folders += [value] if "d" in argument else []
+            show = show or "d" not in argument
+        elif argument.startswith("--config-dir="):
+            folders.append(argument.partition("=")[2])
+        elif argument.startswith("-") or "=" not in argument.lstrip("~"):
+            raise UserError(f"what is {argument!r}? write KEY=VALUE, or `list`, or --help")
+        else:
+            overrides.append(argument)
+    for folder in folders:
+        sys.path.insert(0, os.path.abspath(folder))
+    return overrides, folders, show
+
+
+def once(config) -> int:
+    """One run, its table and where its files are."""
+    from pvcbench import console, runner
+
+    result = runner.run(config)
+    console.show(result)
+    return 0
+
+
+def multirun(arguments: list[str]) -> int:
+    """One run per combination, by Hydra's own sweeper and launcher."""
+    import hydra
+
+    from pvcbench import config as configuration
+
+    def job(config):
+        code = main_of(config)
+        if code:
+            sys.exit(code)
+
+    sys.argv = [sys.argv[0], *arguments]
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    hydra.main(config_path=str(configuration.CONF), config_name="config", version_base="1.3")(job)()
+    return 0
+
+
+def main_of(config) -> int:
+    """One run of a multirun, its user's errors told in one line."""
+    from pvcbench.errors import UserError
+
+    try:
+        return once(config)
+    except UserError as error:
+        print(f"pvcbench: {error}", file=sys.stderr)
+        return 2
+
+
+def listing() -> int:
+    """Prints what can be chosen, with the first comment of each file."""
+    from pvcbench import config as configuration
+
+    for group in ("method", "task", "model", "experiment"):
+        names = configuration.options(group)
+        if names:
+            print(f"{group}=")
+        for name in names:
+            text = (configuration.CONF / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+            about = next((line[2:] for line in text if line.startswith("# ") and "@package" not in line), "")
+            print(f"  {name:<16} {about}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""The check of a freshly loaded model: 32 tokens through the engine must equal the unmodified model."""
+
+import torch
+
+from pvcbench.engine.attention import rotate
+from pvcbench.engine.decode import Decoder
+from pvcbench.engine.engine import NAME, Engine
+from pvcbench.engine.evict import Cell
+from pvcbench.errors import UserError
+from pvcbench.policy import Method
+
+TOKENS, STEPS = 28, 4
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.1}  # of the logits' range
+KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+
+
+def refusals(config) -> str | None:
+    """Why a configuration cannot be run, where it says so itself."""
+    kinds = set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS
+    if kinds:
+        return f"layers of kind {', '.join(sorted(kinds))}"
+    named = {
+        "attn_logit_softcapping": "soft-capped attention",
+        "kv_lora_rank": "latent attention (MLA)",
+        "alibi": "ALiBi",
+    }
+    return next((what for name, what in named.items() if getattr(config, name, None)), None)
+
+
+@torch.inference_mode()
+def check(engine: Engine, rotates: bool = False) -> None:
+    """Raises UserError where the engine's logits differ from the unmodified model's, prompt and decoding alike.
+
+    With `rotates`, also that keys can be moved to other positions, which cache positions need.
+    """
+    reason = refusals(engine.config)
+    if reason is not None:
+        raise UserError(f"this model cannot be measured: it has {reason}, which the engine does not support")
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, engine.config.vocab_size, (1, TOKENS + STEPS), generator=generator).to(engine.device)
+    try:
+        ours = through_engine(engine, ids)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"this model cannot be measured: {' '.join(str(error).split())[:200]}") from error
+    engine.model.set_attn_implementation("sdpa")
+    theirs = engine.model(input_ids=ids, use_cache=False).logits[0, TOKENS - 1 :]
+    engine.model.set_attn_implementation(NAME)
+    off = (ours - theirs).abs().max().item() / (theirs.max() - theirs.min()).item()
+    if not off <= TOLERANCE[theirs.dtype]:
+        raise UserError(f"this model cannot be measured: the engine's logits differ by {off:.1e} of their range")
+    if rotates:
+        check_rotation(engine)
+
+
+def through_engine(engine: Engine, ids):
+    """Logits of the last prompt token and of each step after it, through an uncompressed cache."""
+    prefill = engine.prefill(ids[:, :TOKENS])
+    groups = engine.fork(prefill, [Cell("check", Method(), None, everything=True)], STEPS)
+    decoder = Decoder(engine.call, groups)
+    steps = [decoder.step(ids[:, number : number + 1]) for number in range(TOKENS, TOKENS + STEPS)]
+    return torch.cat([prefill.logits, *steps])
+
+
+def check_rotation(engine: Engine) -> None:
+    """One token repeated has the same hidden state everywhere, so its keys differ by rotation only."""
+    prefill = engine.prefill(torch.full((1, TOKENS), 5, device=engine.device))
+    for layer, table in zip(prefill.layers, prefill.rotary, strict=True):
+        if table is None:
+            raise UserError("positions=cache needs rotary embeddings: set methods.<name>.positions=original")
+        keys = layer.keys.double()
+        moved = rotate(keys[:, :, 3:4], 9, table)
+        off = (moved - keys[:, :, 12:13]).abs().max() / keys.abs().max()
+        if not off <= 10 * TOLERANCE[layer.keys.dtype]:
+            raise UserError(
+                "positions=cache does not fit this model's rotary embeddings: set methods.<name>.positions=original"
+            )

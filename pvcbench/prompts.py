@@ -1,0 +1,65 @@
+"""From a sample to the tokens a model reads: chat template, token spans and the end of the context."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from pvcbench.errors import UserError
+from pvcbench.tasks.base import Sample
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The token ids of a sample, where its context ends, and its spans as token ranges."""
+
+    ids: tuple[int, ...]
+    context_tokens: int
+    spans: dict[str, tuple[int, int]]
+
+    @property
+    def sha256(self) -> str:
+        """A hash of the token ids: equal hashes prove that two cells saw the same prompt."""
+        return hashlib.sha256(np.asarray(self.ids, dtype=np.int64).tobytes()).hexdigest()
+
+
+class Prompter:
+    """Writes prompts for one tokenizer: context, blank line, question, in the chat template if there is one."""
+
+    def __init__(self, tokenizer, chat: bool | None = None):
+        has_template = getattr(tokenizer, "chat_template", None) is not None
+        if chat and not has_template:
+            raise UserError("this tokenizer has no chat template: set model.chat=false")
+        self.tokenizer = tokenizer
+        self.chat = has_template if chat is None else chat
+        self.before, self.after = self._frame() if self.chat else ("", "\n")
+
+    def _frame(self) -> tuple[str, str]:
+        """What the chat template puts around a user's message."""
+        marker = "THE-USERS-MESSAGE"
+        turn = [{"role": "user", "content": marker}]
+        text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        before, found, after = text.partition(marker)
+        if not found:
+            raise UserError("the chat template does not repeat the user's message: set model.chat=false")
+        return before, after
+
+    def text(self, sample: Sample) -> str:
+        """The whole prompt as text."""
+        return f"{self.before}{sample.context}\n\n{sample.question}{self.after}"
+
+    def encode(self, sample: Sample) -> Prompt:
+        """Token ids, the number of tokens that hold the context (template head included), and token spans."""
+        coded = self.tokenizer(self.text(sample), add_special_tokens=not self.chat, return_offsets_mapping=True)
+        offsets = np.asarray(coded["offset_mapping"])
+        start = len(self.before)
+        context = int((offsets[:, 1] <= start + len(sample.context)).cumprod().sum())
+        spans = {}
+        for name, (first, last) in sample.spans.items():
+            inside = (offsets[:, 1] > start + first) & (offsets[:, 0] < start + last)
+            spans[name] = (int(inside.argmax()), int(inside.argmax() + inside.sum()))
+        return Prompt(tuple(coded["input_ids"]), context, spans)
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of generated tokens."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=True)

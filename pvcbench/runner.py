@@ -1,0 +1,166 @@
+"""The runner: cells in, rows out. It knows tasks, engine, store and tracking, and never a method by name.
+
+The unit is the sample, not the point: each distinct prefill runs once, every cell forks from it, and all cells
+decode together.
+"""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from pvcbench import config as configuration
+from pvcbench import environment, figures, stats, store, tracking
+from pvcbench.cells import Point, parse_budgets, points
+from pvcbench.engine import engine as engines
+from pvcbench.engine.check import check
+from pvcbench.engine.engine import Engine
+from pvcbench.errors import UserError
+from pvcbench.generate import Protocol, run_batch
+from pvcbench.models import LoadedModel
+from pvcbench.progress import Meter
+from pvcbench.prompts import Prompt, Prompter
+from pvcbench.tasks.base import Sample, Task
+
+
+@dataclass
+class Result:
+    """What a run leaves behind."""
+
+    folder: Path
+    rows: "store.pd.DataFrame"
+    summary: "store.pd.DataFrame"
+    figures: list[Path]
+    tracked: str | None
+    measured: int  # rows added now; 0 when the run was finished before
+
+
+KINDS = {"generate": run_batch}
+
+
+def run(config: DictConfig, model: LoadedModel | None = None, task: Task | None = None, methods=None) -> Result:
+    """Runs what the configuration says, or what is missing of it; objects given stand in for their configuration."""
+    tracking.check_mode(config.wandb.mode)
+    budgets = parse_budgets(OmegaConf.to_container(config.budgets))
+    if config.decode not in ("grow", "hold"):
+        raise UserError(f"decode must be grow or hold, not {config.decode!r}")
+    if config.batch < 1 or (config.limit is not None and config.limit < 1):
+        raise UserError("batch and limit must be 1 or more")
+    methods = configuration.build_methods(config.methods) if methods is None else methods
+    cells = points(methods, budgets, config.decode)
+    task = configuration.build(config.task, "the task") if task is None else task
+    torch.set_num_threads(configuration.threads_of(config.threads))
+    device = configuration.device_of(config.device)
+    loaded = model or configuration.build(config.model, "the model", device=device, dtype=config.dtype)
+    folder = store.RunFolder(config.results, config.experiment, identity(config, loaded, task, cells))
+    existing = folder.open(OmegaConf.to_container(config), environment.describe())
+    try:
+        measured = _measure(config, loaded, task, cells, folder, existing)
+    finally:
+        folder.close()
+    return report(config, folder, task, measured)
+
+
+def identity(config: DictConfig, loaded: LoadedModel, task: Task, cells: Sequence[Point]) -> dict:
+    """Everything that changes a number, for the run id; not limit, threads, batch, places or tracking."""
+    task_settings = {key: value for key, value in vars(task).items() if not key.startswith("_") and key != "prompter"}
+    return {
+        "model": loaded.identity,
+        "device": torch.device(configuration.device_of(config.device)).type,
+        "task": {"name": task.name, "version": task.version, "data": task.data_checksum()}
+        | json.loads(json.dumps(task_settings, default=_plain)),
+        "methods": {point.name: _method_identity(point.method) for point in cells},
+        "budgets": [repr(budget) for budget in parse_budgets(OmegaConf.to_container(config.budgets))],
+        "engine": {"version": engines.VERSION, "backend": config.engine.backend, "chunk": config.engine.chunk},
+        "query_aware": config.query_aware,
+        "refeed_last": config.refeed_last,
+        "decode": config.decode,
+        "seed": config.seed,
+    }
+
+
+def _plain(value):
+    return value.name if isinstance(value, Path) else str(value)
+
+
+def _method_identity(method) -> dict:
+    """A method's parameters and the hash of the file that defines it and of its siblings there."""
+    source = Path(inspect.getfile(type(method)))
+    family = sorted(source.parent.glob(f"{source.stem}*.py"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in family)).hexdigest()
+    return {"class": type(method).__qualname__, "source": digest, "settings": asdict(method)}
+
+
+def _measure(config, loaded, task, cells, folder, existing) -> int:
+    """Runs every (sample, cell) that has no row yet; returns how many rows were added."""
+    task.prepare(Prompter(loaded.tokenizer, loaded.chat))
+    total = min(config.limit or task.size(config.seed), task.size(config.seed))
+    answered = {(row["sample"], row["method"], row["budget"]) for row in existing}
+    if config.retry_failed:
+        answered -= {(row["sample"], row["method"], row["budget"]) for row in existing if row["error"] is not None}
+    work = []
+    for index in range(total):
+        sample = task.sample(config.seed, index)
+        missing = tuple(point for point in cells if (sample.id, point.name, point.label) not in answered)
+        if missing:
+            work.append((sample, task.prompter.encode(sample), missing))
+    if not work:
+        return 0
+    check_lengths(work, loaded)
+    engine = Engine(loaded.model, loaded.attention, config.engine.backend, loaded.evict_sliding, config.engine.chunk)
+    check(engine, rotates=any(point.method.positions == "cache" for point in cells))
+    protocol = Protocol(config.query_aware, config.refeed_last, config.decode, config.seed)
+    added = 0
+    try:
+        with Meter(total=total, done=total - len(work)) as meter:
+            for batch in batches(work, config.batch, config.query_aware):
+                rows = KINDS[task.kind](engine, loaded, task, batch, protocol, meter)
+                folder.append(rows)
+                added += len(rows)
+                meter.finish(len(batch))
+    finally:
+        engine.release()
+    return added
+
+
+def check_lengths(work: Sequence[tuple[Sample, Prompt, tuple]], loaded: LoadedModel) -> None:
+    """Refuses prompts that are longer than the model, before anything runs."""
+    longest = loaded.longest
+    for sample, prompt, _ in work:
+        if longest is not None and len(prompt.ids) + sample.max_new_tokens > longest:
+            raise UserError(
+                f"sample {sample.id} has {len(prompt.ids)} prompt tokens and {sample.max_new_tokens} to generate, "
+                f"more than the model's {longest}: shorten it (needles: task.lengths) or use another model"
+            )
+
+
+def batches(work: Sequence[tuple], size: int, query_aware: bool) -> Iterator[list[tuple]]:
+    """Groups of samples with equal lengths and equal cells, so that prompts are never padded."""
+    waiting: dict[tuple, list[tuple]] = {}
+    for item in work:
+        _, prompt, missing = item
+        alone = any(point.method.ragged_batch for point in missing)
+        key = (len(prompt.ids), None if query_aware else prompt.context_tokens, missing)
+        group = waiting.setdefault(key, [])
+        group.append(item)
+        if alone or len(group) == size:
+            yield waiting.pop(key)
+    yield from waiting.values()
+
+
+def report(config: DictConfig, folder: store.RunFolder, task: Task, measured: int) -> Result:
+    """Table, figures and tracking of a run, all from its rows."""
+    rows = store.load(folder.path)
+    summary = stats.summarize(rows)
+    drawn = figures.draw(rows, folder.path / "figures")
+    tracked = None
+    if measured:
+        stored = OmegaConf.to_container(config)
+        name = f"{config.experiment}-{folder.id}"
+        tracked = tracking.track(config.wandb, folder.id, name, stored, summary, drawn, folder.path, task=task.name)
+    return Result(folder.path, rows, summary, drawn, tracked, measured)

@@ -1,0 +1,1 @@
+"""Tasks: samples and scores. They know no torch module and no method."""

@@ -1,0 +1,65 @@
+"""What a task is: samples that are pure functions of (seed, index), and scores of what a model said."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pvcbench.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt with its gold answers; spans are character ranges of the context, by name."""
+
+    id: str
+    context: str
+    question: str
+    answers: tuple[str, ...]
+    max_new_tokens: int
+    cluster: str = ""  # what resamples together; the sample itself unless named
+    stop: tuple[str, ...] = ()  # the answer ends at the first of these
+    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    info: Mapping[str, object] = field(default_factory=dict)  # depth, length, ...: columns of the row
+    metric: str | None = None  # where the task's metric differs from sample to sample
+
+
+class Task:
+    """A task class: `prepare` it with a prompter, ask for samples by index, score outputs."""
+
+    name: str = ""
+    kind: str = "generate"
+    version: int = 1  # raised whenever a change of the task changes a number
+    primary: str = "accuracy"  # the label of the score
+
+    def prepare(self, prompter) -> None:
+        """Receives the prompter of the model, which counts tokens as the model will see them."""
+        self.prompter = prompter
+
+    def size(self, seed: int) -> int:
+        """How many samples there are."""
+        raise TypeError(f"{type(self).__name__} does not say how many samples it has")
+
+    def sample(self, seed: int, index: int) -> Sample:
+        """The sample with this index: a pure function of its arguments."""
+        raise TypeError(f"{type(self).__name__} has no samples")
+
+    def score(self, sample: Sample, output: str) -> dict[str, float]:
+        """All metrics of an output by name; the first is the score of the row."""
+        raise TypeError(f"{type(self).__name__} has no score")
+
+    def data_checksum(self) -> str:
+        """A hash of the data that samples are made of, for the run id."""
+        return ""
+
+
+def sample_rng(seed: int, index: int) -> np.random.Generator:
+    """A generator of its own for each (seed, index); seeds 1 and 2 share no samples, as they would by addition."""
+    return np.random.default_rng(np.random.SeedSequence([seed, index]))
+
+
+def choice(name: str, value: str, known: tuple[str, ...]) -> str:
+    """The value if it is one of the known ones, or a user's error that lists them."""
+    if value not in known:
+        raise UserError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+    return value
