@@ -6,9 +6,6 @@ Sizes are measured, never the ones asked for. What has no value (out of reach, f
 so that nobody takes it for a zero.
 """
 
-import re
-import zlib
-from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
@@ -18,28 +15,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from pvcbench import stats
+from pvcbench.looks import BLACK, DASHED, DOTTED, STYLE, asked, budgets_of, looks, metric, reach, subject
 
-STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9, "legend.frameon": False}
-STYLE |= {"axes.spines.right": False, "hatch.linewidth": 0.5, "svg.hashsalt": "pvcbench"}
-COLOURS = "#000000 #E69F00 #56B4E9 #009E73 #0072B2 #D55E00 #CC79A7 #7F7F7F"  # Okabe and Ito's; grey for their yellow
-BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE, GREY = COLOURS.split()
-DASHED, DOTTED, MIXED = (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5))
-LOOKS = {
-    "full": (BLACK, "*", DASHED),
-    "pvc": (RED, "o", "-"),
-    "h2o": (BLUE, "s", DASHED),
-    "streaming_llm": (GREEN, "^", MIXED),
-    "random": (GREY, "X", DOTTED),
-    "snapkv": (PURPLE, "D", "-"),
-    "pyramidkv": (ORANGE, "v", DASHED),
-    "tova": (SKY, "P", MIXED),
-    "pvc_kv": (ORANGE, "p", MIXED),
-    "pvc_constant": (SKY, "h", DASHED),
-}
-SHAPES = [("d", DOTTED), ("v", "-"), ("P", DASHED), ("<", MIXED), (">", "-"), ("p", DOTTED)]
-OTHERS = [(colour, *shape) for shape in SHAPES for colour in (SKY, ORANGE, PURPLE, BLUE, GREEN, RED, GREY)]
 SEQUENTIAL = matplotlib.colormaps["viridis"]
 BINS = ("0", "0-20", "20-40", "40-60", "60-80", "80-100", "100")  # % of the needle; the first and last are exact
 POOLED = "all methods"
@@ -61,87 +41,198 @@ def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
     return paths
 
 
-def looks(names: Iterable[str]) -> dict[str, tuple]:
-    """Colour, marker and line of each method: fixed for the known ones, by a hash of the name for the others."""
-    chosen = {name: LOOKS[name] for name in names if name in LOOKS}
-    for name in sorted(set(names) - set(chosen)):
-        start = zlib.crc32(name.encode()) % len(OTHERS)
-        order = OTHERS[start:] + OTHERS[:start]
-        chosen[name] = next((look for look in order if look not in chosen.values()), order[0])
-    return chosen
-
-
-def reach(errors: pd.Series) -> float | None:
-    """The share of the cache, in %, that a method cannot get below, if its error rows name one."""
-    found = [re.search(r"reach of ([\d.]+)%", error) for error in errors if isinstance(error, str)]
-    known = [float(match[1]) for match in found if match]
-    return float(np.mean(known)) if known else None
-
-
-def amount(budget: str) -> float | None:
-    """A budget as a number (entries, or a share up to 1); None if the method's own settings fix its size."""
-    return float(budget) if re.fullmatch(r"[\d.]+(e-?\d+)?", budget) else None
-
-
-def asked(budget: str) -> str:
-    """A budget as people write it: 25%, 64 entries, or the method's own text."""
-    number = amount(budget)
-    return budget if number is None else f"{budget} entries" if budget.isdigit() else f"{100 * number:g}%"
-
-
-def budgets_of(rows: pd.DataFrame) -> list[str]:
-    """The budgets of all methods but the reference, smallest first."""
-    size = {}
-    for budget, cell in rows[~rows["reference"]].groupby("budget"):
-        number = amount(budget)
-        share = cell["kept_fraction"].astype(float).mean() if number is None else number
-        size[budget] = share / rows["prompt_tokens"].mean() if budget.isdigit() else share
-    return sorted(size, key=lambda budget: (np.isnan(size[budget]), size[budget]))
-
-
-def subject(rows: pd.DataFrame) -> str:
-    """The title of every figure: task, model, prompt length and number of samples; the protocol."""
-    least, most = int(rows["prompt_tokens"].min()), int(rows["prompt_tokens"].max())
-    tokens = f"{least:,}" if least == most else f"{least:,} to {most:,}"
-    model, samples, protocol = str(rows["model"].iloc[0]), rows["sample"].nunique(), rows["protocol"].iloc[0]
-    what = f"{rows['task'].iloc[0]}, {model.rstrip('/').split('/')[-1]}, {tokens} prompt tokens, {samples} samples"
-    when = "with the context" if protocol["query_aware"] else "after compression"
-    return f"{what}\nquestion seen {when}, decode: {protocol['decode']}"
-
-
-def metric(rows: pd.DataFrame) -> str:
-    """The name of the score."""
-    return next((next(iter(metrics)) for metrics in rows["metrics"] if metrics), "score").replace("_", " ")
-
-
 def curve(rows: pd.DataFrame) -> Figure | None:
     """Score against measured cache size, one line per method, the full cache as a reference."""
     table = stats.summarize(rows)
-    scored, style, handles = table[table["score"].notna()], looks(rows["method"].unique()), []
+    scored, style = table[table["score"].notna()], looks(rows["method"].unique())
     if scored.empty:
         return None
     figure = Figure(figsize=(8.4, 4.4), layout="constrained")
     axes = figure.add_subplot(xlim=(0, 100), xlabel="KV cache kept, % of the prompt's", ylabel=metric(rows))
+    axes.set_title(subject(rows))
     if scored["score"].between(0, 1).all():
         axes.set_ylim(-0.04, 1.04)
+    handles, size = [], 6 + 1.3 * table["method"].nunique()  # shrinking, so that equal points show behind each other
     for name, cells in table.groupby("method", sort=False):
         (colour, marker, line), points = style[name], cells[cells["score"].notna()].sort_values("kept_fraction")
+        x, score, low, high = (points[key].astype(float) for key in ("kept_fraction", "score", "low", "high"))
         if cells["reference"].any():
-            for _, point in points.iterrows():
-                axes.axhline(point["score"], color=colour, linestyle=line, linewidth=1.2, label=name)
-                axes.axhspan(point["low"], point["high"], facecolor="none", edgecolor="#BBBBBB", hatch="....", zorder=0)
-                handles.append(Line2D([], [], color=colour, linestyle=line, label=f"{name} cache, {point['mib']:.1f} MiB"))
+            for level, least, most, mib in zip(score, low, high, points["mib"], strict=True):
+                axes.axhline(level, color=colour, linestyle=line, linewidth=1.2, label=name)
+                axes.axhspan(least, most, color=colour, alpha=0.07, linewidth=0)
+                handles.append(Line2D([], [], color=colour, linestyle=line, label=f"{name} cache, {mib:.1f} MiB"))
             continue
-        x, low, high = 100 * points["kept_fraction"], points["low"].astype(float), points["high"].astype(float)
-        axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
-        axes.errorbar(x, points["score"], [points["score"] - low, high - points["score"]], fmt="none", ecolor=colour,
-                      elinewidth=0.6, alpha=0.6)
-        options = {"color": colour, "linestyle": line, "marker": marker, "markersize": 6, "label": name}
-        axes.plot(x, points["score"], clip_on=False, zorder=3, markeredgecolor="white", markeredgewidth=0.6, **options)
-        handles.append(Line2D([], [], **options))
-        handles += _absent(axes, name, cells, points, colour)
+        look = {"color": colour, "linestyle": line, "marker": marker, "markersize": (size := size - 1.3), "label": name}
+        axes.fill_between(100 * x, low, high, color=colour, alpha=0.12, linewidth=0)
+        axes.vlines(100 * x, low, high, color=colour, linewidth=0.7, alpha=0.5)
+        axes.plot(100 * x, score, clip_on=False, zorder=3, markeredgecolor="white", markeredgewidth=0.6, **look)
+        handles += [Line2D([], [], **look), *_absences(axes, name, cells, points, colour)]
     full_size_axis(axes, scored)
-    axes.set_title(subject(rows))
-    handles.append(Patch(color="#CCCCCC", label="95% interval"))
-    figure.legend(handles=handles, loc="outside right upper", handlelength=3)
+    figure.legend(handles=[*handles, Patch(color="#DDDDDD", label="95% intervals")], loc="outside right upper")
+    return figure
+
+
+def _absences(axes, name: str, cells: pd.DataFrame, points: pd.DataFrame, colour: str) -> list[Line2D]:
+    """Marks where a method's curve has to end, and returns legend entries for all that has no score."""
+    handles, end = [], reach(cells["error"])
+    if end is not None:
+        axes.axvline(end, color=colour, linewidth=0.9, linestyle=DOTTED, zorder=1, label=f"{name}: reach")
+        ring = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "markeredgecolor": colour, "color": colour}
+        first = points.head(1)
+        axes.plot(100 * first["kept_fraction"], first["score"], clip_on=False, label=f"{name}: smallest", **ring)
+        label = f"{name}: reach {end:.0f}%, nothing smaller"
+        handles.append(Line2D([], [], linestyle=DOTTED, linewidth=0.9, label=label, **ring))
+    failed = cells[(cells["errors"] > 0) & cells["error"].map(lambda error: reach([error]) is None)]
+    for _, cell in failed.iterrows():
+        lost = f"{name} at {asked(cell['budget'])}: {cell['errors']} of {cell['errors'] + cell['samples']} failed"
+        handles.append(Line2D([], [], linestyle="none", label=lost))
+    return handles
+
+
+def full_size_axis(axes, scored: pd.DataFrame) -> None:
+    """A second axis on top in MiB of KV cache: the line through the measured sizes, where they lie on one."""
+    fraction, mib = 100 * scored["kept_fraction"].to_numpy(float), scored["mib"].to_numpy(float)
+    slope, start = np.polyfit(fraction, mib, 1) if np.ptp(fraction) > 0 else (mib[0] / fraction[0], 0.0)
+    if slope > 0 and np.abs(start + slope * fraction - mib).max() < 0.02 * mib.max():
+        top = axes.secondary_xaxis("top", functions=(lambda x: start + slope * x, lambda y: (y - start) / slope))
+        top.set_xlabel("KV cache, MiB")
+
+
+def needle_grid(rows: pd.DataFrame) -> Figure | None:
+    """Accuracy by depth and length: methods down, budgets across, the full cache beside every method."""
+    info = rows["sample_info"].map(lambda info: info if isinstance(info, dict) else {})
+    rows = rows.assign(depth=info.map(lambda i: i.get("depth")), length=info.map(lambda i: i.get("length")))
+    rows = rows[rows["depth"].notna() & rows["length"].notna()]
+    if rows.empty:
+        return None
+    depths, lengths = sorted(rows["depth"].unique()), sorted(rows["length"].unique())
+    full, others = rows[rows["reference"]], rows[~rows["reference"]]
+    methods, budgets = list(others["method"].unique()) or [""], budgets_of(rows)
+    size = (2.2 + (0.38 + 0.5 * len(lengths)) * (1 + len(budgets)), 1.6 + (0.45 + 0.25 * len(depths)) * len(methods))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(methods), 1 + len(budgets), squeeze=False, sharex=True, sharey=True)
+    for method, line in zip(methods, panels, strict=True):
+        cells = [full] + [others[(others["method"] == method) & (others["budget"] == budget)] for budget in budgets]
+        for cell, axes in zip(cells, line, strict=True):
+            square_panel(axes, cell, depths, lengths)
+        line[0].set_ylabel(f"{method}\ndepth, %" if method else "depth, %")
+    for heading, axes in zip(["full cache", *(f"asked {asked(budget)}" for budget in budgets)], panels[0], strict=True):
+        axes.set_title(f"{heading}\n{axes.get_title()}", fontsize=8)
+    figure.suptitle(subject(rows), fontsize=9)
+    figure.supxlabel("prompt length, tokens", fontsize=8)
+    figure.colorbar(ScalarMappable(cmap=SEQUENTIAL), ax=panels, label=metric(rows), aspect=30, pad=0.02)
+    return figure
+
+
+def square_panel(axes, cell: pd.DataFrame, depths: list, lengths: list) -> None:
+    """One method at one budget: a square per depth and length with hits/n; hatched where nothing was measured."""
+    axes.set(xlim=(0, len(lengths)), ylim=(len(depths), 0))
+    axes.set_xticks(np.arange(len(lengths)) + 0.5, [f"{length:,}" for length in lengths], fontsize=7)
+    axes.set_yticks(np.arange(len(depths)) + 0.5, [f"{depth:g}" for depth in depths], fontsize=7)
+    axes.tick_params(length=0)
+    good, end = cell[cell["score"].notna()], reach(cell["error"])
+    if good.empty:
+        why = "not\nasked" if cell.empty else "failed" if end is None else f"out of\nreach\n({end:.0f}%)"
+        axes.set_facecolor("#EEEEEE")
+        axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", fontsize=7, color="#555555")
+        return
+    axes.set_title(f"kept {100 * good['kept_fraction'].astype(float).mean():.1f}%", fontsize=7)
+    for (y, depth), (x, length) in ((a, b) for a in enumerate(depths) for b in enumerate(lengths)):
+        square = cell[(cell["depth"] == depth) & (cell["length"] == length)]
+        scores, ink, label = square["score"].dropna().astype(float), "#555555", ""
+        look = {"facecolor": "white", "edgecolor": "#AAAAAA", "hatch": "/////"}
+        if len(scores):
+            look = {"facecolor": SEQUENTIAL(scores.mean()), "edgecolor": "white"}
+            ink, label = "black" if scores.mean() > 0.55 else "white", f"{round(scores.sum(), 1):g}/{len(scores)}"
+        elif reach(square["error"]) is not None:
+            look, label = {"facecolor": "#EEEEEE", "edgecolor": "white"}, "reach"
+        axes.text(x + 0.5, y + 0.5, label, ha="center", va="center", fontsize=7, color=ink)
+        axes.add_patch(Rectangle((x, y), 1, 1, linewidth=0.5, **look))
+
+
+def needle_shares(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that know how much of their needle survived, with `layers` (array) and `survival` (mean over layers)."""
+    spans = rows["spans_kept"].map(lambda spans: spans.get("needle") if isinstance(spans, dict) else None)
+    known = rows[spans.notna() & rows["score"].notna()]
+    layers = spans[known.index].map(lambda shares: np.array(shares, dtype=float))
+    known = known.assign(layers=layers, survival=layers.map(lambda a: np.nan if np.isnan(a).all() else np.nanmean(a)))
+    return known[known["survival"].notna()]
+
+
+def needle_survival(rows: pd.DataFrame) -> Figure | None:
+    """The share of the needle's tokens that each layer still holds: a panel per method, a line per budget."""
+    known, budgets = needle_shares(rows), budgets_of(rows)
+    methods = list(known[~known["reference"]]["method"].unique())
+    if not methods:
+        return None
+    figure, panels = _panels(len(methods), rows)
+    for name, axes in zip(methods, panels, strict=True):
+        absent = []
+        for number, budget in enumerate(budgets):
+            layers = known[(known["method"] == name) & (known["budget"] == budget)]["layers"]
+            if len(layers):
+                rest = 1 - number / max(1, len(budgets) - 1)  # equal lines show behind each other: the first is widest
+                colour, width = SEQUENTIAL(0.9 * rest), 1 + 2 * rest
+                share = 100 * np.mean(np.stack(list(layers)), axis=0)
+                axes.plot(share, color=colour, marker=".", linewidth=width, clip_on=False, label=asked(budget))
+            elif ((rows["method"] == name) & (rows["budget"] == budget)).any():
+                absent.append(asked(budget))
+        axes.axhline(100, color=BLACK, linestyle=DASHED, linewidth=1, label="full cache")
+        axes.set(title=name + (f" (none at {', '.join(absent)})" if absent else ""), ylim=(-3, 103))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.supxlabel("layer")
+    figure.supylabel("needle's tokens still cached, %")
+    handles = {handle.get_label(): handle for axes in panels for handle in axes.get_legend_handles_labels()[0]}
+    order = [label for label in [*map(asked, budgets), "full cache"] if label in handles]
+    figure.legend([handles[label] for label in order], order, title="budget asked", loc="outside right upper")
+    return figure
+
+
+def _panels(number: int, rows: pd.DataFrame) -> tuple[Figure, list]:
+    """A figure with panels of equal axes, up to three in a row."""
+    wide = min(number, 2 if number == 4 else 3)
+    tall = -(-number // wide)
+    figure = Figure(figsize=(1.6 + 3.2 * wide, 1.1 + 2.3 * tall), layout="constrained")
+    panels = list(figure.subplots(tall, wide, squeeze=False, sharex=True, sharey=True).flat)
+    for unused in panels[number:]:
+        unused.remove()
+    for last in panels[max(0, number - wide) : number]:
+        last.tick_params(labelbottom=True)
+    figure.suptitle(subject(rows), fontsize=9)
+    return figure, panels[:number]
+
+
+def survival_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """How often answers got the full score, by how much of the needle survived; per method and pooled, without full."""
+    known = needle_shares(rows[~rows["reference"].astype(bool)])
+    inner = np.digitize(known["survival"], (0.2, 0.4, 0.6, 0.8)) + 1
+    number = np.select([known["survival"] <= 0, known["survival"] >= 1], [0, len(BINS) - 1], inner)
+    known = known.assign(bin=number, hit=known["score"].astype(float) >= 1)
+    lines = []
+    for name, part in [(POOLED, known), *known.groupby("method", sort=False)]:
+        for number, cell in part.groupby("bin"):
+            lines.append((name, BINS[number], len(cell), int(cell["hit"].sum())))
+    return pd.DataFrame(lines, columns=["method", "survival", "samples", "hits"])
+
+
+def survival_accuracy(rows: pd.DataFrame) -> Figure | None:
+    """The share of right answers by how much of the needle survived, with Wilson intervals and counts."""
+    table = survival_table(rows)
+    if table.empty:
+        return None
+    style = looks(rows["method"].unique()) | {POOLED: (BLACK, "o", "-")}
+    figure, panels = _panels(table["method"].nunique(), rows)
+    for (name, part), axes in zip(table.groupby("method", sort=False), panels, strict=True):
+        values = np.full((3, len(BINS)), np.nan)  # empty bins interrupt the line
+        for survival, samples, hits in part[["survival", "samples", "hits"]].itertuples(index=False):
+            place = BINS.index(survival)
+            values[:, place] = hits / samples, *stats.wilson(hits, samples)
+            axes.text(place, 1.08, f"{hits}/{samples}", ha="center", fontsize=6.5)
+        share, low, high = values
+        error = np.maximum(0, [share - low, high - share])
+        axes.errorbar(range(len(BINS)), share, error, color=style[name][0], marker=style[name][1], capsize=3)
+        axes.set(title=name, ylim=(-0.04, 1.2), xlim=(-0.5, len(BINS) - 0.5), yticks=np.linspace(0, 1, 6))
+        axes.set_xticks(range(len(BINS)), BINS, rotation=45, fontsize=7)
+    figure.supxlabel("needle's tokens still cached, % (mean over layers; all budgets together)")
+    figure.supylabel("answers with the full score")
     return figure

@@ -68,6 +68,7 @@ class Entries:
     totals: Float[Tensor, "batch kv_heads slots channels"] | None = None
     sinks: Float[Tensor, "batch kv_heads sinks dim"] | None = None
     rotary: tuple[Tensor, Tensor] | None = None
+    shift: int = 0  # by which the sinks stand rotated
 
     def append(self, key, value, first: int) -> None:
         """Stores new entries at positions first, first + 1, ..."""
@@ -90,7 +91,8 @@ class Entries:
 
     def place_sinks(self, shift: int) -> None:
         """Rotates the first slots so that they stand where they do in the cache, seen from the query's position."""
-        if self.sinks is not None:
+        if self.sinks is not None and shift != self.shift:
+            self.shift = shift
             self.keys[:, :, : self.sinks.shape[2]] = rotate(self.sinks, shift, self.rotary)
 
     def visible(self, first: int, count: int, slots: int):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
@@ -18,9 +19,14 @@ class DecodeCache(AttendingCache):
     def __init__(self, groups: Sequence[Group], backend: str):
         shape = groups[0].prefill.shape
         super().__init__(shape.layers)
-        self.groups, self.backend, self.seen = list(groups), backend, shape.tokens
+        self.backend, self.seen = backend, shape.tokens
         self.first_layer: dict[int, int] = {}  # entries of each group's first layer in this step, its own included
-        ends = torch.tensor([len(group.layers[0].keys) for group in groups]).cumsum(0).tolist()
+        self.use(groups)
+
+    def use(self, groups: Sequence[Group]) -> None:
+        """Goes on with these groups only: the next rows are theirs."""
+        self.groups = list(groups)
+        ends = list(accumulate(len(group.layers[0].keys) for group in groups))
         self.parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
     def attend(self, layer, query, key, value, scale, window):
@@ -113,17 +119,26 @@ class Decoder:
             logits = self.step(self.spread([feed] * len(self.groups)))
         tokens: list[list[int]] = [[] for _ in range(self.rows)]
         done = [False] * self.rows
+        active = [
+            (group, range(part.start, part.stop)) for group, part in zip(self.groups, self.cache.parts, strict=True)
+        ]
         while True:
             chosen = logits.argmax(-1).tolist()
-            for row, token in enumerate(chosen):
-                if done[row]:
-                    continue
-                if token in ends:
+            for row, token in zip((row for _, rows in active for row in rows), chosen, strict=True):
+                if not done[row] and token not in ends:
+                    tokens[row].append(token)
+                    done[row] = len(tokens[row]) >= new_tokens or (stopped is not None and stopped(tokens[row]))
+                else:
                     done[row] = True
-                    continue
-                tokens[row].append(token)
-                done[row] = len(tokens[row]) >= new_tokens or (stopped is not None and stopped(tokens[row]))
-            if all(done):
-                break
-            logits = self.step(torch.tensor(chosen, device=logits.device)[:, None])
-        return [tokens[start : start + self.batch] for start in range(0, self.rows, self.batch)]
+            going, feeding, start = [], [], 0
+            for group, rows in active:  # a group whose answers are complete steps no further
+                if not all(done[row] for row in rows):
+                    going.append((group, rows))
+                    feeding += chosen[start : start + len(rows)]
+                start += len(rows)
+            if not going:
+                return [tokens[start : start + self.batch] for start in range(0, self.rows, self.batch)]
+            if len(going) < len(active):
+                self.cache.use([group for group, _ in going])
+            active = going
+            logits = self.step(torch.tensor(feeding, device=logits.device)[:, None])

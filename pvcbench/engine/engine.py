@@ -68,6 +68,7 @@ class Engine:
         self.original = model.config._attn_implementation
         model.set_attn_implementation(NAME)
         self.active: PrefillCache | None = None
+        self.plain_costs: dict[tuple[int, int], float] = {}
         layers = model.get_decoder().layers
         self.hooks = [
             layer.register_forward_pre_hook(self._hook(number), with_kwargs=True) for number, layer in enumerate(layers)
@@ -129,7 +130,7 @@ class Engine:
         shape = self.shape(ids.shape[1])
         draws = torch.zeros(len(ids), dtype=torch.int64) if draws is None else draws
         watchers = [pruner] if pruner is not None else list(dict.fromkeys(methods))
-        observer = Observer(watchers, shape, draws.to(ids.device), self.backend)
+        observer = Observer(watchers, shape, draws.to(ids.device), self.backend, self.plain_costs)
         windows = [None if window is None or window >= ids.shape[1] else window for window in self.windows]
         cache = PrefillCache(observer, windows, self.kernel, pruner)
         size = ids.shape[1] if pruner is not None or self.chunk is None else self.chunk

@@ -26,7 +26,15 @@ class Observer:
     them; methods with equal weights share one mass, and all of them share one pass over the attention weights.
     """
 
-    def __init__(self, methods: Sequence[Method], shape: Shape, draws: Int[Tensor, " batch"], backend: str):
+    def __init__(
+        self,
+        methods: Sequence[Method],
+        shape: Shape,
+        draws: Int[Tensor, " batch"],
+        backend: str,
+        plain_costs: dict[tuple[int, int], float] | None = None,
+    ):
+        self.plain_costs = {} if plain_costs is None else plain_costs  # seconds per query and key, by rough size
         self.methods, self.shape, self.draws, self.backend = list(methods), shape, draws, backend
         self.scores: dict[Method, list[Tensor]] = {method: [] for method in self.methods}
         self.totals: dict[Method, list[Tensor | None]] = {method: [] for method in self.methods}
@@ -34,7 +42,6 @@ class Observer:
         self.rows = dict.fromkeys(self.methods, 0)  # most rows a method weighs in any layer
         self.extra_seconds = 0.0  # observing beyond plain attention
         self.check_seconds = 0.0  # spent on measuring that
-        self._plain_seconds: float | None = None
         self._mass: dict[int, Tensor] = {}
 
     def row_weights(
@@ -77,15 +84,20 @@ class Observer:
             earlier = self._mass[layer]
             mass[..., : earlier.shape[-1]] += earlier
         self._mass[layer] = mass.to(torch.promote_types(query.dtype, torch.float32))
-        started = clock(query)
         head = plain(query[:, :, :first], keys - rows + first) if first else None
-        if self._plain_seconds is None:  # once per prefill: what these rows would have cost without observing
-            again = clock(query)
-            plain(query, keys)
-            self.check_seconds = clock(query) - again
-            self._plain_seconds = self.check_seconds - (again - started)
-        self.extra_seconds += spent - self._plain_seconds
+        self.extra_seconds += spent - self._plain_cost(query[:, :, first:], keys, plain)
         return output if head is None else torch.cat((head, output), 2)
+
+    def _plain_cost(self, query, keys, plain) -> float:
+        """Seconds these rows would take unobserved, measured once per engine and rough size."""
+        rough = len(query) * query.shape[2] // 256, keys // 256
+        if rough not in self.plain_costs:
+            started = clock(query)
+            plain(query, keys)
+            spent = clock(query) - started
+            self.check_seconds += spent
+            self.plain_costs[rough] = spent / (query.shape[2] * keys)
+        return self.plain_costs[rough] * query.shape[2] * keys
 
     def observation(self, layer: int, keys, values, positions, first_layer_entries: int) -> Observation:
         """The finished layer as methods see it, without its mass."""

@@ -1,0 +1,85 @@
+"""How figures look and speak: a fixed colour, marker and line for each method, budgets and titles in words.
+
+looks(["pvc", "mine"])["pvc"]  # ("#D55E00", "o", "-")
+"""
+
+import re
+import zlib
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9, "legend.frameon": False}
+STYLE |= {"axes.spines.right": False, "hatch.linewidth": 0.5, "svg.hashsalt": "pvcbench"}
+COLOURS = "#000000 #E69F00 #56B4E9 #009E73 #0072B2 #D55E00 #CC79A7 #7F7F7F"  # Okabe and Ito's; grey for their yellow
+BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE, GREY = COLOURS.split()
+DASHED, DOTTED, MIXED = (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5))
+LOOKS = {
+    "full": (BLACK, "*", DASHED),
+    "pvc": (RED, "o", "-"),
+    "h2o": (BLUE, "s", DASHED),
+    "streaming_llm": (GREEN, "^", MIXED),
+    "random": (GREY, "X", DOTTED),
+    "snapkv": (PURPLE, "D", "-"),
+    "pyramidkv": (ORANGE, "v", DASHED),
+    "tova": (SKY, "P", MIXED),
+    "pvc_kv": (ORANGE, "p", MIXED),
+    "pvc_constant": (SKY, "h", DASHED),
+}
+SHAPES = [("d", DOTTED), ("v", "-"), ("P", DASHED), ("<", MIXED), (">", "-"), ("p", DOTTED)]
+OTHERS = [(colour, *shape) for shape in SHAPES for colour in (SKY, ORANGE, PURPLE, BLUE, GREEN, RED, GREY)]
+
+
+def looks(names: Iterable[str]) -> dict[str, tuple]:
+    """Colour, marker and line of each method: fixed for the known ones, by a hash of the name for the others."""
+    chosen = {name: LOOKS[name] for name in names if name in LOOKS}
+    for name in sorted(set(names) - set(chosen)):
+        start = zlib.crc32(name.encode()) % len(OTHERS)
+        order = OTHERS[start:] + OTHERS[:start]
+        chosen[name] = next((look for look in order if look not in chosen.values()), order[0])
+    return chosen
+
+
+def reach(errors: pd.Series) -> float | None:
+    """The share of the cache, in %, that a method cannot get below, if its error rows name one."""
+    found = [re.search(r"reach of ([\d.]+)%", error) for error in errors if isinstance(error, str)]
+    known = [float(match[1]) for match in found if match]
+    return float(np.mean(known)) if known else None
+
+
+def amount(budget: str) -> float | None:
+    """A budget as a number (entries, or a share up to 1); None if the method's own settings fix its size."""
+    return float(budget) if re.fullmatch(r"[\d.]+(e-?\d+)?", budget) else None
+
+
+def asked(budget: str) -> str:
+    """A budget as people write it: 25%, 64 entries, or the method's own text."""
+    number = amount(budget)
+    return budget if number is None else f"{budget} entries" if budget.isdigit() else f"{100 * number:g}%"
+
+
+def budgets_of(rows: pd.DataFrame) -> list[str]:
+    """The budgets of all methods but the reference, smallest first."""
+    size = {}
+    for budget, cell in rows[~rows["reference"]].groupby("budget"):
+        number = amount(budget)
+        share = cell["kept_fraction"].astype(float).mean() if number is None else number
+        size[budget] = share / rows["prompt_tokens"].mean() if budget.isdigit() else share
+    return sorted(size, key=lambda budget: (np.isnan(size[budget]), size[budget]))
+
+
+def subject(rows: pd.DataFrame) -> str:
+    """The title of every figure: task, model, prompt length and number of samples; the protocol."""
+    least, most = int(rows["prompt_tokens"].min()), int(rows["prompt_tokens"].max())
+    tokens = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    samples, protocol = rows["sample"].nunique(), rows["protocol"].iloc[0]
+    model = str(rows["model"].iloc[0]).rstrip("/").split("/")[-1]
+    what = f"{rows['task'].iloc[0]}, {model}, {tokens} prompt tokens, {samples} sample{'s' * (samples != 1)}"
+    when = "with the context" if protocol["query_aware"] else "after compression"
+    return f"{what}\nquestion seen {when}, decode: {protocol['decode']}"
+
+
+def metric(rows: pd.DataFrame) -> str:
+    """The name of the score."""
+    return next((next(iter(metrics)) for metrics in rows["metrics"] if metrics), "score").replace("_", " ")
