@@ -52,7 +52,7 @@ def curve(rows: pd.DataFrame) -> Figure | None:
     axes.set_title(subject(rows))
     if scored["score"].between(0, 1).all():
         axes.set_ylim(-0.04, 1.04)
-    handles, size = [], 6 + 1.3 * table["method"].nunique()  # shrinking, so that equal points show behind each other
+    handles, size = [], 5 + table["method"].nunique()  # shrinking, so that equal points show behind each other
     for name, cells in table.groupby("method", sort=False):
         (colour, marker, line), points = style[name], cells[cells["score"].notna()].sort_values("kept_fraction")
         x, score, low, high = (points[key].astype(float) for key in ("kept_fraction", "score", "low", "high"))
@@ -62,38 +62,39 @@ def curve(rows: pd.DataFrame) -> Figure | None:
                 axes.axhspan(least, most, color=colour, alpha=0.07, linewidth=0)
                 handles.append(Line2D([], [], color=colour, linestyle=line, label=f"{name} cache, {mib:.1f} MiB"))
             continue
-        look = {"color": colour, "linestyle": line, "marker": marker, "markersize": (size := size - 1.3), "label": name}
+        look = {"color": colour, "linestyle": line, "marker": marker, "markersize": (size := size - 1), "label": name}
         axes.fill_between(100 * x, low, high, color=colour, alpha=0.12, linewidth=0)
         axes.vlines(100 * x, low, high, color=colour, linewidth=0.7, alpha=0.5)
         axes.plot(100 * x, score, clip_on=False, zorder=3, markeredgecolor="white", markeredgewidth=0.6, **look)
-        handles += [Line2D([], [], **look), *_absences(axes, name, cells, points, colour)]
+        handles += [Line2D([], [], **look), *_absences(axes, name, cells, points, (colour, size))]
     full_size_axis(axes, scored)
     figure.legend(handles=[*handles, Patch(color="#DDDDDD", label="95% intervals")], loc="outside right upper")
     return figure
 
 
-def _absences(axes, name: str, cells: pd.DataFrame, points: pd.DataFrame, colour: str) -> list[Line2D]:
+def _absences(axes, name: str, cells: pd.DataFrame, points: pd.DataFrame, look: tuple) -> list[Line2D]:
     """Marks where a method's curve has to end, and returns legend entries for all that has no score."""
-    handles, end = [], reach(cells["error"])
+    handles, end, (colour, size) = [], reach(cells["error"]), look
     if end is not None:
         axes.axvline(end, color=colour, linewidth=0.9, linestyle=DOTTED, zorder=1, label=f"{name}: reach")
-        ring = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "markeredgecolor": colour, "color": colour}
+        ring = {"marker": "o", "markersize": size + 6, "markerfacecolor": "none", "color": colour}
         first = points.head(1)
         axes.plot(100 * first["kept_fraction"], first["score"], clip_on=False, label=f"{name}: smallest", **ring)
         label = f"{name}: reach {end:.0f}%, nothing smaller"
         handles.append(Line2D([], [], linestyle=DOTTED, linewidth=0.9, label=label, **ring))
-    failed = cells[(cells["errors"] > 0) & cells["error"].map(lambda error: reach([error]) is None)]
+    failed = cells[(cells["errors"] > 0) & ((cells["samples"] > 0) | cells["error"].map(lambda e: reach([e]) is None))]
     for _, cell in failed.iterrows():
-        lost = f"{name} at {asked(cell['budget'])}: {cell['errors']} of {cell['errors'] + cell['samples']} failed"
+        lost = f"{name} at {asked(cell['budget'])}: {cell['errors']} of {cell['errors'] + cell['samples']} have none"
         handles.append(Line2D([], [], linestyle="none", label=lost))
     return handles
 
 
 def full_size_axis(axes, scored: pd.DataFrame) -> None:
     """A second axis on top in MiB of KV cache: the line through the measured sizes, where they lie on one."""
+    scored = scored[scored["errors"] == 0] if (scored["errors"] == 0).any() else scored  # cells of the same prompts
     fraction, mib = 100 * scored["kept_fraction"].to_numpy(float), scored["mib"].to_numpy(float)
     slope, start = np.polyfit(fraction, mib, 1) if np.ptp(fraction) > 0 else (mib[0] / fraction[0], 0.0)
-    if slope > 0 and np.abs(start + slope * fraction - mib).max() < 0.02 * mib.max():
+    if slope > 0 and np.abs(start + slope * fraction - mib).max() < 0.03 * mib.max():
         top = axes.secondary_xaxis("top", functions=(lambda x: start + slope * x, lambda y: (y - start) / slope))
         top.set_xlabel("KV cache, MiB")
 
@@ -108,18 +109,19 @@ def needle_grid(rows: pd.DataFrame) -> Figure | None:
     depths, lengths = sorted(rows["depth"].unique()), sorted(rows["length"].unique())
     full, others = rows[rows["reference"]], rows[~rows["reference"]]
     methods, budgets = list(others["method"].unique()) or [""], budgets_of(rows)
-    size = (2.2 + (0.38 + 0.5 * len(lengths)) * (1 + len(budgets)), 1.6 + (0.45 + 0.25 * len(depths)) * len(methods))
+    wide, tall = 0.38 + 0.5 * len(lengths), 0.45 + 0.25 * len(depths)  # inches of one panel
+    size = (max(5.8, 2.2 + wide * (1 + len(budgets))), 1.6 + tall * len(methods))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(len(methods), 1 + len(budgets), squeeze=False, sharex=True, sharey=True)
     for method, line in zip(methods, panels, strict=True):
         cells = [full] + [others[(others["method"] == method) & (others["budget"] == budget)] for budget in budgets]
         for cell, axes in zip(cells, line, strict=True):
             square_panel(axes, cell, depths, lengths)
-        line[0].set_ylabel(f"{method}\ndepth, %" if method else "depth, %")
+        line[0].set_ylabel(f"{method}\ndepth, %" if method else "depth, %", fontsize=8)
     for heading, axes in zip(["full cache", *(f"asked {asked(budget)}" for budget in budgets)], panels[0], strict=True):
         axes.set_title(f"{heading}\n{axes.get_title()}", fontsize=8)
     figure.suptitle(subject(rows), fontsize=9)
-    figure.supxlabel("prompt length, tokens", fontsize=8)
+    figure.supxlabel("prompt length, tokens (in the squares: hits/samples; hatched: no value)", fontsize=8)
     figure.colorbar(ScalarMappable(cmap=SEQUENTIAL), ax=panels, label=metric(rows), aspect=30, pad=0.02)
     return figure
 
@@ -178,7 +180,7 @@ def needle_survival(rows: pd.DataFrame) -> Figure | None:
             elif ((rows["method"] == name) & (rows["budget"] == budget)).any():
                 absent.append(asked(budget))
         axes.axhline(100, color=BLACK, linestyle=DASHED, linewidth=1, label="full cache")
-        axes.set(title=name + (f" (none at {', '.join(absent)})" if absent else ""), ylim=(-3, 103))
+        axes.set(title=name + (f" (no value at {', '.join(absent)})" if absent else ""), ylim=(-3, 103))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.supxlabel("layer")
     figure.supylabel("needle's tokens still cached, %")

@@ -35,8 +35,8 @@ def looks(names: Iterable[str]) -> dict[str, tuple]:
     """Colour, marker and line of each method: fixed for the known ones, by a hash of the name for the others."""
     chosen = {name: LOOKS[name] for name in names if name in LOOKS}
     for name in sorted(set(names) - set(chosen)):
-        start = zlib.crc32(name.encode()) % len(OTHERS)
-        order = OTHERS[start:] + OTHERS[:start]
+        start, colours = zlib.crc32(name.encode()) % len(OTHERS), {look[0] for look in chosen.values()}
+        order = sorted(OTHERS[start:] + OTHERS[:start], key=lambda look: look[0] in colours)  # new colours first
         chosen[name] = next((look for look in order if look not in chosen.values()), order[0])
     return chosen
 

@@ -12,8 +12,8 @@ install_import_hook(["pvcbench.engine", "pvcbench.policy"], "beartype.beartype")
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def _no_gradients():
-    """The engine's caches are inference tensors: they may be changed in inference mode only."""
+@pytest.fixture
+def inference():
+    """The engine's caches are inference tensors, which may be changed in inference mode only."""
     with torch.inference_mode():
         yield

@@ -135,28 +135,24 @@ class PvC:
             if self.prune == "hidden_states":
                 kept.append(set(context + newest))
             score = (weights[:, None] * attention[0, :, tokens - recent :]).mean((0, 1)).tolist()
-            fewer = self._choose(score, layer, layers, floor, context if self.prune == "hidden_states" else None,
-                                 len(context), tokens - recent)
-            context = sorted(fewer) if fewer is not None else context
-            if self.prune == "hidden_states":
-                alive[:] = False
-                alive[context + newest] = True
-            else:
-                kept.append(set(self._best(score, len(context), range(tokens - recent))) | set(newest))
+            if self.prune == "kv":  # sizes compound, but each layer chooses among all positions
+                context = self._choose(score, layer, layers, floor, len(context), range(tokens - recent))
+                kept.append(set(context + newest))
+                return
+            context = self._choose(score, layer, layers, floor, len(context), context)
+            alive[:] = False
+            alive[context + newest] = True
 
         reference(ids, masks=lambda layer: alive.expand(1, 1, tokens, tokens), watch=watch)
         return kept
 
-    def _choose(self, score, layer, layers, floor, context, size, older):
-        """The context that goes on after a layer, or None where it stays as it is."""
+    def _choose(self, score, layer, layers, floor, size, candidates):
+        """The context that a layer leaves, `size` entries or fewer of the candidates, in order."""
         s = share(self.schedule, self.ratio, layer, layers)
-        if layer % self.interval or s >= 1:
-            return None
-        candidates = range(older) if context is None else context
-        count = int(size * s) if self.select == "count" else self._fewest(score, candidates, s)
-        if count <= floor or count >= size:
-            return None
-        return self._best(score, count, candidates)
+        if layer % self.interval == 0 and s < 1:
+            count = int(size * s) if self.select == "count" else self._fewest(score, candidates, s)
+            size = count if count > floor else size
+        return sorted(self._best(score, size, candidates))
 
     def _best(self, score, count, candidates):
         ranked = {position: float("inf") if position < self.sinks else score[position] for position in candidates}

@@ -26,14 +26,14 @@ from tiny import (
     unmodified,
 )
 
-from pvcbench.engine.decode import Decoder
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.errors import UserError
-from pvcbench.policy import Method, Observation, torch as policy_torch
+from pvcbench.policy import Method, Observation
 
 # float64 with norms in float64: logits of size 5 come out within 1e-13 of each other; 1e-9 is the design's promise
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+pytestmark = pytest.mark.usefixtures("inference")
 FULL = METHODS["full"]
 DRAWS = torch.tensor([5, 70, 900])
 both = pytest.mark.parametrize("hold", [False, True], ids=["grow", "hold"])
@@ -68,21 +68,24 @@ def ends(tokens, chunks):
 # ---------------------------------------------------------------------------------------------- full budget
 
 
-@both
-@every_family
-@pytest.mark.parametrize("tokens", [WINDOW - 9, WINDOW, WINDOW + 36])
-def test_full_budget_equals_the_unmodified_model(family, tokens, hold):
-    """Greedy tokens and every step's logits, for prompts shorter than, equal to and longer than the window."""
+FULL_BUDGETS = [(family, WINDOW + 36) for family in FAMILIES] + [
+    (family, tokens) for family in ("gemma3", "mistral_sliding") for tokens in (WINDOW - 9, WINDOW, WINDOW + 1)
+]
+
+
+@pytest.mark.parametrize("family, tokens", FULL_BUDGETS)
+def test_full_budget_equals_the_unmodified_model(family, tokens):
+    """Greedy tokens and every step's logits by both decode policies, for prompts shorter and longer than the window."""
     host, ids = engine(family), prompt(tokens, 2)
     expected = unmodified(family).generate(ids, max_new_tokens=32, do_sample=False)
-    groups = fork(host, ids, [everything(hold=hold)], 32)
-    tokens_out, _ = host.greedy(groups, feed=None, new_tokens=32, ends=())
-    assert tokens_out == [expected[:, tokens:].tolist()]
-    groups = fork(host, ids, [everything(hold=hold)], 32)
-    trace = teach(host, groups, expected[:, tokens:], [1] * 32)
+    cells = [everything(hold=False), everything(hold=True)]
+    groups = fork(host, ids, cells, 32)
+    assert host.greedy(groups, feed=None, new_tokens=32, ends=())[0] == [expected[:, tokens:].tolist()] * 2
+    groups = fork(host, ids, cells, 32)
+    trace = teach(host, groups, expected[:, tokens:].repeat(2, 1), [1] * 32)
     logits = unmodified(family)(expected).logits
     torch.testing.assert_close(groups[0].prefill.logits, logits[:, tokens - 1], **CLOSE)
-    torch.testing.assert_close(torch.stack(trace.logits, 1), logits[:, tokens:], **CLOSE)
+    torch.testing.assert_close(torch.stack(trace.logits, 1), logits[:, tokens:].repeat(2, 1, 1), **CLOSE)
 
 
 @both
@@ -136,17 +139,19 @@ def test_the_dense_reference_is_the_model():
 
 # ---------------------------------------------------------------------------------------------- any budget
 
-MASKED = [(family, 70) for family in FAMILIES if family != "llama_yarn"] + [("gemma3", 20), ("mistral_sliding", 20)]
+# 70 tokens outgrow the window, 20 do so while decoding
+MASKED = [(family, 70, True) for family in ("qwen2", "qwen3", "mistral", "phi3")]
+MASKED += [(family, 70, hold) for family in ("llama_deep", "mistral_sliding", "gemma3") for hold in (False, True)]
+MASKED += [(family, 20, hold) for family in ("mistral_sliding", "gemma3") for hold in (False, True)]
 
 
-@both
 @every_method
-@pytest.mark.parametrize("family, tokens", MASKED)
+@pytest.mark.parametrize("family, tokens, hold", MASKED)
 def test_any_budget_equals_dense_attention_under_the_mask(family, tokens, name, hold):
     """The central test: what decoding computes is dense attention over what each layer and head has kept."""
-    host, ids, fed = engine(family), prompt(tokens, 2, seed=3), prompt(12, 2, seed=4)
+    host, ids, fed = engine(family), prompt(tokens, 2, seed=3), prompt(10, 2, seed=4)
     cell = cell_of(original(METHODS[name]), host.shape(tokens), hold)
-    logits, expected, prefill, trace = followed(host, family, cell, ids, fed, [1] * 12, DRAWS[:2])
+    logits, expected, prefill, trace = followed(host, family, cell, ids, fed, [1] * 10, DRAWS[:2])
     torch.testing.assert_close(prefill.logits, expected[:, tokens - 1], **CLOSE)
     torch.testing.assert_close(logits, expected[:, tokens:], **CLOSE)
     kept = trace.kept[0][0][2]
@@ -307,7 +312,7 @@ def test_cells_step_together_as_alone(hold):
 
 
 @pytest.mark.parametrize("family, tokens", [("llama", 64), ("gemma3", 64), ("mistral_sliding", 64), ("gemma3", 20)])
-@pytest.mark.parametrize("chunk", [17, 1])
+@pytest.mark.parametrize("chunk", [17, 5])
 def test_chunked_prefill_equals_whole(family, tokens, chunk):
     """Scores, totals, logits and kept sets of all post-prefill methods, with chunks that do not divide the prompt."""
     whole, parts, ids = engine(family), engine(family, chunk), prompt(tokens, 2, seed=13)
@@ -394,7 +399,7 @@ class Ragged(Method):
     channels = 1
 
     def row_weights(self, shape, layer):
-        return policy_torch.ones(shape.tokens, dtype=policy_torch.float64)
+        return torch.ones(shape.tokens, dtype=torch.float64)
 
     def protects(self, budget, shape):
         return 2, 3
@@ -408,7 +413,7 @@ class Ragged(Method):
 
     def plan(self, scores, budget, shape):
         batch, heads, _ = scores[0].shape
-        layer, row, head = (policy_torch.arange(size) for size in (len(scores), batch, heads))
+        layer, row, head = (torch.arange(size) for size in (len(scores), batch, heads))
         return budget + 3 * (layer[:, None, None] - 1) + 2 * row[:, None] + 7 * (2 * head - heads + 1)
 
 
@@ -469,7 +474,7 @@ def test_the_shortest_prompts(name, tokens, hold):
     """Prompts of one, two and five tokens prefill, compress to nothing less than one entry, and decode."""
     host, ids, fed = engine("llama"), prompt(tokens), prompt(12, seed=1)
     cell = cell_of(METHODS[name], host.shape(tokens), hold, shares=(1.0,))
-    with at_most(20):
+    with at_most(5):
         trace = teach(host, fork(host, ids, [cell], 12), fed, [1] * 12)
     assert torch.isfinite(torch.stack(trace.logits)).all()
     assert [step.shape[-1] for step in trace.kept[0][0][2]] == [tokens] * 4
@@ -489,7 +494,7 @@ def test_observing_memory_grows_linearly(family, name):
         ids = prompt(tokens)
         return largest(lambda: host.prefill(ids, watchers(cell), cell.pruner))
 
-    assert run(2048) / run(1024) < 2.6  # 2 where it is linear, 4 where a square is formed
+    assert run(1024) / run(512) < 2.6  # 2 where it is linear, 4 where a square is formed
 
 
 @every_method
@@ -525,4 +530,3 @@ def test_every_listed_method_is_small():
     for method in METHODS.values():
         if "min_context_length" in {field.name for field in fields(method)}:
             assert shrunk(method) == method
-    assert Decoder is not None

@@ -1,6 +1,7 @@
 """Every method of conf/method by every property of its kept sets, and H2O, StreamingLLM and random by their words."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import naive
 import pytest
@@ -13,6 +14,7 @@ from methods.streaming_llm import StreamingLLM
 from pvcbench.engine.evict import Cell
 from pvcbench.policy import Method, OutOfReach
 
+pytestmark = pytest.mark.usefixtures("inference")
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64, see test_engine.py
 DRAWS = torch.tensor([11, 2**40 + 3])
 both = pytest.mark.parametrize("hold", [False, True], ids=["grow", "hold"])
@@ -239,7 +241,7 @@ def test_random_is_uniform():
         counts[list(kept)] += 1
     deviation = (400 * 0.25 * 0.75) ** 0.5  # of 400 subsets, a quarter each
     assert (counts - 100).abs().max() < 4 * deviation  # 64 positions: one in 250 sound generators would fail
-    overlaps = torch.tensor([len(a & b) for a, b in zip(sets, sets[1:], strict=False)], dtype=torch.float64)
+    overlaps = torch.tensor([len(a & b) for a, b in pairwise(sets)], dtype=torch.float64)
     assert abs(overlaps.mean() - 4) < 0.35  # hypergeometric: mean 4, deviation 1.5, 399 pairs: 4.6 standard errors
 
 

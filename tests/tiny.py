@@ -6,7 +6,7 @@ entries must equal. It knows nothing of caches, blocks or positions.
 
 import importlib
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -107,13 +107,13 @@ def _exact_norms(model):
                 setattr(parent, name, same)
 
 
-@lru_cache(maxsize=None)
+@cache
 def unmodified(family: str, exact: bool = True) -> nn.Module:
     """The model as transformers runs it."""
     return build(family, exact=exact)
 
 
-@lru_cache(maxsize=None)
+@cache
 def engine(family: str, chunk: int | None = None) -> Engine:
     """The engine on a model of its own; layers that slide are evicted where all of them slide."""
     return Engine(build(family), chunk=chunk, evict_sliding=family == "mistral_sliding")
@@ -213,7 +213,7 @@ def _dense(module, query, key, value, attention_mask, scaling=None, dense=None, 
 AttentionInterface.register("tests_dense", _dense)
 
 
-@lru_cache(maxsize=None)
+@cache
 def dense(family: str, exact_angles: bool = False) -> Dense:
     """The dense reference of a family."""
     return Dense(family, exact_angles)

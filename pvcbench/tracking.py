@@ -1,0 +1,116 @@
+"""A mirror of a run in Weights & Biases: one curve per method, accuracy against the measured share of the cache.
+
+The rows on disk are the results; whatever goes wrong here is one line on stderr and changes nothing.
+"""
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+
+from pvcbench.errors import UserError
+
+MODES = ("offline", "online", "disabled")
+AXIS = "cache/fraction"
+NUMBERS = ("kept_fraction", "mib", "score", "difference")  # of each cell, in the run's summary
+
+
+class Settings(Protocol):
+    """What tracking needs of the configuration."""
+
+    mode: str
+    project: str
+    entity: str | None
+
+
+def check_mode(mode: str) -> None:
+    """Refuses a mode that does not exist."""
+    if mode not in MODES:
+        raise UserError(f"wandb.mode must be one of {', '.join(MODES)}, not {mode!r}")
+
+
+def track(
+    settings: Settings,
+    run_id: str,
+    name: str,
+    config: Mapping[str, Any],
+    summary: pd.DataFrame,
+    figures: Iterable[Path],
+    folder: Path,
+    task: str,
+) -> str | None:
+    """Mirrors a run; returns its folder (offline) or address (online), None when it is disabled or failed."""
+    if settings.mode == "disabled":
+        return None
+    try:
+        return _mirror(settings, run_id, name, config, summary, figures, folder, task)
+    except Exception as error:  # a run must not fail because its mirror does
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"pvcbench: wandb failed ({reason}); the results are safe in {folder / 'rows.jsonl'}", file=sys.stderr)
+        return None
+
+
+def _mirror(settings, run_id, name, config, summary, figures, folder, task) -> str:
+    os.environ.setdefault("WANDB_SILENT", "true")  # read when wandb is imported: no banners, no question for a key
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    run = wandb.init(
+        mode=settings.mode,
+        project=settings.project,
+        entity=settings.entity,
+        id=run_id,
+        name=name,
+        config=dict(config),
+        dir=folder,
+        reinit="create_new",
+        settings=_quiet(wandb.Settings),
+    )
+    try:
+        run.define_metric(AXIS)
+        run.define_metric(f"{task}/*", step_metric=AXIS)
+        for point in points(summary, task):
+            run.log(point)
+        cells = summary.astype(object).where(summary.notna(), None)
+        run.log({"table": wandb.Table(columns=list(cells.columns), data=cells.to_numpy().tolist())})
+        run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in figures if path.suffix == ".png"})
+        run.summary.update(numbers(summary))
+        place = run.url if settings.mode == "online" else str(Path(run.settings.sync_dir))
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
+    return place
+
+
+def _quiet(settings):
+    """Settings that print nothing, read no code, no git and no machine, and never wait for long."""
+    silent = {"silent": True, "quiet": True, "console": "off", "symlink": False}
+    private = {"save_code": False, "disable_code": True, "disable_git": True, "disable_job_creation": True}
+    private |= {"x_disable_meta": True, "x_disable_stats": True, "x_disable_machine_info": True}
+    patience = {"login_timeout": 30, "init_timeout": 60, "finish_timeout": 120, "finish_timeout_raises": True}
+    return settings(**silent, **private, **patience, x_save_requirements=False)
+
+
+def points(summary: pd.DataFrame, task: str) -> list[dict[str, float]]:
+    """What is logged: for each method its scores by measured size, smallest first."""
+    found = []
+    for method, cells in summary[summary["score"].notna()].groupby("method", sort=False):
+        for _, cell in cells.sort_values("kept_fraction").iterrows():
+            point = {AXIS: float(cell["kept_fraction"]), f"{task}/{method}": float(cell["score"])}
+            ends = {f"{task}/{method}/{end}": float(cell[end]) for end in ("low", "high") if pd.notna(cell[end])}
+            found.append(point | ends)
+    return found
+
+
+def numbers(summary: pd.DataFrame) -> dict[str, float]:
+    """The known numbers of each cell as flat keys such as `cells/h2o/0.25/score`."""
+    return {
+        f"cells/{cell['method']}/{cell['budget']}/{key}": float(cell[key])
+        for _, cell in summary.iterrows()
+        for key in NUMBERS
+        if pd.notna(cell[key])
+    }
