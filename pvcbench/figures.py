@@ -154,6 +154,7 @@ def square_panel(axes, cell: pd.DataFrame, depths: list, lengths: list) -> None:
 
 def needle_shares(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows that know how much of their needle survived, with `layers` (array) and `survival` (mean over layers)."""
+    rows = rows.reset_index(drop=True)
     spans = rows["spans_kept"].map(lambda spans: spans.get("needle") if isinstance(spans, dict) else None)
     known = rows[spans.notna() & rows["score"].notna()]
     layers = spans[known.index].map(lambda shares: np.array(shares, dtype=float))

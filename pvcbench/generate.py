@@ -45,87 +45,91 @@ def run_batch(
     protocol: Protocol,
     meter,
 ) -> list[dict]:
-    """The rows of some samples with equally long prompts, for all cells they lack."""
-    samples, prompts = [item[0] for item in batch], [item[1] for item in batch]
-    ids = torch.tensor([prompt.ids for prompt in prompts], device=engine.device)
-    compressed = protocol.compressed(prompts[0])
-    shape = engine.shape(compressed)
+    """The rows of some samples with equally long prompts, for all cells they lack.
+
+    Cells that fail together are tried again one by one, so that one that cannot run sinks no other.
+    """
+    shape = engine.shape(protocol.compressed(batch[0][1]))
     cells, rows = {}, []
     for point in batch[0][2]:
         try:
             cells[point] = point.cell(shape, protocol.decode == "hold")
         except OutOfReach as error:
             rows += [base_row(task, item, point, protocol, shape, str(error)) for item in batch]
-    feed = ids[:, compressed:] if compressed < ids.shape[1] else None
-    wave = Wave(engine, loaded, task, batch, protocol, shape, feed)
-    draws = torch.tensor([draw_of(protocol.seed, sample.id) for sample in samples])
-    sources = list(needs(cells))
-    for number, (pruner, wanted) in enumerate(sources):
-        meter.step((number + 0.5) / (len(sources) + 1))
-        try:
-            methods = [cell.method for cell in wanted.values() if not cell.everything]
-            prefill = engine.prefill(ids[:, :compressed], methods, pruner, draws)
-        except Exception as error:
-            rows += [base_row(task, item, point, protocol, shape, explain(error)) for point in wanted for item in batch]
-            continue
-        rows += wave.add(prefill, wanted)
-        del prefill
-    meter.step(len(sources) / (len(sources) + 1))
-    return rows + wave.flush()
+    attempt = Attempt(engine, loaded, task, batch, protocol, shape)
+    rows += attempt.run(cells, meter)
+    for points, error in attempt.failed:
+        for point in points:
+            alone = Attempt(engine, loaded, task, batch, protocol, shape)
+            rows += alone.run({point: cells[point]}, meter) if len(points) > 1 else []
+            for _, reason in alone.failed if len(points) > 1 else [(points, error)]:
+                rows += [base_row(task, item, point, protocol, shape, explain(reason)) for item in batch]
+    return rows
 
 
-def needs(cells: dict[Point, Cell]) -> Iterator[tuple]:
-    """The distinct prefills among some cells, as (pruner or None, the cells that share it)."""
-    shared: dict = {}
-    for point, cell in cells.items():
-        shared.setdefault(cell.pruner, {})[point] = cell
-    yield from shared.items()
+class Attempt:
+    """One try at some cells of a batch: prefill, fork, decode in waves that fit into memory."""
 
-
-class Wave:
-    """Cells waiting to decode together; decodes what it holds when more would not fit into memory."""
-
-    def __init__(self, engine, loaded, task, batch, protocol, shape, feed):
+    def __init__(self, engine, loaded, task, batch, protocol, shape):
         self.engine, self.loaded, self.task, self.batch, self.protocol = engine, loaded, task, batch, protocol
-        self.shape, self.feed = shape, feed
-        fed = 0 if feed is None else feed.shape[1]
-        self.room = fed + max(sample.max_new_tokens for sample, *_ in batch)
-        self.groups: list[Group] = []
-        self.rows: dict[Cell, list[dict]] = {}
-        self.bytes = 0
+        self.shape = shape
+        self.samples = [sample for sample, *_ in batch]
+        ids = torch.tensor([prompt.ids for _, prompt, _ in batch], device=engine.device)
+        self.context, rest = ids[:, : shape.tokens], ids[:, shape.tokens :]
+        self.feed = rest if rest.shape[1] else None
+        self.longest = max(sample.max_new_tokens for sample in self.samples)
+        self.room = rest.shape[1] + self.longest
+        self.waiting: list[tuple[list[Group], dict[Cell, Point]]] = []
+        self.bytes = 0.0
+        self.failed: list[tuple[list[Point], Exception]] = []
 
-    def add(self, prefill, wanted: dict[Point, Cell]) -> list[dict]:
-        """Forks the cells of a prefill; returns the rows of what had to be decoded first."""
-        finished, part = [], {}
-        limit = 0.5 * self.engine.free_bytes()
-        full = self.engine.prompt_bytes(prefill)
+    def run(self, cells: dict[Point, Cell], meter) -> list[dict]:
+        """The rows of what worked; `failed` says what did not."""
+        rows, needs = [], {}
+        for point, cell in cells.items():
+            needs.setdefault(cell.pruner, {})[point] = cell
+        draws = torch.tensor([draw_of(self.protocol.seed, sample.id) for sample in self.samples])
+        for number, (pruner, wanted) in enumerate(needs.items()):
+            meter.step((number + 0.5) / (len(needs) + 1))
+            methods = [cell.method for cell in wanted.values() if not cell.everything]
+            try:
+                prefill = self.engine.prefill(self.context, methods, pruner, draws)
+            except Exception as error:
+                self._fail(wanted, error)
+                continue
+            for part in self._parts(prefill, wanted):
+                rows += self.flush() if part is None else self._fork(prefill, part)
+            del prefill
+        meter.step(len(needs) / (len(needs) + 1))
+        return rows + self.flush()
+
+    def _fail(self, points, error: Exception) -> None:
+        if isinstance(error, UserError):
+            raise error
+        self.failed.append((list(points), error))
+
+    def _parts(self, prefill, wanted: dict[Point, Cell]) -> Iterator[dict[Point, Cell] | None]:
+        """The cells in parts that fit into memory beside what waits; None: decode what waits first."""
+        limit, full, part = 0.5 * self.engine.free_bytes(), self.engine.prompt_bytes(prefill), {}
         for point, cell in wanted.items():
             share = 1.0 if cell.budget is None else min(1.0, cell.budget / self.shape.tokens)
             need = full * (share + self.room / self.shape.tokens)
-            if self.bytes + need > limit and (part or self.groups):
-                finished += self._fork(prefill, part) + self.flush()
+            if self.bytes + need > limit and (part or self.waiting):
+                yield part
+                yield None
                 part = {}
             self.bytes += need
             part[point] = cell
-        return finished + self._fork(prefill, part)
+        yield part
 
     def _fork(self, prefill, part: dict[Point, Cell]) -> list[dict]:
-        if not part:
-            return []
-        by_cell = {cell: point for point, cell in part.items()}
-        try:
-            groups = self.engine.fork(prefill, list(by_cell), self.room)
-        except Exception as error:
-            return [
-                base_row(self.task, item, point, self.protocol, self.shape, explain(error))
-                for point in part
-                for item in self.batch
-            ]
-        for group in groups:
-            for number, cell in enumerate(group.cells):
-                point = by_cell[cell]
-                self.rows[cell] = [self._row(group, number, point, row) for row in range(len(self.batch))]
-        self.groups += groups
+        if part:
+            try:
+                groups = self.engine.fork(prefill, list(part.values()), self.room)
+            except Exception as error:
+                self._fail(part, error)
+            else:
+                self.waiting.append((groups, {cell: point for point, cell in part.items()}))
         return []
 
     def _row(self, group, number, point, row) -> dict:
@@ -142,31 +146,33 @@ class Wave:
         return result
 
     def flush(self) -> list[dict]:
-        """Decodes all waiting cells together and returns their finished rows."""
-        groups, rows, self.groups, self.rows, self.bytes = self.groups, self.rows, [], {}, 0
+        """Decodes all waiting cells together and returns their rows."""
+        waiting, self.waiting, self.bytes = self.waiting, [], 0.0
+        groups = [group for some, _ in waiting for group in some]
+        points = {cell: point for _, names in waiting for cell, point in names.items()}
         if not groups:
             return []
-        samples = [sample for sample, *_ in self.batch]
-        prompter = self.task.prompter
-        stops = samples[0].stop
+        prompter, stops = self.task.prompter, self.samples[0].stop
         stopped = (lambda tokens: any(stop in prompter.decode(tokens) for stop in stops)) if stops else None
-        order = [cell for group in groups for cell in group.cells]
+        rows = [
+            (sample, self._row(group, number, points[cell], row))
+            for group in groups
+            for number, cell in enumerate(group.cells)
+            for row, sample in enumerate(self.samples)
+        ]
         try:
-            longest = max(sample.max_new_tokens for sample in samples)
             answers, seconds = self.engine.greedy(
-                groups, feed=self.feed, new_tokens=longest, ends=self.loaded.ends, stopped=stopped
+                groups, feed=self.feed, new_tokens=self.longest, ends=self.loaded.ends, stopped=stopped
             )
         except Exception as error:
-            return [row | EMPTY | {"error": explain(error)} for cell in order for row in rows[cell]]
-        finished = []
-        for cell, generated in zip(order, answers, strict=True):
-            for sample, row, tokens in zip(samples, rows[cell], generated, strict=True):
-                output = cut(prompter.decode(tokens[: sample.max_new_tokens]), sample.stop)
-                metrics = self.task.score(sample, output)
-                row |= {"score": next(iter(metrics.values())), "metrics": metrics, "output": output}
-                row["decode_s"] = seconds if len(order) == 1 and len(samples) == 1 else None
-                finished.append(row)
-        return finished
+            self._fail(points.values(), error)
+            return []
+        for (sample, row), tokens in zip(rows, (tokens for cell in answers for tokens in cell), strict=True):
+            output = cut(prompter.decode(tokens[: sample.max_new_tokens]), sample.stop)
+            metrics = self.task.score(sample, output)
+            row |= {"score": next(iter(metrics.values())), "metrics": metrics, "output": output}
+            row["decode_s"] = seconds if len(rows) == 1 else None
+        return [row for _, row in rows]
 
 
 EMPTY = {"score": None, "metrics": {}, "output": None, "decode_s": None, "peak_bytes": None}
@@ -204,9 +210,7 @@ def base_row(task: Task, item: tuple, point: Point, protocol: Protocol, shape: S
 
 
 def explain(error: Exception) -> str:
-    """One line for a row; a user's error is no row but ends the run."""
-    if isinstance(error, UserError):
-        raise error
+    """One line for a row."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}"
 

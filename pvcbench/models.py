@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging as hub_logging
 
 from pvcbench import embedded
 from pvcbench.errors import UserError
@@ -76,6 +77,7 @@ def _load(
 ) -> LoadedModel:
     if dtype not in (*DTYPES, "auto"):
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    hub_logging.disable_progress_bar()  # a model of the hub shows its download, not the loading of its tensors
     model = AutoModelForCausalLM.from_pretrained(
         source, dtype=DTYPES.get(dtype, "auto"), device_map=device_map or device, use_safetensors=True, **options
     ).eval()

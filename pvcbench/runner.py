@@ -8,7 +8,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 
 import torch
@@ -93,7 +93,11 @@ def _method_identity(method) -> dict:
     source = Path(inspect.getfile(type(method)))
     family = sorted(source.parent.glob(f"{source.stem}*.py"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in family)).hexdigest()
-    return {"class": type(method).__qualname__, "source": digest, "settings": asdict(method)}
+    return {
+        "class": type(method).__qualname__,
+        "source": digest,
+        "settings": asdict(method) if is_dataclass(method) else vars(method),
+    }
 
 
 def _measure(config, loaded, task, cells, folder, existing) -> int:

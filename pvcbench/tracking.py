@@ -90,8 +90,8 @@ def _quiet(settings):
     """Settings that print nothing, read no code, no git and no machine, and never wait for long."""
     silent = {"silent": True, "quiet": True, "console": "off", "symlink": False}
     private = {"save_code": False, "disable_code": True, "disable_git": True, "disable_job_creation": True}
-    private |= {"x_disable_meta": True, "x_disable_stats": True, "x_disable_machine_info": True}
-    patience = {"login_timeout": 30, "init_timeout": 60, "finish_timeout": 120, "finish_timeout_raises": True}
+    private |= {"host": "", "x_disable_meta": True, "x_disable_stats": True, "x_disable_machine_info": True}
+    patience = {"login_timeout": 30, "init_timeout": 30, "finish_timeout": 120, "finish_timeout_raises": True}
     return settings(**silent, **private, **patience, x_save_requirements=False)
 
 

@@ -199,7 +199,8 @@ class Generation:
             self.entries.add(first + offset)
             self.fresh.append(first + offset)
         recent = int(self.recent_ratio * first_layer_entries) + 1
-        while len(outside := [j for j in self.fresh if j not in sorted(self.entries)[-recent:]]) >= self.block:
+        window = sorted(self.entries)[-recent:]  # compressing what lies before it does not move it
+        while len(outside := [j for j in self.fresh if j < window[0]]) >= self.block:
             self._compress(outside[: self.block], recent)
 
     def _compress(self, block, recent):

@@ -126,7 +126,7 @@ def test_another_methods_folder_does_not_shadow_ours(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "pvcbench", "model=random", "method=h2o", "budgets=[0.5]", "limit=1", "threads=1"]
     done = subprocess.run(
-        [*command, "wandb.mode=disabled"], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [*command, "wandb.mode=disabled"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "results").rglob("rows.jsonl"))
@@ -137,7 +137,8 @@ def test_own_method_by_config_dir(tmp_path, monkeypatch, capsys):
     (tmp_path / "method" / "newest.yaml").write_text("# @package methods.newest\n_target_: newest_method.Newest\n")
     (tmp_path / "newest_method.py").write_text(
         "from dataclasses import dataclass\nfrom pvcbench.policy import Method\n\n"
-        "@dataclass(frozen=True)\nclass Newest(Method):\n    def scores(self, seen):\n        return seen.positions.double()\n"
+        "@dataclass(frozen=True)\nclass Newest(Method):\n"
+        "    def scores(self, seen):\n        return seen.positions.double()\n"
     )
     monkeypatch.setattr(sys, "path", list(sys.path))
     settings = [

@@ -127,7 +127,7 @@ def test_the_solver_meets_every_budget_within_1_percent(name, tokens, layers):
         met.append(percent)
         assert abs(mean_entries(found, shape) - budget) <= 0.01 * tokens
         assert replace(found, prefill_decay_ratio=0.9, recent_ratio=0.2) == method
-    assert len(met) >= 7
+    assert len(met) >= 5
     assert met == [percent for percent in percents if percent >= met[0]]
 
 

@@ -88,6 +88,6 @@ def test_summary_keeps_failed_cells_and_partial_ones():
     partial = rows([1.0] * 12, "h2o", "0.5")
     partial.loc[0, ["score", "error"]] = [np.nan, "OutOfMemoryError: no"]
     table = stats.summarize(pd.concat([failed, partial, reference], ignore_index=True)).set_index("method")
-    assert list(table.index)[0] == "full"
+    assert table.index[0] == "full"
     assert table.loc["pvc", "samples"] == 0 and "reach" in table.loc["pvc", "error"]
     assert table.loc["h2o", "samples"] == 11 and table.loc["h2o", "errors"] == 1 and table.loc["h2o", "pairs"] == 11

@@ -27,6 +27,7 @@ def run(results, limit, **options):
         capture_output=True,
         text=True,
         timeout=300,
+        check=False,
         **options,
     )
 
@@ -126,7 +127,7 @@ def test_a_full_disk_loses_nothing_measured(tmp_path, monkeypatch):
     folder.append([row("0")])
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(RuntimeError, match="No space left.*continues"):
+    with pytest.raises(RuntimeError, match=r"No space left.*continues"):
         folder.append([row("1")])
     monkeypatch.setattr(os, "fsync", real)
     assert [one["sample"] for one in store.read_rows(folder.rows_path)] == ["0"]

@@ -49,7 +49,7 @@ _COMMON = {
     "eos_token_id": None,
 }
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
-_MIXED = ["sliding_attention", "full_attention"] * 2
+_MIXED = ["sliding_attention", "full_attention"] * 3
 FAMILIES = {
     "llama": (LlamaForCausalLM, LlamaConfig, {}),
     "llama_deep": (LlamaForCausalLM, LlamaConfig, {"num_hidden_layers": 7, "num_key_value_heads": 1}),
@@ -69,6 +69,7 @@ FAMILIES = {
         {
             "sliding_window": WINDOW,
             "layer_types": _MIXED,
+            "num_hidden_layers": 6,
             "head_dim": 8,
             "query_pre_attn_scalar": 12,
             "tie_word_embeddings": False,

@@ -184,9 +184,9 @@ def slot_attention(
 def rotate(
     key: Float[Tensor, "batch kv_heads slots dim"],
     shift: int,
-    table: tuple[Float[Tensor, "1 positions rotary"], Float[Tensor, "1 positions rotary"]],
+    table: tuple[Float[Tensor, "rows positions rotary"], Float[Tensor, "rows positions rotary"]],
 ) -> Float[Tensor, "batch kv_heads slots dim"]:
-    """Keys after RoPE moved `shift` positions on, by the model's own cos and sin of positions 0, 1, 2, ...
+    """Keys after RoPE moved `shift` positions on, by the model's own cos and sin of positions 0, 1, 2, ... (row 0's).
 
     Dividing by the table's norm leaves out YaRN's scaling, which the keys carry already. Only the first `rotary`
     dimensions turn (partial rotary embeddings).

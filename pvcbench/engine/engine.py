@@ -66,12 +66,15 @@ class Engine:
         self.config = model.config.get_text_config()
         self.windows = layer_windows(self.config)
         self.original = model.config._attn_implementation
+        decoder = model.get_decoder()
+        if not getattr(model, "_supports_attention_backend", False) or not hasattr(decoder, "layers"):
+            raise UserError(f"{type(model).__name__} cannot be measured: its attention is its own (ALiBi, for one)")
         model.set_attn_implementation(NAME)
         self.active: PrefillCache | None = None
         self.plain_costs: dict[tuple[int, int], float] = {}
-        layers = model.get_decoder().layers
         self.hooks = [
-            layer.register_forward_pre_hook(self._hook(number), with_kwargs=True) for number, layer in enumerate(layers)
+            layer.register_forward_pre_hook(self._hook(number), with_kwargs=True)
+            for number, layer in enumerate(decoder.layers)
         ]
 
     def _hook(self, layer):

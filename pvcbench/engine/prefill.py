@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from pvcbench.engine.attention import prompt_attention, windowed_attention
@@ -115,7 +115,7 @@ class PrefillCache(AttendingCache):
         return Prefill(shape, self.windows, self.stored, logits, tables, self.observer, self.pruner, seconds)
 
 
-def _take(tensor: Float[Tensor, "rows tokens width"], index: Int[Tensor, "batch kept"]):
+def _take(tensor: Shaped[Tensor, "rows tokens width"], index: Int[Tensor, "batch kept"]):
     """The tokens of each row that an index names; one row serves every row of the batch."""
     index = index[..., None].expand(-1, -1, tensor.shape[-1])
     return tensor.expand(len(index), -1, -1).gather(1, index)

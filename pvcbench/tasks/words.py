@@ -7,8 +7,8 @@ ginger giraffe glove goose guitar hammer hazel helmet honey igloo island ivory j
 koala ladder lantern lemon lizard lobster locket magnet mango maple marble meadow melon mirror mitten monkey
 mushroom napkin needle noodle olive orchid oyster panda parrot peacock peanut pebble pencil penguin pepper piano
 pigeon pillow pirate planet pretzel pumpkin puppet puzzle quilt rabbit raven ribbon rocket saddle saffron salmon
-sandal sapphire scarf seashell shadow shovel silver spider spoon squirrel statue sunflower swan teapot tiger tomato
-tractor trumpet tulip tunnel turnip turtle umbrella vase velvet violin waffle wagon walnut walrus whistle willow
+sandal sapphire scarf seashell shadow shovel silver spider spoon squirrel statue sunflower swan tiger tomato
+tractor trumpet tulip tunnel turnip turtle umbrella vase velvet violin wagon walnut walrus whistle willow
 window wizard zebra
 """.split()
 
