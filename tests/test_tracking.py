@@ -2,7 +2,9 @@
 
 import json
 import struct
+import time
 import zlib
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -57,6 +59,17 @@ def records(path):
     assert not parts
 
 
+def finished(path):
+    """All records of a run's file, once it has its last one: wandb writes the file a moment after the run ends."""
+    for _ in range(400):
+        with suppress(AssertionError, struct.error):  # half written
+            found = list(records(path))
+            if found and found[-1].HasField("exit"):
+                return found
+        time.sleep(0.05)
+    raise AssertionError(f"{path} has no end")
+
+
 def items(message):
     """The keys and values of a history, config or summary message."""
     return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in message}
@@ -68,7 +81,7 @@ def test_every_point_of_every_curve_is_in_the_offline_file(rows, summary, tmp_pa
     assert capfd.readouterr() == ("", "")
     (path,) = tmp_path.glob("wandb/offline-run-*-0123456789ab/*.wandb")
     assert place == str(path.parent)
-    found = list(records(path))
+    found = finished(path)
     histories = [items(record.history.item) for record in found if record.HasField("history")]
     scored = summary[summary["score"].notna()]
     assert set(scored["method"]) == {"full", "pvc", "h2o", "random"}
@@ -91,7 +104,7 @@ def test_every_point_of_every_curve_is_in_the_offline_file(rows, summary, tmp_pa
 
 def test_config_and_numbers_are_mirrored(summary, tmp_path):
     place = track(summary, tmp_path)
-    found = list(records(next(tmp_path.glob("wandb/*/*.wandb"))))
+    found = finished(next(tmp_path.glob("wandb/*/*.wandb")))
     run = next(record.run for record in found if record.HasField("run"))
     assert (run.run_id, run.display_name, run.project) == ("0123456789ab", "test", "pvcbench")
     assert items(run.config.update)["seed"] == 3
