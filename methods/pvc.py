@@ -83,16 +83,16 @@ class PvC(Method):
         entries, recent = seen.positions.shape[-1], self.recent(seen.shape.tokens)
         older, floor = entries - recent, min(self.min_context_length, seen.shape.tokens - recent)
         share = schedule(self.schedule, self.prefill_decay_ratio, seen.layer, seen.shape.layers)
-        score = seen.mass.mean(1)[:, :older]
-        score = score.masked_fill(seen.positions[:, 0, :older] < self.streamingllm_sink_len, float("inf"))
+        mass = seen.mass.mean(1)[:, :older]
+        score = mass.masked_fill(seen.positions[:, 0, :older] < self.streamingllm_sink_len, float("inf"))
+        order = score.sort(dim=-1, descending=True, stable=True).indices
+        kept = int(older * share)
         if self.select == "mass" and older:
-            part = seen.mass.mean(1)[:, :older].sort(-1, descending=True).values.cumsum(-1)
+            part = mass.gather(1, order).cumsum(-1)
             kept = int((part < share * part[:, -1:]).sum(-1).max()) + 1
-        else:
-            kept = int(older * share)
         if kept <= floor or share >= 1 or kept >= older:
             return None
-        top = score.sort(dim=-1, descending=True, stable=True).indices[:, :kept].sort(-1).values
+        top = order[:, :kept].sort(-1).values
         tail = torch.arange(older, entries, device=top.device).expand(len(top), -1)
         return torch.cat((top, tail), 1)
 

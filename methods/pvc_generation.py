@@ -9,10 +9,15 @@ from methods.pvc_ladder import schedule
 from pvcbench.policy import torch
 
 
+def recent_rows(method, seen):
+    """R + 1: it grows with the first layer's entries and never falls below the prompt's."""
+    return max(method.recent(seen.first_layer_entries), method.recent(seen.shape.tokens))
+
+
 def block_totals(method, seen):
     """Attention from the rows after an entry's block was complete: its sum, and its sum weighted by the row number."""
-    if seen.totals is None:
-        return None
+    if seen.totals is None or seen.later >= recent_rows(method, seen):  # the row is old by the end of its chunk
+        return seen.totals
     size, start = method.exceed_length_to_compress, seen.shape.tokens
     row = seen.seen - 1 - (start + ((seen.positions - start) // size + 1) * size)  # 0 for the first such row
     counts = (row >= 0) & (seen.positions >= start)
@@ -21,17 +26,19 @@ def block_totals(method, seen):
 
 
 def block_to_compress(method, seen):
-    """Slots of the oldest whole block outside the recent window that rank below what it keeps, or None."""
-    size, start = method.exceed_length_to_compress, seen.shape.tokens
+    """Slots of the whole blocks outside the recent window that rank below what a block keeps, or None."""
+    size, start, recent = method.exceed_length_to_compress, seen.shape.tokens, recent_rows(method, seen)
     share = schedule("cosine", method.gen_decay_ratio, seen.layer, seen.shape.layers)
     kept = max(int(size * method.gen_compress_ratio * share), 1)
-    recent = method.recent(seen.first_layer_entries)
     outside = max(0, (seen.seen - recent - start) // size)
     block = (seen.positions - start).div(size, rounding_mode="floor")
     generated = block[0, 0][block[0, 0] >= 0]
-    whole = (torch.bincount(generated, minlength=outside)[:outside] > kept).nonzero()
-    if not len(whole):
+    whole = (torch.bincount(generated, minlength=outside)[:outside] > kept).nonzero().flatten().tolist()
+    if not whole:
         return None
+    waited = (seen.seen - recent - (start + (block + 1) * size)).clamp(min=0)  # rows since, now outside the window
     growth = (method.distance_weight - 1) / max(recent - 1, 1)
-    worth = seen.totals[..., 0] + growth * seen.totals[..., 1]
-    return worth.masked_fill(block != whole[0], float("inf")).sort(dim=-1, stable=True).indices[..., : size - kept]
+    total, weighted = seen.totals.unbind(-1)
+    worth = total + growth * (weighted - waited * total)
+    ranked = [worth.masked_fill(block != one, float("inf")).sort(dim=-1, stable=True).indices for one in whole]
+    return torch.cat([slots[..., : size - kept] for slots in ranked], -1)

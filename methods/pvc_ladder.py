@@ -22,7 +22,8 @@ def ladder(method, shape):
     for layer in range(shape.layers):
         share = schedule(method.schedule, method.prefill_decay_ratio, layer, shape.layers)
         fewer = int(older * share)
-        if layer % method.layerwise_downsample_interval == 0 and fewer > floor and share < 1:
+        prunes = layer in shape.evicted and layer % method.layerwise_downsample_interval == 0
+        if prunes and fewer > floor and share < 1:  # a sliding layer's attention says nothing of what it cannot see
             older = fewer
         kept.append(older + recent)
     return kept

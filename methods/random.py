@@ -22,6 +22,6 @@ class Random(Method):
 
     def scores(self, seen):
         heads = torch.arange(seen.positions.shape[1], device=seen.positions.device)[:, None]
-        state = scramble(seen.draws[:, None, None] + seen.layer)
+        state = scramble(scramble(seen.draws[:, None, None]) + seen.layer)
         state = scramble(scramble(state + heads) + seen.positions)
         return (state & ((1 << 53) - 1)).double()

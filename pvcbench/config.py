@@ -188,4 +188,5 @@ def threads_of(asked: int | None) -> int:
     """Threads for the model: what was asked, or all cores this process may run on."""
     if asked is not None and asked < 1:
         raise UserError(f"threads must be 1 or more, not {asked}")
-    return asked or len(os.sched_getaffinity(0))
+    own = os.sched_getaffinity(0) if sys.platform == "linux" else range(os.cpu_count() or 1)
+    return asked or len(own)

@@ -84,7 +84,7 @@ def _absences(axes, name: str, cells: pd.DataFrame, points: pd.DataFrame, look: 
         handles.append(Line2D([], [], linestyle=DOTTED, linewidth=0.9, label=label, **ring))
     failed = cells[(cells["errors"] > 0) & ((cells["samples"] > 0) | cells["error"].map(lambda e: reach([e]) is None))]
     for _, cell in failed.iterrows():
-        lost = f"{name} at {asked(cell['budget'])}: {cell['errors']} of {cell['errors'] + cell['samples']} have none"
+        lost = f"{name} at {asked(cell['budget'])}: no score for {cell['errors']} of {cell['errors'] + cell['samples']}"
         handles.append(Line2D([], [], linestyle="none", label=lost))
     return handles
 

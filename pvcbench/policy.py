@@ -46,6 +46,8 @@ class Observation:
     totals: Float[Tensor, "batch kv_heads entries channels"] | None  # what accumulate returned so far
     draws: Int[Tensor, " batch"]  # one number per sample, a function of (seed, sample), for methods that draw
     first_layer_entries: int  # entries in the first layer now (PvC's recent window grows with them)
+    later: int = 0  # under hold: rows of the same chunk still to come
+    excess: int = 0  # under hold: entries of each head beyond what the cell may keep
 
     def grouped_mass(self) -> Float[Tensor, "batch kv_heads entries"]:
         """The mass summed over the query heads that share a KV head."""
@@ -110,16 +112,15 @@ class Method:
 
     def drop(self, seen: Observation, budget: int) -> Int[Tensor, "batch kv_heads dropped"] | None:
         """Slots to free after a decoding step under hold: by default the lowest scores beyond the budget."""
-        excess = seen.positions.shape[-1] - budget
-        if excess <= 0:
+        if seen.excess <= 0:
             return None
         worth = protect(self.scores(seen), seen, *self.protects(budget, seen.shape))
-        return worth.sort(dim=-1, stable=True).indices[..., :excess]
+        return worth.sort(dim=-1, stable=True).indices[..., : seen.excess]
 
 
 def protect(
     scores: Float[Tensor, "batch kv_heads entries"], seen: Observation, first: int, last: int
 ) -> Float[Tensor, "batch kv_heads entries"]:
-    """Scores with the first and last tokens of the sequence raised above all others."""
-    kept = (seen.positions < first) | (seen.positions >= seen.seen - last)
+    """Scores with the first and last tokens of the sequence, and empty slots (-1), raised above all others."""
+    kept = (seen.positions < first) | (seen.positions >= seen.seen - last) | (seen.positions < 0)
     return scores.masked_fill(kept, float("inf"))

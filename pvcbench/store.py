@@ -125,14 +125,16 @@ def load(results: str | Path) -> pd.DataFrame:
     """All rows of all runs below a folder as one table, with the run's id, experiment and settings as columns."""
     frames = []
     for path in sorted(Path(results).expanduser().rglob("rows.jsonl")):
-        stored = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+        try:
+            stored = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+            settings = {"run": stored["run"], "model": stored["identity"]["model"]["name"]}
+            settings["seed"] = stored["identity"]["seed"]
+        except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
+            raise UserError(f"{path.parent} has rows but no readable config.yaml: move it out of {results}") from error
         frame = pd.DataFrame(latest(read_rows(path)))
         if frame.empty:
             continue
-        frame.insert(0, "run", stored["run"])
-        frame.insert(1, "experiment", path.parent.parent.name)
-        frame.insert(2, "model", stored["identity"]["model"]["name"])
-        frame.insert(3, "seed", stored["identity"]["seed"])
+        frame = frame.assign(**settings, experiment=path.parent.parent.name)
         frame["folder"] = str(path.parent)
         frames.append(frame)
     if not frames:

@@ -126,7 +126,7 @@ def test_curve_names_what_failed(rows):
     rows.loc[lost, "error"] = "CUDA out of memory"
     rows.loc[lost, ["score", "kept_fraction", "kv_bytes"]] = None
     figure = figures.curve(rows)
-    assert "h2o at 25%: 3 of 10 have none" in legend(figure)
+    assert "h2o at 25%: no score for 3 of 10" in legend(figure)
     assert len(line(figure.axes[0], "h2o").get_xdata()) == 3
 
 

@@ -140,5 +140,8 @@ def test_load_joins_runs_with_their_settings(tmp_path):
         folder.close()
     table = store.load(tmp_path)
     assert len(table) == 4 and set(table["seed"]) == {0, 1} and set(table["experiment"]) == {"exp"}
+    (folder.path / "config.yaml").unlink()
+    with pytest.raises(UserError, match="no readable config"):
+        store.load(tmp_path)
     with pytest.raises(UserError, match="no results"):
         store.load(tmp_path / "nothing")

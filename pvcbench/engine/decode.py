@@ -50,7 +50,9 @@ class DecodeCache(AttendingCache):
 
     def _evict(self, group, layer, query, scale, before):
         """After the step: running totals row by row, then one decision for the whole chunk."""
-        entries, method, prefill = group.layers[layer], group.cells[0].method, group.prefill
+        entries, prefill = group.layers[layer], group.prefill
+        method, budget = group.cells[0].method, group.cells[0].budget
+        excess = query.shape[2] if entries.ragged or budget is None else entries.filled - budget
         for row in range(query.shape[2]):
             filled, seen = before + row + 1, self.seen + row + 1
             if not method.watches_decoding and row < query.shape[2] - 1:
@@ -64,6 +66,8 @@ class DecodeCache(AttendingCache):
                 positions=entries.positions[:, :, :filled],
                 draws=prefill.observer.draws.repeat(len(group.cells)),
                 first_layer_entries=self.first_layer[id(group)],
+                later=query.shape[2] - 1 - row,
+                excess=excess,
                 totals=None if entries.totals is None else entries.totals[:, :, :filled],
             )
             if method.watches_decoding:
@@ -75,7 +79,7 @@ class DecodeCache(AttendingCache):
                 if totals is not None:
                     entries.totals[:, :, :filled] = totals
                     view = replace(view, totals=entries.totals[:, :, :filled])
-        slots = method.drop(view, group.cells[0].budget)
+        slots = method.drop(view, budget)
         if slots is not None:
             entries.drop(slots)
 

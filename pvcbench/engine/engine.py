@@ -150,7 +150,8 @@ class Engine:
         """Memory that new caches may take: what is free on the device."""
         if self.device.type == "cuda":
             return torch.cuda.mem_get_info(self.device)[0]
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+        return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
 
     @staticmethod
     def prompt_bytes(prefill: Prefill) -> int:

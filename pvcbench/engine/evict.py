@@ -184,14 +184,18 @@ def _gather(prefill, layer, index, real, cell, room):
         totals=totals,
     )
     if cell.method.positions == "cache" and layer in prefill.shape.evicted and not cell.everything:
-        sinks = min(kept, cell.method.protects(cell.budget, prefill.shape)[0])
-        entries = _with_sinks(entries, prefill, layer, sinks)
+        sinks = cell.method.protects(cell.budget, prefill.shape)[0]
+        if cell.holds or kept < prefill.shape.tokens:
+            entries = _with_sinks(entries, prefill, layer, sinks)
     return entries
 
 
 def _with_sinks(entries, prefill, layer, sinks):
     """Marks the first entries as those to rotate; cache positions are defined for first tokens and one window only."""
     kept = entries.filled
+    if prefill.shape.tokens < sinks:
+        raise ValueError(f"cache positions need a prompt of {sinks} sinks or more; use positions=original")
+    sinks = min(sinks, kept)
     newest = torch.arange(prefill.shape.tokens - kept, prefill.shape.tokens, device=entries.positions.device)
     moved = (entries.positions[:, :, :kept] != newest)[:, :, sinks:]
     if entries.ragged or bool(moved.any()):

@@ -85,19 +85,20 @@ class Observer:
             mass[..., : earlier.shape[-1]] += earlier
         self._mass[layer] = mass.to(torch.promote_types(query.dtype, torch.float32))
         head = plain(query[:, :, :first], keys - rows + first) if first else None
-        self.extra_seconds += spent - self._plain_cost(query[:, :, first:], keys, plain)
+        square = (rows - first) * (keys - (rows - first) / 2)  # query-key pairs of the observed rows
+        self.extra_seconds += spent - square * self._plain_cost(query, keys, plain)
         return output if head is None else torch.cat((head, output), 2)
 
     def _plain_cost(self, query, keys, plain) -> float:
-        """Seconds these rows would take unobserved, measured once per engine and rough size."""
+        """Seconds a query-key pair takes unobserved, measured once per engine and rough size of the prompt."""
         rough = len(query) * query.shape[2] // 256, keys // 256
         if rough not in self.plain_costs:
             started = clock(query)
             plain(query, keys)
             spent = clock(query) - started
             self.check_seconds += spent
-            self.plain_costs[rough] = spent / (query.shape[2] * keys)
-        return self.plain_costs[rough] * query.shape[2] * keys
+            self.plain_costs[rough] = spent / (query.shape[2] * (keys - query.shape[2] / 2))
+        return self.plain_costs[rough]
 
     def observation(self, layer: int, keys, values, positions, first_layer_entries: int) -> Observation:
         """The finished layer as methods see it, without its mass."""
