@@ -1,8 +1,9 @@
 """PvC while generating: blocks of entries that left the recent window are compressed, the prompt's never again.
 
-A block is `exceed_length_to_compress` consecutive generated tokens. It is ranked by the distance-weighted attention of
-the R + 1 newest rows, which are the rows since the block was complete: so two running sums per entry say exactly what
-a store of the rows would.
+A block is `exceed_length_to_compress` consecutive generated tokens. It is ranked by the distance-weighted attention
+of the R + 1 newest rows. Token by token, and after a first chunk such as a question, these are the rows since the
+block was complete, so two running sums per entry say exactly what a store of the rows would. (A later chunk of
+several tokens would add rows just before them; no protocol here feeds one.)
 """
 
 from methods.pvc_ladder import schedule

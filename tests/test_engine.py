@@ -435,13 +435,23 @@ class Ragged(Method):
         return budget + 3 * (layer[:, None, None] - 1) + 2 * row[:, None] + 7 * (2 * head - heads + 1)
 
 
+@dataclass(frozen=True)
+class Pyramid(Ragged):
+    """Keeps fewer entries the deeper the layer, equally many in all of its heads."""
+
+    def plan(self, scores, budget, shape):
+        batch, heads, _ = scores[0].shape
+        return (budget + 5 - 4 * torch.arange(len(scores)))[:, None, None].expand(-1, batch, heads)
+
+
+@pytest.mark.parametrize("method", [Ragged(), Pyramid()], ids=["ragged", "pyramid"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
 @pytest.mark.parametrize("chunks", [[1] * 14, [6] + [1] * 8], ids=["steps", "chunk"])
 @both
-def test_ragged_heads_equal_dense_attention_under_the_mask(family, chunks, hold):
-    """Heads, samples and layers that keep different numbers of entries compute what the mask says."""
+def test_uneven_plans_equal_dense_attention_under_the_mask(method, family, chunks, hold):
+    """Heads, samples and layers that keep different numbers of entries compute what the mask says, and keep them."""
     host, ids, fed = engine(family), prompt(80, 2, seed=17), prompt(14, 2, seed=18)
-    cell = Cell("30", Ragged(), 30, hold)
+    cell = Cell("30", method, 30, hold)
     groups = fork(host, ids, [cell], 14)
     prefill, trace = groups[0].prefill, teach(host, groups, fed, chunks)
     masks = dense_masks(trace.kept[0], prefill, 94)

@@ -65,6 +65,7 @@ class Entries:
     filled: int  # of the longest head
     ragged: bool  # whether lengths differ
     window: int | None = None
+    limit: int | None = None  # entries that a cell which holds may keep here, by its plan
     totals: Float[Tensor, "batch kv_heads slots channels"] | None = None
     sinks: Float[Tensor, "batch kv_heads sinks dim"] | None = None
     rotary: tuple[Tensor, Tensor] | None = None

@@ -52,7 +52,8 @@ class DecodeCache(AttendingCache):
         """After the step: running totals row by row, then one decision for the whole chunk."""
         entries, prefill = group.layers[layer], group.prefill
         method, budget = group.cells[0].method, group.cells[0].budget
-        excess = query.shape[2] if entries.ragged or budget is None else entries.filled - budget
+        known = entries.limit is not None and not entries.ragged  # ragged heads stay at the sizes they have
+        excess = entries.filled - entries.limit if known else query.shape[2]
         for row in range(query.shape[2]):
             filled, seen = before + row + 1, self.seen + row + 1
             if not method.watches_decoding and row < query.shape[2] - 1:

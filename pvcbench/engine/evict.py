@@ -98,8 +98,8 @@ def select(
     return order.gather(-1, place.argsort(-1)), real
 
 
-def kept_indices(prefill: Prefill, cell: Cell) -> list[tuple[Tensor, Tensor]]:
-    """For each layer, the entries a cell keeps as (indices, real), both [batch, kv_heads, kept]."""
+def kept_indices(prefill: Prefill, cell: Cell) -> list[tuple[Tensor, Tensor, int | None]]:
+    """For each layer what a cell keeps: indices and which are real, [batch, kv_heads, kept], and the plan's limit."""
     choices = [_keep_all(prefill, layer) for layer in range(prefill.shape.layers)]
     if cell.everything or cell.pruner is not None:
         return choices
@@ -111,7 +111,7 @@ def kept_indices(prefill: Prefill, cell: Cell) -> list[tuple[Tensor, Tensor]]:
         positions = stored.positions[:, None].expand(worth.shape)
         seen = prefill.observer.observation(layer, stored.keys, stored.values, stored.positions, 0)
         most = count.to(worth.device).clamp(max=worth.shape[-1])
-        choices[layer] = select(protect(worth, seen, *protected), most, positions)
+        choices[layer] = *select(protect(worth, seen, *protected), most, positions), int(count.max())
     return choices
 
 
@@ -121,7 +121,7 @@ def _keep_all(prefill, layer):
     batch, heads, entries, _ = stored.keys.shape
     first = 0 if window is None else max(0, entries - window + 1)
     index = torch.arange(first, entries, device=stored.keys.device).expand(batch, heads, -1)
-    return index, torch.ones_like(index, dtype=torch.bool)
+    return index, torch.ones_like(index, dtype=torch.bool), None
 
 
 def fork(prefill: Prefill, cells: Sequence[Cell], room: int) -> list[Group]:
@@ -133,7 +133,7 @@ def fork(prefill: Prefill, cells: Sequence[Cell], room: int) -> list[Group]:
     together: dict[tuple, list[tuple[Cell, list]]] = {}
     for cell in cells:
         choices = kept_indices(prefill, cell)
-        lengths = tuple(tuple(real.sum(-1).flatten().tolist()) for _, real in choices)
+        lengths = tuple(tuple(real.sum(-1).flatten().tolist()) for _, real, _ in choices)
         sinks = (
             cell.method.protects(cell.budget, prefill.shape)[0]
             if cell.method.positions == "cache" and not cell.everything
@@ -148,7 +148,8 @@ def fork(prefill: Prefill, cells: Sequence[Cell], room: int) -> list[Group]:
         for layer in range(prefill.shape.layers):
             index = torch.stack([choices[layer][0] for _, choices in members])
             real = torch.stack([choices[layer][1] for _, choices in members])
-            layers.append(_gather(prefill, layer, index, real, chosen[0], room))
+            limit = members[0][1][layer][2]  # the members of a group that holds have one method and one budget
+            layers.append(replace(_gather(prefill, layer, index, real, chosen[0], room), limit=limit))
         groups.append(Group(chosen, layers, prefill, hold))
     return groups
 
