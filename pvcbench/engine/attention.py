@@ -91,12 +91,14 @@ def _blocked(query, key, value, weights, scale, visible, window):
     weights = weights.to(mass)
     size = _BLOCK_ELEMENTS.get(query.device.type, 2**24) // (batch * heads * keys)
     size = max(16, min(64 if query.device.type == "cpu" else 1024, size))
+    buffer = torch.empty(pairs * groups * min(size, queries) * keys, dtype=query.dtype, device=query.device)
     future = torch.full((size, size), float("-inf"), dtype=dtype, device=query.device).triu(1)
     for start in range(0, queries, size):
         end = min(queries, start + size)
         rows, seen = end - start, keys - queries + end if visible is None else keys
         block = (grouped[:, :, start:end] * scale).reshape(pairs, groups * rows, -1)
-        logits = torch.bmm(block, transposed[..., :seen]).to(dtype).view(pairs, groups, rows, seen)
+        logits = buffer[: pairs * groups * rows * seen].view(pairs, groups * rows, seen)
+        logits = torch.bmm(block, transposed[..., :seen], out=logits).to(dtype).view(pairs, groups, rows, seen)
         if visible is None:
             logits[..., seen - rows :] += future[:rows, :rows]
         else:
