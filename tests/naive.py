@@ -34,6 +34,9 @@ class H2O:
     budget: int
     normalize: bool
     heads: int  # KV heads
+    sizes: list[int] | None = None  # of each KV head, where they differ; then `first` and `last` tokens are protected
+    first: int = 0
+    last: int | None = None  # None: half of the budget
     seen: int = 0
     score: list[dict[int, float]] = field(default_factory=list)
 
@@ -59,13 +62,14 @@ class H2O:
                 score[position] += sums[position]
 
     def _evict(self):
-        recent = self.budget // 2
+        recent = self.budget // 2 if self.last is None else self.last
         for head, score in enumerate(self.score):
-            older = {position: value for position, value in score.items() if position < self.seen - recent}
+            kept = {j for j in score if j < self.first or j >= self.seen - recent}
+            older = {position: value for position, value in score.items() if position not in kept}
             if self.normalize:
                 older = {position: value / (self.seen - position) for position, value in older.items()}
-            kept = set(top(older, max(0, self.budget - min(recent, self.seen))))
-            kept |= set(range(max(0, self.seen - recent), self.seen))
+            size = self.budget if self.sizes is None else self.sizes[head]
+            kept |= set(top(older, max(0, size - len(kept))))
             self.score[head] = {position: value for position, value in score.items() if position in kept}
 
     @property

@@ -6,6 +6,7 @@ from itertools import pairwise
 import naive
 import pytest
 import torch
+from test_engine import Pyramid, Ragged
 from tiny import METHODS, cell_of, dense, engine, fork, positions, prompt, teach
 
 from methods.h2o import H2O
@@ -168,18 +169,13 @@ def test_h2o_keeps_what_the_naive_one_keeps(normalize):
     without_ties(20, check)
 
 
-@pytest.mark.parametrize("normalize", [False, True], ids=["raw", "normalized"])
-@pytest.mark.parametrize("family, tokens, budget, chunks", [
-    ("llama", 30, 16, [1] * 40),
-    ("qwen2", 41, 25, [1] * 12 + [7] + [1] * 5),
-    ("qwen3", 12, 20, [1] * 30),
-], ids=["steps", "chunk", "short"])  # fmt: skip
-def test_h2o_evicts_what_the_naive_one_evicts(normalize, family, tokens, budget, chunks):
-    """Under hold, every eviction equals the running-sum simulation, its attention taken from the dense reference."""
+def evicts_as(rule_of, method, family, tokens, budget, chunks):
+    """Compares every eviction under hold with rules whose attention rows come from the dense reference."""
     host, ids, fed = engine(family), prompt(tokens, 2, seed=21), prompt(sum(chunks), 2, seed=22)
-    groups = fork(host, ids, [Cell("x", H2O(normalize), budget, True)], max(chunks) + budget)
-    heads, attention = groups[0].prefill.layers[0].keys.shape[1], attention_of(family, ids)
-    rules = [[naive.H2O(budget, normalize, heads) for _ in range(2)] for _ in attention]
+    groups = fork(host, ids, [Cell("x", method, budget, True)], max(chunks) + tokens)
+    prefill, attention = groups[0].prefill, attention_of(family, ids)
+    plan = method.plan(prefill.observer.scores[method], budget, prefill.shape)
+    rules = [[rule_of(plan[layer, sample].tolist()) for sample in range(2)] for layer in range(len(attention))]
     for layer, weights in zip(rules, attention, strict=True):
         for sample, rule in enumerate(layer):
             rule.prefill(weights[sample])
@@ -189,6 +185,33 @@ def test_h2o_evicts_what_the_naive_one_evicts(normalize, family, tokens, budget,
         for layer in range(len(rules)):
             assert kept_sets(None, layer, step) == expected[layer], (number, layer)
     torch.testing.assert_close(torch.stack(trace.logits, 1), logits, **CLOSE)
+
+
+@pytest.mark.parametrize("normalize", [False, True], ids=["raw", "normalized"])
+@pytest.mark.parametrize("family, tokens, budget, chunks", [
+    ("llama", 30, 16, [1] * 40),
+    ("qwen2", 41, 25, [1] * 12 + [7] + [1] * 5),
+    ("qwen3", 12, 20, [1] * 30),
+    ("mistral_sliding", 40, 31, [1] * 10 + [7] + [1] * 10),
+], ids=["steps", "chunk", "short", "window"])  # fmt: skip
+def test_h2o_evicts_what_the_naive_one_evicts(normalize, family, tokens, budget, chunks):
+    """Under hold, every eviction equals the running-sum simulation."""
+
+    def rule_of(plan):
+        return naive.H2O(budget, normalize, len(plan))
+
+    evicts_as(rule_of, H2O(normalize), family, tokens, budget, chunks)
+
+
+@pytest.mark.parametrize("method", [Ragged(), Pyramid()], ids=["ragged", "pyramid"])
+@pytest.mark.parametrize("family", ["llama", "mistral_sliding"])
+def test_uneven_plans_evict_what_a_naive_one_evicts(method, family):
+    """Where heads or layers hold different numbers of entries, each still loses its own lowest sum."""
+
+    def rule_of(plan):
+        return naive.H2O(30, False, len(plan), plan, *method.protects(30, None))
+
+    evicts_as(rule_of, method, family, 60, 30, [1] * 8 + [5] + [1] * 4)
 
 
 # ---------------------------------------------------------------------------------------------- StreamingLLM
