@@ -98,7 +98,7 @@ def _blocked(query, key, value, weights, scale, visible, window):
         rows, seen = end - start, keys - queries + end if visible is None else keys
         block = (grouped[:, :, start:end] * scale).reshape(pairs, groups * rows, -1)
         logits = buffer[: pairs * groups * rows * seen].view(pairs, groups * rows, seen)
-        logits = torch.bmm(block, transposed[..., :seen], out=logits).to(dtype).view(pairs, groups, rows, seen)
+        logits = _product(block, transposed[..., :seen], logits).to(dtype).view(pairs, groups, rows, seen)
         if visible is None:
             logits[..., seen - rows :] += future[:rows, :rows]
         else:
@@ -111,9 +111,19 @@ def _blocked(query, key, value, weights, scale, visible, window):
             column[..., :seen] += each[start:end] @ attention
         if output is not None:
             flat = attention.view(pairs, groups * rows, seen).to(value.dtype)
-            output[:, :, start:end] = torch.bmm(flat, value[:, :seen]).view(pairs, groups, rows, -1)
+            part = value.new_empty(pairs, groups * rows, value.shape[-1])
+            output[:, :, start:end] = _product(flat, value[:, :seen], part).view(pairs, groups, rows, -1)
     output = None if output is None else output.view(batch, heads, queries, -1)
     return output, mass.view(len(weights), batch, heads, keys)
+
+
+def _product(left, right, out):
+    """Batched matrix product; on a CPU one by one, since its threads share a product better than a few products."""
+    if left.is_cuda:
+        return torch.bmm(left, right, out=out)
+    for one, other, result in zip(left, right, out, strict=True):
+        torch.mm(one, other, out=result)
+    return out
 
 
 def prompt_attention(
