@@ -9,6 +9,7 @@ each measured in a process of its own. The last line is one JSON document.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -58,7 +59,10 @@ def tokens(engine, length):
 def peak_mib(name, length, model, device):
     """Peak memory of one prefill, in a process of its own."""
     command = [sys.executable, __file__, "--model", str(model), "--device", device, "--peak", name, str(length)]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # every large block mapped on its own and given back at once: what is resident is what is in use
+    exact = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **exact})
+    output = run.stdout
     return float(output.strip().splitlines()[-1])
 
 
