@@ -30,6 +30,7 @@ class PvC(Method):
     gen_compress_ratio: float = 0.9
     gen_decay_ratio: float = 0.1
     solve: bool = True
+    protocols = ("generate", "continuation")  # its prefill reads the whole prompt
     watches_decoding = True
     channels = 2
 

@@ -50,12 +50,17 @@ def parse_budgets(budgets: Sequence) -> list[int | float]:
     return list(budgets)
 
 
-def points(methods: Mapping[str, Method], budgets: Sequence[int | float], decode: str) -> list[Point]:
+def points(
+    methods: Mapping[str, Method], budgets: Sequence[int | float], decode: str, protocol: str = "generate"
+) -> list[Point]:
     """All cells of a run, the reference first; refuses what a method does not support."""
     found = []
     for name, method in sorted(methods.items(), key=lambda item: not item[1].reference):
         if decode not in method.decodes:
             raise UserError(f"{name} supports decode={' or '.join(method.decodes)}, not decode={decode}")
+        if protocol not in method.protocols:
+            known = ", ".join(method.protocols)
+            raise UserError(f"{name} does not support the {protocol} protocol of this task, only {known}: leave it out")
         if method.own_budget is not None:
             found.append(Point(name, method, method.own_budget, None))
             continue

@@ -160,9 +160,11 @@ class Attempt:
             for number, cell in enumerate(group.cells)
             for row, sample in enumerate(self.samples)
         ]
+        ends = (*self.loaded.ends, *self.batch[0][1].ends)
+        barred = ends if self.batch[0][1].ends else ()
         try:
             answers, seconds = self.engine.greedy(
-                groups, feed=self.feed, new_tokens=self.longest, ends=self.loaded.ends, stopped=stopped
+                groups, feed=self.feed, new_tokens=self.longest, ends=ends, stopped=stopped, barred=barred
             )
         except Exception as error:
             self._fail(points.values(), error)
@@ -190,6 +192,7 @@ def base_row(task: Task, item: tuple, point: Point, protocol: Protocol, shape: S
         "sample": sample.id,
         "sample_info": dict(sample.info),
         "cluster": sample.cluster or sample.id,
+        "stratum": sample.stratum,
     }
     row |= {"prompt_sha256": prompt.sha256, "protocol": protocol.record(len(prompt.ids) - shape.tokens)} | label(point)
     row |= {

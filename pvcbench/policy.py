@@ -61,6 +61,7 @@ class Method:
     reference: ClassVar[bool] = False  # the full cache: one cell, added to every run
     positions: str = "original"  # "cache": entries are rotated to their place in the cache (sinks + window only)
     decodes: ClassVar[tuple[str, ...]] = ("grow", "hold")  # decode policies it supports
+    protocols: ClassVar[tuple[str, ...]] = ("generate", "continuation", "streaming", "blockwise")  # of tasks
     watches_decoding: ClassVar[bool] = False  # under hold it needs the newest row's attention in every step
     channels: ClassVar[int] = 0  # running totals it keeps per entry under hold
 

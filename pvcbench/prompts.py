@@ -1,7 +1,8 @@
 """From a sample to the tokens a model reads: chat template, token spans and the end of the context."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,7 +16,8 @@ class Prompt:
 
     ids: tuple[int, ...]
     context_tokens: int
-    spans: dict[str, tuple[int, int]]
+    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
+    ends: tuple[int, ...] = ()  # tokens that end this answer beside the model's own; no answer starts with any of them
 
     @property
     def sha256(self) -> str:
@@ -24,13 +26,16 @@ class Prompt:
 
 
 class Prompter:
-    """Writes prompts for one tokenizer: context, blank line, question, in the chat template if there is one."""
+    """Writes prompts for one tokenizer: context, blank line, question, in the chat template if there is one.
 
-    def __init__(self, tokenizer, chat: bool | None = None):
+    `longest` is the longest sequence of the model in tokens, None where it names none.
+    """
+
+    def __init__(self, tokenizer, chat: bool | None = None, longest: int | None = None):
         has_template = getattr(tokenizer, "chat_template", None) is not None
         if chat and not has_template:
             raise UserError("this tokenizer has no chat template: set model.chat=false")
-        self.tokenizer = tokenizer
+        self.tokenizer, self.longest = tokenizer, longest
         self.chat = has_template if chat is None else chat
         self.before, self.after = self._frame() if self.chat else ("", "\n")
 
@@ -50,15 +55,22 @@ class Prompter:
 
     def encode(self, sample: Sample) -> Prompt:
         """Token ids, the number of tokens that hold the context (template head included), and token spans."""
-        coded = self.tokenizer(self.text(sample), add_special_tokens=not self.chat, return_offsets_mapping=True)
-        offsets = np.asarray(coded["offset_mapping"])
         start = len(self.before)
-        context = int((offsets[:, 1] <= start + len(sample.context)).cumprod().sum())
-        spans = {}
-        for name, (first, last) in sample.spans.items():
-            inside = (offsets[:, 1] > start + first) & (offsets[:, 0] < start + last)
-            spans[name] = (int(inside.argmax()), int(inside.argmax() + inside.sum()))
-        return Prompt(tuple(coded["input_ids"]), context, spans)
+        spans = {name: (start + first, start + last) for name, (first, last) in sample.spans.items()}
+        return self.tokens(self.text(sample), start + len(sample.context), spans, special=not self.chat)
+
+    def tokens(
+        self, text: str, context_end: int, spans: Mapping[str, tuple[int, int]] | None = None, special: bool = True
+    ) -> Prompt:
+        """A whole prompt given as text, its context's end and its spans in characters; `special` adds a BOS token."""
+        coded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+        offsets = np.asarray(coded["offset_mapping"])
+        context = int((offsets[:, 1] <= context_end).cumprod().sum())
+        ranges = {}
+        for name, (first, last) in (spans or {}).items():
+            inside = (offsets[:, 1] > first) & (offsets[:, 0] < last)
+            ranges[name] = (int(inside.argmax()), int(inside.argmax() + inside.sum()))
+        return Prompt(tuple(coded["input_ids"]), context, ranges)
 
     def decode(self, tokens: list[int]) -> str:
         """The text of generated tokens."""

@@ -52,8 +52,8 @@ def run(config: DictConfig, model: LoadedModel | None = None, task: Task | None 
     if config.batch < 1 or (config.limit is not None and config.limit < 1):
         raise UserError("batch and limit must be 1 or more")
     methods = configuration.build_methods(config.methods) if methods is None else methods
-    cells = points(methods, budgets, config.decode)
     task = configuration.build(config.task, "the task") if task is None else task
+    cells = points(methods, budgets, config.decode, task.protocol)
     torch.set_num_threads(configuration.threads_of(config.threads))
     device = configuration.device_of(config.device)
     loaded = model or configuration.build(config.model, "the model", device=device, dtype=config.dtype)
@@ -102,7 +102,7 @@ def _method_identity(method) -> dict:
 
 def _measure(config, loaded, task, cells, folder, existing) -> int:
     """Runs every (sample, cell) that has no row yet; returns how many rows were added."""
-    task.prepare(Prompter(loaded.tokenizer, loaded.chat))
+    task.prepare(Prompter(loaded.tokenizer, loaded.chat, loaded.longest))
     total = min(config.limit or task.size(config.seed), task.size(config.seed))
     answered = {(row["sample"], row["method"], row["budget"]) for row in existing}
     if config.retry_failed:
@@ -112,7 +112,7 @@ def _measure(config, loaded, task, cells, folder, existing) -> int:
         sample = task.sample(config.seed, index)
         missing = tuple(point for point in cells if (sample.id, point.name, point.label) not in answered)
         if missing:
-            work.append((sample, task.prompter.encode(sample), missing))
+            work.append((sample, task.encode(sample), missing))
     if not work:
         return 0
     check_lengths(work, loaded)
@@ -147,9 +147,9 @@ def batches(work: Sequence[tuple], size: int, query_aware: bool) -> Iterator[lis
     """Groups of samples with equal lengths and equal cells, so that prompts are never padded."""
     waiting: dict[tuple, list[tuple]] = {}
     for item in work:
-        _, prompt, missing = item
+        sample, prompt, missing = item
         alone = any(point.method.ragged_batch for point in missing)
-        key = (len(prompt.ids), None if query_aware else prompt.context_tokens, missing)
+        key = (len(prompt.ids), None if query_aware else prompt.context_tokens, prompt.ends, sample.stop, missing)
         group = waiting.setdefault(key, [])
         group.append(item)
         if alone or len(group) == size:

@@ -112,16 +112,19 @@ class Decoder:
         new_tokens: int,
         ends: Sequence[int],
         stopped: Callable[[list[int]], bool] | None = None,
+        barred: Sequence[int] = (),
     ) -> list[list[list[int]]]:
         """Generates greedily; returns the tokens as [cell in order of groups][sample], end tokens left out.
 
         Without `feed` the first token comes from the uncompressed prefill's logits. `stopped` is asked after each
-        token whether a row's text is complete.
+        token whether a row's text is complete; `barred` tokens cannot come first.
         """
         if feed is None:
             logits = self.spread([group.prefill.logits for group in self.groups])
         else:
             logits = self.step(self.spread([feed] * len(self.groups)))
+        if barred:
+            logits = logits.index_fill(1, torch.tensor(list(barred), device=logits.device), float("-inf"))
         tokens: list[list[int]] = [[] for _ in range(self.rows)]
         done = [False] * self.rows
         active = [

@@ -18,6 +18,7 @@ class Sample:
     answers: tuple[str, ...]
     max_new_tokens: int
     cluster: str = ""  # what resamples together; the sample itself unless named
+    stratum: str = ""  # means are taken within a stratum (a data set) first, then over strata
     stop: tuple[str, ...] = ()  # the answer ends at the first of these
     spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     info: Mapping[str, object] = field(default_factory=dict)  # depth, length, ...: columns of the row
@@ -29,6 +30,7 @@ class Task:
 
     name: str = ""
     kind: str = "generate"
+    protocol: str = "generate"  # what methods must support: generate | continuation | streaming | blockwise
     version: int = 1  # raised whenever a change of the task changes a number
     primary: str = "accuracy"  # the label of the score
 
@@ -43,6 +45,10 @@ class Task:
     def sample(self, seed: int, index: int) -> Sample:
         """The sample with this index: a pure function of its arguments."""
         raise TypeError(f"{type(self).__name__} has no samples")
+
+    def encode(self, sample: Sample):
+        """The sample as tokens, a `pvcbench.prompts.Prompt`: by default in the prompter's chat template."""
+        return self.prompter.encode(sample)
 
     def score(self, sample: Sample, output: str) -> dict[str, float]:
         """All metrics of an output by name; the first is the score of the row."""
