@@ -1,0 +1,171 @@
+"""The sets of LongBench v1: what each is, its prompt, and its items from a folder, a zip or the hub."""
+
+import hashlib
+import importlib.resources
+import json
+import zipfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from pvcbench.errors import UserError
+
+HUB = "Xnhyacinth/LongBench"  # the data set's own copy there is a loading script, which `datasets` no longer runs
+ORIGINAL = "data.zip of the data set THUDM/LongBench on the Hugging Face hub"
+
+
+@dataclass(frozen=True)
+class Set:
+    """One data set; sizes in tokens of the model."""
+
+    name: str
+    group: str
+    metric: str
+    max_new_tokens: int
+    language: str = "en"
+    chat: bool = True  # whether its prompt is wrapped in a chat template
+
+    @property
+    def headline(self) -> bool:
+        """Whether it is one of the 16 English and code sets that papers average over."""
+        return self.language != "zh"
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """The prompt before and after the context; the second holds `{input}` where there is a question."""
+        head, _, tail = prompts()[self.name].partition("{context}")
+        return head, tail
+
+
+SETS = {
+    row[0]: Set(*row)
+    for row in (
+        ("narrativeqa", "single-doc QA", "qa_f1", 128),
+        ("qasper", "single-doc QA", "qa_f1", 128),
+        ("multifieldqa_en", "single-doc QA", "qa_f1", 64),
+        ("multifieldqa_zh", "single-doc QA", "qa_f1_zh", 64, "zh"),
+        ("hotpotqa", "multi-doc QA", "qa_f1", 32),
+        ("2wikimqa", "multi-doc QA", "qa_f1", 32),
+        ("musique", "multi-doc QA", "qa_f1", 32),
+        ("dureader", "multi-doc QA", "rouge_l_zh", 128, "zh"),
+        ("gov_report", "summarization", "rouge_l", 512),
+        ("qmsum", "summarization", "rouge_l", 512),
+        ("multi_news", "summarization", "rouge_l", 512),
+        ("vcsum", "summarization", "rouge_l_zh", 512, "zh"),
+        ("trec", "few-shot", "classification", 64, "en", False),
+        ("triviaqa", "few-shot", "qa_f1", 32, "en", False),
+        ("samsum", "few-shot", "rouge_l", 128, "en", False),
+        ("lsht", "few-shot", "classification", 64, "zh", False),
+        ("passage_count", "synthetic", "count", 32),
+        ("passage_retrieval_en", "synthetic", "retrieval", 32),
+        ("passage_retrieval_zh", "synthetic", "retrieval_zh", 32, "zh"),
+        ("lcc", "code", "code_similarity", 64, "code", False),
+        ("repobench-p", "code", "code_similarity", 64, "code", False),
+    )
+}
+NOT_IN_E = ("narrativeqa", "multifieldqa_zh", "musique", "dureader", "qmsum", "vcsum", "lsht", "passage_retrieval_zh")
+E_SETS = tuple(name for name in SETS if name not in NOT_IN_E)
+
+
+@cache
+def prompts() -> dict[str, str]:
+    """The original prompt of each set, with `{context}` and, where there is one, `{input}`."""
+    text = (importlib.resources.files("pvcbench.tasks") / "longbench_prompts.json").read_text(encoding="utf-8")
+    return json.loads(text)
+
+
+def bucket(length: int) -> str:
+    """LongBench-E's class of an item's length (in words, characters of Chinese)."""
+    return "0-4k" if length < 4000 else "4-8k" if length < 8000 else "8k+"
+
+
+def load(chosen: Set, e: bool, source: str | None) -> tuple[list[dict], str]:
+    """A set's items (of LongBench-E if `e`) and a hash of them; source: a folder, a zip, or None for the hub."""
+    if source is None:
+        items = _from_hub(chosen, e)
+        content = json.dumps(items, sort_keys=True, ensure_ascii=False).encode()
+    else:
+        file = f"{chosen.name}_e.jsonl" if e else f"{chosen.name}.jsonl"
+        content = _content(Path(source).expanduser(), file, e)
+        items = [_parsed(line, f"{file}, line {n}") for n, line in enumerate(content.split(b"\n"), 1) if line.strip()]
+    if not items:
+        raise UserError(f"LongBench's {chosen.name} holds no items: get it again, it is in {ORIGINAL}")
+    return [_checked(item, chosen, e) for item in items], hashlib.sha256(content).hexdigest()
+
+
+def _content(source: Path, file: str, e: bool) -> bytes:
+    """The bytes of a set's file in a folder or in the original zip."""
+    if source.is_dir():
+        for path in (source / file, source / "data" / file):
+            if path.is_file():
+                return path.read_bytes()
+        known = {path.name for folder in (source, source / "data") for path in folder.glob("*.jsonl")}
+    elif source.is_file():
+        try:
+            with zipfile.ZipFile(source) as archive:
+                known = {name.removeprefix("data/") for name in archive.namelist()}
+                if file in known:
+                    return archive.read(f"data/{file}" if f"data/{file}" in archive.namelist() else file)
+        except zipfile.BadZipFile as error:
+            raise UserError(f"task.data_dir: {source} is no zip file: get it again, it is {ORIGINAL}") from error
+    else:
+        raise UserError(f"task.data_dir: there is no {source}; name a folder with {file}, or {ORIGINAL}")
+    there = [name for name in SETS if (f"{name}_e.jsonl" if e else f"{name}.jsonl") in known]
+    fewer = f"take what is there with 'task.sets=[{','.join(there)}]'" if there else "see task.data_dir"
+    raise UserError(f"{source} has no {file}: unpack it from {ORIGINAL}, or {fewer}")
+
+
+def _parsed(line: bytes, where: str) -> dict:
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where} is not a JSON object ({error}): get the file again, it is in {ORIGINAL}") from error
+
+
+def _from_hub(chosen: Set, e: bool) -> list[dict]:
+    """A set's items from the hub, as data only: no script of theirs is run."""
+    import datasets
+
+    place = f"{HUB}-e" if e else HUB
+    try:
+        items = [dict(item) for item in datasets.load_dataset(place, chosen.name, split="test")]
+    except Exception as error:  # whatever a hub, a proxy, a cache or a disk can do
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(
+            f"LongBench's {chosen.name} cannot be loaded from {place} ({reason}): set task.data_dir to a folder with "
+            f"{chosen.name}{'_e' * e}.jsonl or to a zip that holds it, {ORIGINAL}, or name other sets in task.sets"
+        ) from error
+    return [_unformatted(item, chosen) for item in items]
+
+
+def _unformatted(item: dict, chosen: Set) -> dict:
+    """An item of the hub's copy with its original context and input.
+
+    That copy has the prompt written around both already, cut into `context`, `question` and `answer_prefix`, whose
+    concatenation is the original prompt; where there is no `answer_prefix`, `question` is the input as it was.
+    """
+    asked = item.get("input", item.get("question", ""))
+    if "answer_prefix" not in item:
+        return item | {"input": asked}
+    head, tail = chosen.parts
+    before, _, after = tail.partition("{input}")
+    whole = f"{item['context']}{asked}{item['answer_prefix']}"
+    ends = (len(item["context"]) - size for size in reversed(range(len(before) + 1)))
+    for end in ends:
+        rest = whole[end:]
+        known = rest[: len(before)] == before and rest[len(before) :].endswith(after) and end >= len(head)
+        if known and whole.startswith(head) and ("{input}" in tail or rest == before):
+            found = rest[len(before) : len(rest) - len(after)]
+            kept = {key: value for key, value in item.items() if key not in ("question", "answer_prefix")}
+            return kept | {"context": whole[len(head) : end], "input": found}
+    raise UserError(f"{HUB} words {chosen.name} in a way not known here: set task.data_dir to {ORIGINAL}")
+
+
+def _checked(item: dict, chosen: Set, e: bool) -> dict:
+    """The item if it has what a sample needs."""
+    missing = [key for key in ("context", "answers", *(("length",) if e else ())) if item.get(key) is None]
+    missing += ["all_classes"] if chosen.metric == "classification" and not item.get("all_classes") else []
+    if missing:
+        raise UserError(f"an item of LongBench's {chosen.name} has no {missing[0]}: get the file again from {ORIGINAL}")
+    answers = [item["answers"]] if isinstance(item["answers"], str) else item["answers"]
+    return item | {"input": str(item.get("input") or ""), "answers": [str(answer) for answer in answers]}
