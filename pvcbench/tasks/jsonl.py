@@ -35,13 +35,17 @@ class Jsonl(Task):
             raise UserError("which file? set task.path=FILE, one JSON object per line: context, question, answers")
         self.path, self.stop, self.max_new_tokens = Path(path).expanduser(), tuple(stop), max_new_tokens
         self.metric = choice("task.metric", metric, tuple(METRICS))
+
+    def _bytes(self) -> bytes:
+        """The file, which scoring stored rows again does not need."""
         if not self.path.is_file():
-            raise UserError(f"task.path: there is no file {path}")
+            raise UserError(f"task.path: there is no file {self.path}")
+        return self.path.read_bytes()
 
     @cached_property
     def items(self) -> list[dict]:
         items = []
-        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(self._bytes().split(b"\n"), start=1):
             if line.strip():
                 items.append(self._item(number, line))
         if not items:
@@ -50,7 +54,7 @@ class Jsonl(Task):
             raise UserError(f"{self.path}: two lines have the same id")
         return items
 
-    def _item(self, number: int, line: str) -> dict:
+    def _item(self, number: int, line: bytes) -> dict:
         where = f"{self.path}, line {number}"
         try:
             item = json.loads(line)
@@ -70,7 +74,7 @@ class Jsonl(Task):
         return len(self.items)
 
     def data_checksum(self) -> str:
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        return hashlib.sha256(self._bytes()).hexdigest()
 
     def sample(self, seed: int, index: int) -> Sample:
         item = self.items[index]

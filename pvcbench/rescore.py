@@ -1,0 +1,151 @@
+"""Scores stored answers again, after a metric has changed: needs neither the model nor the data.
+
+python -m pvcbench.rescore results/FOLDER            # says what would change in every run below the folder
+python -m pvcbench.rescore results/FOLDER --write    # replaces rows.jsonl; the first one stays as rows.jsonl.bak
+"""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from pvcbench import config as configuration
+from pvcbench import store
+from pvcbench.errors import UserError
+from pvcbench.tasks.base import Sample, Task
+
+
+@dataclass
+class Report:
+    """What scoring a run again found: counts, and the scores before and after of each cell that changed."""
+
+    rows: int
+    answers: int = 0
+    changed: int = 0
+    cells: dict[tuple[str, str], list[tuple[float, float]]] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """One line for people."""
+        if not self.answers:
+            return f"{self.rows} rows, none with an answer: nothing to score again"
+        moved = []
+        for (method, budget), scores in self.cells.items():
+            before, after = (sum(column) / len(scores) for column in zip(*scores, strict=True))
+            if any(old != new for old, new in scores):
+                moved.append(f"{method} {budget}: {before:.4f} -> {after:.4f}")
+        return "; ".join([f"{self.rows} rows, {self.changed} changed", *moved])
+
+
+def sample_of(row: Mapping) -> Sample:
+    """The row's sample as far as scoring needs it; the prompt's text is not stored."""
+    return Sample(
+        id=row["sample"],
+        context="",
+        question="",
+        answers=tuple(row["answers"]),
+        max_new_tokens=0,
+        cluster=row.get("cluster", ""),
+        stratum=row.get("stratum", ""),
+        info=row["sample_info"],
+        metric=next(iter(row["metrics"]), None),
+    )
+
+
+def rescored(task: Task, rows: Sequence[Mapping]) -> tuple[list[dict], Report]:
+    """The rows with new scores, and what changed; rows without an answer stay as they are."""
+    made, report = [], Report(len(rows))
+    for row in rows:
+        if row.get("output") is None or row.get("error") is not None:
+            made.append(dict(row))
+            continue
+        metrics = task.score(sample_of(row), row["output"])
+        score = next(iter(metrics.values()))
+        same = row["metrics"].keys() == metrics.keys() and all(
+            _equal(row["metrics"][name], value) for name, value in metrics.items()
+        )
+        same = same and _equal(row["score"], score)
+        made.append(dict(row) if same else {**row, "score": score, "metrics": metrics})
+        report.answers += 1
+        report.changed += not same
+        before = row["score"] if row["score"] is not None else math.nan
+        report.cells.setdefault((row["method"], row["budget"]), []).append((before, before if same else score))
+    return made, report
+
+
+def _equal(old: float | None, new: float) -> bool:
+    return old is not None and math.isclose(old, new, rel_tol=1e-9, abs_tol=1e-12)
+
+
+def task_of(folder: Path) -> Task:
+    """The task of a stored run, built from its configuration."""
+    try:
+        stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        node, name = stored["config"]["task"], stored["identity"]["task"]["name"]
+    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"{folder} has no readable config.yaml that names its task: leave it out") from error
+    task = configuration.build(node, f"the task of {folder}")
+    if task.name != name:
+        raise UserError(f"{folder} was measured with a task object named {name!r}, not one of conf/task: leave it out")
+    return task
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the lock that runs hold while they write."""
+    with (folder / ".lock").open("w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another process is writing {folder}: wait for it or stop it") from error
+        yield
+
+
+def replace(path: Path, rows: Sequence[Mapping]) -> None:
+    """Writes all rows of a file whole or not at all; keeps the first version beside it."""
+    kept, temporary = path.with_name(path.name + ".bak"), path.with_name(path.name + ".tmp")
+    if not kept.exists():
+        shutil.copy2(path, kept)
+    temporary.write_text(
+        "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows), encoding="utf-8"
+    )
+    temporary.replace(path)
+
+
+def rescore(folder: Path, write: bool) -> Report:
+    """Scores one run again and, if told to and anything changed, stores it."""
+    path, task = folder / "rows.jsonl", task_of(folder)
+    with locked(folder) if write else contextlib.nullcontext():
+        rows, report = rescored(task, store.read_rows(path))
+        if write and report.changed:
+            replace(path, rows)
+    return report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns 0, or 2 for a user's error."""
+    parser = argparse.ArgumentParser(prog="python -m pvcbench.rescore", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="a results folder, or any folder above some runs")
+    parser.add_argument("--write", action="store_true", help="replace rows.jsonl (otherwise only say what changes)")
+    asked = parser.parse_args(arguments)
+    try:
+        runs = sorted(path.parent for path in asked.folder.expanduser().rglob("rows.jsonl"))
+        if not runs:
+            raise UserError(f"there are no results under {asked.folder}: name a folder that a run wrote to")
+        for folder in runs:
+            print(f"{folder}: {rescore(folder, asked.write).line()}")
+    except UserError as error:
+        print(f"pvcbench: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
