@@ -51,16 +51,19 @@ def parse_budgets(budgets: Sequence) -> list[int | float]:
 
 
 def points(
-    methods: Mapping[str, Method], budgets: Sequence[int | float], decode: str, protocol: str = "generate"
+    methods: Mapping[str, Method], budgets: Sequence[int | float], decode: str, protocols: Sequence[str] = ("generate",)
 ) -> list[Point]:
     """All cells of a run, the reference first; refuses what a method does not support."""
     found = []
     for name, method in sorted(methods.items(), key=lambda item: not item[1].reference):
         if decode not in method.decodes:
             raise UserError(f"{name} supports decode={' or '.join(method.decodes)}, not decode={decode}")
-        if protocol not in method.protocols:
+        lacking = [protocol for protocol in protocols if protocol not in method.protocols]
+        if lacking:
             known = ", ".join(method.protocols)
-            raise UserError(f"{name} does not support the {protocol} protocol of this task, only {known}: leave it out")
+            raise UserError(
+                f"{name} does not support this task's {lacking[0]} protocol, only {known}: choose others by method=[...]"
+            )
         if method.own_budget is not None:
             found.append(Point(name, method, method.own_budget, None))
             continue

@@ -1,230 +1,45 @@
-"""Tasks of kind `generate`: one prefill per distinct need, all cells decoded together, one row per sample and cell."""
+"""Tasks of kind `generate`: all cells of a sample decode greedily together."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import numpy as np
-import torch
-
-from pvcbench.cells import Point
-from pvcbench.engine.engine import Engine
-from pvcbench.engine.evict import Cell, Group
-from pvcbench.errors import OutOfReach, UserError
-from pvcbench.models import LoadedModel
-from pvcbench.policy import Shape
-from pvcbench.prompts import Prompt
-from pvcbench.tasks.base import Sample, Task
+from pvcbench.attempt import Attempt
+from pvcbench.errors import UserError
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """How prompts meet the cache; every row says it, so that no two curves mix protocols by accident."""
+class Generate(Attempt):
+    """The prompt, or under query-agnostic protocols its context, is compressed; the answer is generated."""
 
-    query_aware: bool
-    refeed_last: bool
-    decode: str
-    seed: int
-
-    def compressed(self, prompt: Prompt) -> int:
-        """Tokens that are prefilled and compressed; the rest is fed through the compressed cache."""
-        if self.query_aware:
-            return len(prompt.ids) - int(self.refeed_last)
+    @staticmethod
+    def compressed(protocol, prompt):
+        if protocol.query_aware:
+            return len(prompt.ids) - int(protocol.refeed_last)
+        if prompt.context_tokens < 1:
+            raise UserError("query_aware=false: context and question cannot be told apart in this prompt")
         return prompt.context_tokens
 
-    def record(self, fed: int) -> dict:
-        """What a row says of its protocol."""
-        record = {"query_aware": self.query_aware, "decode": self.decode, "refeed_last": self.refeed_last}
-        return record | {"first_token_uncompressed": fed == 0}
+    def room_needed(self):
+        return self.rest.shape[1] + max(sample.max_new_tokens for sample in self.samples)
 
-
-def run_batch(
-    engine: Engine,
-    loaded: LoadedModel,
-    task: Task,
-    batch: Sequence[tuple[Sample, Prompt, tuple[Point, ...]]],
-    protocol: Protocol,
-    meter,
-) -> list[dict]:
-    """The rows of some samples with equally long prompts, for all cells they lack.
-
-    Cells that fail together are tried again one by one, so that one that cannot run sinks no other.
-    """
-    shape = engine.shape(protocol.compressed(batch[0][1]))
-    cells, rows = {}, []
-    for point in batch[0][2]:
-        try:
-            cells[point] = point.cell(shape, protocol.decode == "hold")
-        except OutOfReach as error:
-            rows += [base_row(task, item, point, protocol, shape, str(error)) for item in batch]
-    attempt = Attempt(engine, loaded, task, batch, protocol, shape)
-    rows += attempt.run(cells, meter)
-    for points, error in attempt.failed:
-        for point in points:
-            alone = Attempt(engine, loaded, task, batch, protocol, shape)
-            rows += alone.run({point: cells[point]}, meter) if len(points) > 1 else []
-            for _, reason in alone.failed if len(points) > 1 else [(points, error)]:
-                rows += [base_row(task, item, point, protocol, shape, explain(reason)) for item in batch]
-    return rows
-
-
-class Attempt:
-    """One try at some cells of a batch: prefill, fork, decode in waves that fit into memory."""
-
-    def __init__(self, engine, loaded, task, batch, protocol, shape):
-        self.engine, self.loaded, self.task, self.batch, self.protocol = engine, loaded, task, batch, protocol
-        self.shape = shape
-        self.samples = [sample for sample, *_ in batch]
-        ids = torch.tensor([prompt.ids for _, prompt, _ in batch], device=engine.device)
-        self.context, rest = ids[:, : shape.tokens], ids[:, shape.tokens :]
-        self.feed = rest if rest.shape[1] else None
-        self.longest = max(sample.max_new_tokens for sample in self.samples)
-        self.room = rest.shape[1] + self.longest
-        self.waiting: list[tuple[list[Group], dict[Cell, Point]]] = []
-        self.bytes = 0.0
-        self.failed: list[tuple[list[Point], Exception]] = []
-
-    def run(self, cells: dict[Point, Cell], meter) -> list[dict]:
-        """The rows of what worked; `failed` says what did not."""
-        rows, needs = [], {}
-        for point, cell in cells.items():
-            needs.setdefault(cell.pruner, {})[point] = cell
-        draws = torch.tensor([draw_of(self.protocol.seed, sample.id) for sample in self.samples])
-        for number, (pruner, wanted) in enumerate(needs.items()):
-            meter.step((number + 0.5) / (len(needs) + 1))
-            methods = [cell.method for cell in wanted.values() if not cell.everything]
-            try:
-                prefill = self.engine.prefill(self.context, methods, pruner, draws)
-            except Exception as error:
-                self._fail(wanted, error)
-                continue
-            for part in self._parts(prefill, wanted):
-                rows += self.flush() if part is None else self._fork(prefill, part)
-            del prefill
-        meter.step(len(needs) / (len(needs) + 1))
-        return rows + self.flush()
-
-    def _fail(self, points, error: Exception) -> None:
-        if isinstance(error, UserError):
-            raise error
-        self.failed.append((list(points), error))
-
-    def _parts(self, prefill, wanted: dict[Point, Cell]) -> Iterator[dict[Point, Cell] | None]:
-        """The cells in parts that fit into memory beside what waits; None: decode what waits first."""
-        limit, full, part = 0.5 * self.engine.free_bytes(), self.engine.prompt_bytes(prefill), {}
-        for point, cell in wanted.items():
-            share = 1.0 if cell.budget is None else min(1.0, cell.budget / self.shape.tokens)
-            need = full * (share + self.room / self.shape.tokens)
-            if self.bytes + need > limit and (part or self.waiting):
-                yield part
-                yield None
-                part = {}
-            self.bytes += need
-            part[point] = cell
-        yield part
-
-    def _fork(self, prefill, part: dict[Point, Cell]) -> list[dict]:
-        if part:
-            try:
-                groups = self.engine.fork(prefill, list(part.values()), self.room)
-            except Exception as error:
-                self._fail(part, error)
-            else:
-                self.waiting.append((groups, {cell: point for point, cell in part.items()}))
-        return []
-
-    def _row(self, group, number, point, row) -> dict:
-        """A row with everything but the answer: measured sizes, survival and the cost of the prefill."""
-        prompt, cell, shape = self.batch[row][1], group.cells[number], self.shape
-        result = base_row(self.task, self.batch[row], point, self.protocol, shape, None)
-        sizes = group.measure(number, row)
-        kept = sum(sizes.entries[layer] for layer in shape.evicted) / len(shape.evicted)
-        result |= {"budget_entries": cell.budget, "kept_entries": kept, "kept_fraction": kept / shape.tokens}
-        result |= {"kv_bytes": sizes.kv_bytes, "state_bytes": sizes.state_bytes}
-        spans = {name: span for name, span in prompt.spans.items() if span[1] <= shape.tokens}
-        result["spans_kept"] = {name: group.survival(number, row, *span) for name, span in spans.items()}
-        result["prefill_s"] = group.prefill.cell_seconds(cell.method) / len(self.batch)
-        return result
-
-    def flush(self) -> list[dict]:
-        """Decodes all waiting cells together and returns their rows."""
-        waiting, self.waiting, self.bytes = self.waiting, [], 0.0
-        groups = [group for some, _ in waiting for group in some]
-        points = {cell: point for _, names in waiting for cell, point in names.items()}
-        if not groups:
-            return []
-        prompter, stops = self.task.prompter, self.samples[0].stop
+    def answer(self, groups, rows):
+        prompter, stops, own_ends = self.task.prompter, self.samples[0].stop, self.batch[0][1].ends
         stopped = (lambda tokens: any(stop in prompter.decode(tokens) for stop in stops)) if stops else None
-        rows = [
-            (sample, self._row(group, number, points[cell], row))
-            for group in groups
-            for number, cell in enumerate(group.cells)
-            for row, sample in enumerate(self.samples)
-        ]
-        ends = (*self.loaded.ends, *self.batch[0][1].ends)
-        barred = ends if self.batch[0][1].ends else ()
-        try:
-            answers, seconds = self.engine.greedy(
-                groups, feed=self.feed, new_tokens=self.longest, ends=ends, stopped=stopped, barred=barred
-            )
-        except Exception as error:
-            self._fail(points.values(), error)
-            return []
+        ends = (*self.loaded.ends, *own_ends)
+        answers, seconds = self.engine.greedy(
+            groups,
+            feed=self.rest if self.rest.shape[1] else None,
+            new_tokens=max(sample.max_new_tokens for sample in self.samples),
+            ends=ends,
+            stopped=stopped,
+            barred=ends if own_ends else (),
+        )
         for (sample, row), tokens in zip(rows, (tokens for cell in answers for tokens in cell), strict=True):
             output = cut(prompter.decode(tokens[: sample.max_new_tokens]), sample.stop)
             metrics = self.task.score(sample, output)
             row |= {"score": next(iter(metrics.values())), "metrics": metrics, "output": output}
             row["decode_s"] = seconds if len(rows) == 1 else None
-        return [row for _, row in rows]
-
-
-EMPTY = {"score": None, "metrics": {}, "output": None, "decode_s": None, "peak_bytes": None}
-
-
-def label(point: Point) -> dict:
-    return {"method": point.name, "budget": point.label, "reference": point.method.reference}
-
-
-def base_row(task: Task, item: tuple, point: Point, protocol: Protocol, shape: Shape, error: str | None) -> dict:
-    """The columns known before a cell runs; the others null."""
-    sample, prompt, _ = item
-    row = {
-        "task": task.name,
-        "sample": sample.id,
-        "sample_info": dict(sample.info),
-        "cluster": sample.cluster or sample.id,
-        "stratum": sample.stratum,
-    }
-    row |= {"prompt_sha256": prompt.sha256, "protocol": protocol.record(len(prompt.ids) - shape.tokens)} | label(point)
-    row |= {
-        "budget_entries": None,
-        "prompt_tokens": len(prompt.ids),
-        "question_tokens": len(prompt.ids) - prompt.context_tokens,
-    }
-    row |= {"kept_entries": None, "kept_fraction": None, "evicted_layers": list(shape.evicted), "kv_bytes": None}
-    row |= {
-        "state_bytes": None,
-        "spans_kept": {},
-        **EMPTY,
-        "answers": list(sample.answers),
-        "prefill_s": None,
-        "error": error,
-    }
-    return row
-
-
-def explain(error: Exception) -> str:
-    """One line for a row."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
     """The text up to the first stop string."""
     ends = [text.index(stop) for stop in stops if stop in text]
     return text[: min(ends)] if ends else text
-
-
-def draw_of(seed: int, sample: str) -> int:
-    """A 62-bit number for the methods that draw: a function of (seed, sample)."""
-    state = np.random.SeedSequence([seed, *sample.encode()]).generate_state(1, np.uint64)[0]
-    return int(state >> np.uint64(2))

@@ -16,15 +16,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from pvcbench import config as configuration
 from pvcbench import environment, figures, stats, store, tracking
+from pvcbench.attempt import Protocol, run_batch
 from pvcbench.cells import Point, parse_budgets, points
 from pvcbench.engine import engine as engines
 from pvcbench.engine.check import check
 from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
-from pvcbench.generate import Protocol, run_batch
+from pvcbench.generate import Generate
 from pvcbench.models import LoadedModel
 from pvcbench.progress import Meter
 from pvcbench.prompts import Prompt, Prompter
+from pvcbench.score import Continuation, Streaming
 from pvcbench.tasks.base import Sample, Task
 
 
@@ -40,7 +42,7 @@ class Result:
     measured: int  # rows added now; 0 when the run was finished before
 
 
-KINDS = {"generate": run_batch}
+KINDS = {"generate": Generate, "continuation": Continuation, "streaming": Streaming}
 
 
 def run(config: DictConfig, model: LoadedModel | None = None, task: Task | None = None, methods=None) -> Result:
@@ -53,7 +55,8 @@ def run(config: DictConfig, model: LoadedModel | None = None, task: Task | None 
         raise UserError("batch and limit must be 1 or more")
     methods = configuration.build_methods(config.methods) if methods is None else methods
     task = configuration.build(config.task, "the task") if task is None else task
-    cells = points(methods, budgets, config.decode, task.protocol)
+    check_question(config, task)
+    cells = points(methods, budgets, config.decode, task.protocols)
     torch.set_num_threads(configuration.threads_of(config.threads))
     device = configuration.device_of(config.device)
     loaded = model or configuration.build(config.model, "the model", device=device, dtype=config.dtype)
@@ -115,7 +118,8 @@ def _measure(config, loaded, task, cells, folder, existing) -> int:
             work.append((sample, task.encode(sample), missing))
     if not work:
         return 0
-    check_lengths(work, loaded)
+    if not task.beyond:
+        check_lengths(work, loaded)
     engine = Engine(loaded.model, loaded.attention, config.engine.backend, loaded.evict_sliding, config.engine.chunk)
     check(engine, rotates=any(point.method.positions == "cache" for point in cells))
     protocol = Protocol(config.query_aware, config.refeed_last, config.decode, config.seed)
@@ -123,13 +127,19 @@ def _measure(config, loaded, task, cells, folder, existing) -> int:
     try:
         with Meter(total=total, done=total - len(work)) as meter:
             for batch in batches(work, config.batch, config.query_aware):
-                rows = KINDS[task.kind](engine, loaded, task, batch, protocol, meter)
+                rows = run_batch(KINDS[task.kind], engine, loaded, task, batch, protocol, meter)
                 folder.append(rows)
                 added += len(rows)
                 meter.finish(len(batch))
     finally:
         engine.release()
     return added
+
+
+def check_question(config: DictConfig, task: Task) -> None:
+    """Refuses protocols of a question for tasks that have none."""
+    if not task.has_question and (not config.query_aware or config.refeed_last):
+        raise UserError(f"task={task.name} has no question of its own: leave query_aware=true and refeed_last=false")
 
 
 def check_lengths(work: Sequence[tuple[Sample, Prompt, tuple]], loaded: LoadedModel) -> None:

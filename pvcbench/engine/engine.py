@@ -7,7 +7,8 @@ decoder = engine.decoder(prefill_groups)
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from pvcbench.engine.cache import AttendingCache
-from pvcbench.engine.decode import Decoder
+from pvcbench.engine.decode import DecodeCache, Decoder
 from pvcbench.engine.evict import Cell, Group, fork
 from pvcbench.engine.observe import Observer, clock
 from pvcbench.engine.prefill import Prefill, PrefillCache
+from pvcbench.engine.score import Scored, score_groups, tokens_per_call
+from pvcbench.engine.stream import StreamCache
 from pvcbench.errors import UserError
 from pvcbench.policy import Method, Shape
 
@@ -70,7 +73,7 @@ class Engine:
         if not getattr(model, "_supports_attention_backend", False) or not hasattr(decoder, "layers"):
             raise UserError(f"{type(model).__name__} cannot be measured: its attention is its own (ALiBi, for one)")
         model.set_attn_implementation(NAME)
-        self.active: PrefillCache | None = None
+        self.active: PrefillCache | StreamCache | None = None
         self.plain_costs: dict[tuple[int, int], float] = {}
         self.hooks = [
             layer.register_forward_pre_hook(self._hook(number), with_kwargs=True)
@@ -107,19 +110,21 @@ class Engine:
             )
         return Shape(tokens, len(self.windows), tuple(evicted))
 
-    def call(self, ids: Int[Tensor, "rows tokens"], cache: AttendingCache) -> Float[Tensor, "rows vocabulary"]:
-        """One forward pass on a cache; the logits after the last token."""
+    def call(
+        self, ids: Int[Tensor, "rows tokens"], cache: AttendingCache, keep: int | None = None
+    ) -> Float[Tensor, "rows *kept vocabulary"]:
+        """One forward pass on a cache; the logits after the last token, or after each of the last `keep`."""
         positions = torch.arange(cache.seen, cache.seen + ids.shape[1], device=ids.device)
         output = self.model(
             input_ids=ids,
             position_ids=positions.expand(len(ids), -1),
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=keep or 1,
             cache_of_cells=cache,
         )
         cache.seen += ids.shape[1]
-        return output.logits[:, -1]
+        return output.logits[:, -1] if keep is None else output.logits
 
     @torch.inference_mode()
     def prefill(
@@ -128,23 +133,74 @@ class Engine:
         methods: Sequence[Method] = (),
         pruner: Method | None = None,
         draws: Int[Tensor, " batch"] | None = None,
+        shape: Shape | None = None,
+        watch: Callable[[Float[Tensor, "batch tokens vocabulary"]], None] | None = None,
     ) -> Prefill:
-        """Runs the prompt once, observing what the methods ask for; with a pruner, the prefill is its own."""
-        shape = self.shape(ids.shape[1])
+        """Runs the prompt once, observing what the methods ask for; with a pruner, the prefill is its own.
+
+        `shape` stands in for the prompt's own where more is to come; `watch` is shown the logits of all tokens.
+        """
+        shape = self.shape(ids.shape[1]) if shape is None else shape
         draws = torch.zeros(len(ids), dtype=torch.int64) if draws is None else draws
         watchers = [pruner] if pruner is not None else list(dict.fromkeys(methods))
         observer = Observer(watchers, shape, draws.to(ids.device), self.backend, self.plain_costs)
         windows = [None if window is None or window >= ids.shape[1] else window for window in self.windows]
         cache = PrefillCache(observer, windows, self.kernel, pruner)
         size = ids.shape[1] if pruner is not None or self.chunk is None else self.chunk
+        size = size if watch is None else min(size, tokens_per_call(self.config.vocab_size, len(ids)))
         started, self.active = clock(ids), cache
         try:
             for part in ids.split(size, 1):
-                logits = self.call(part, cache)
+                logits = self.call(part, cache, None if watch is None else part.shape[1])
+                if watch is not None:
+                    watch(logits)
+                    logits = logits[:, -1]
         finally:
             self.active = None
         cache.windows = self.windows
         return cache.finished(logits, clock(ids) - started)
+
+    @torch.inference_mode()
+    def score(
+        self, groups: Sequence[Group], fed: Int[Tensor, "batch tokens"], wanted: Int[Tensor, "batch tokens"]
+    ) -> Scored:
+        """How likely each wanted token is after the fed one, through every cell's cache; [cell by cell, sample]."""
+        return score_groups(self.call, groups, fed, wanted, self.config.vocab_size, self.backend)
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        ids: Int[Tensor, "batch tokens"],
+        cell: Cell,
+        every: int = 1,
+        draws: Int[Tensor, " batch"] | None = None,
+        scan: bool = True,
+    ) -> tuple[Scored, Group]:
+        """Scores every token but the first while the cell holds its budget after every `every` tokens.
+
+        Also returns the cell's cache at the end. Without `scan` the tokens run through the decoding path one step
+        after the other: the same numbers, slowly.
+        """
+        whole, parts, wanted = self.shape(ids.shape[1]), [], ids[:, 1:]
+        first = ids.shape[1] if cell.everything else min(ids.shape[1], cell.budget)
+
+        def watch(logits):
+            done = sum(part.logprobs.shape[1] for part in parts)
+            own = wanted[:, done : done + logits.shape[1]]
+            parts.append(Scored.of(logits[:, : own.shape[1]], own))
+
+        begun, methods = Shape(first, whole.layers, whole.evicted), [] if cell.everything else [cell.method]
+        prefill = self.prefill(ids[:, :first], methods, draws=draws, shape=begun, watch=watch)
+        [group] = fork(prefill, [replace(cell, hold=True)], 0 if scan else ids.shape[1] - first)
+        cache = StreamCache(group, every) if scan else DecodeCache([group], self.backend)
+        size = tokens_per_call(self.config.vocab_size, len(ids)) // every * every if scan else every
+        try:
+            self.active = cache if scan else None
+            for part in ids[:, first:].split(max(size, every), 1) if first < ids.shape[1] else ():
+                watch(self.call(part, cache, part.shape[1]))
+        finally:
+            self.active = None
+        return Scored.cat(parts), group
 
     def free_bytes(self) -> int:
         """Memory that new caches may take: what is free on the device."""

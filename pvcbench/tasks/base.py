@@ -29,8 +29,10 @@ class Task:
     """A task class: `prepare` it with a prompter, ask for samples by index, score outputs."""
 
     name: str = ""
-    kind: str = "generate"
-    protocol: str = "generate"  # what methods must support: generate | continuation | streaming | blockwise
+    kind: str = "generate"  # what the runner does with its samples: generate | continuation | streaming | lm_eval
+    protocols: tuple[str, ...] = ("generate",)  # what methods must support: also continuation, streaming, blockwise
+    has_question: bool = True  # whether context and question can be told apart, which query_aware=false needs
+    beyond: bool = False  # whether samples may be longer than the model was made for
     version: int = 1  # raised whenever a change of the task changes a number
     primary: str = "accuracy"  # the label of the score
 
@@ -49,6 +51,10 @@ class Task:
     def encode(self, sample: Sample):
         """The sample as tokens, a `pvcbench.prompts.Prompt`: by default in the prompter's chat template."""
         return self.prompter.encode(sample)
+
+    def protocol_record(self) -> dict:
+        """What rows say of the task's own protocol, beside query awareness and decode policy."""
+        return {}
 
     def score(self, sample: Sample, output: str) -> dict[str, float]:
         """All metrics of an output by name; the first is the score of the row."""

@@ -1,0 +1,224 @@
+"""One try at some cells of a batch of samples: one prefill per distinct need, forks of it, one row per sample and cell.
+
+What happens on the forked caches is the kind's: `generate.py` decodes, `score.py` scores given tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pvcbench.cells import Point
+from pvcbench.engine.engine import Engine
+from pvcbench.engine.evict import Cell, Group
+from pvcbench.errors import OutOfReach, UserError
+from pvcbench.models import LoadedModel
+from pvcbench.policy import Shape
+from pvcbench.prompts import Prompt
+from pvcbench.tasks.base import Sample, Task
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How prompts meet the cache; every row says it, so that no two curves mix protocols by accident."""
+
+    query_aware: bool
+    refeed_last: bool
+    decode: str
+    seed: int
+
+    def record(self, task: Task, fed: int) -> dict:
+        """What a row says of its protocol."""
+        record = {"query_aware": self.query_aware, "decode": self.decode, "refeed_last": self.refeed_last}
+        return record | {"first_token_uncompressed": fed == 0} | task.protocol_record()
+
+
+def run_batch(
+    kind: type["Attempt"],
+    engine: Engine,
+    loaded: LoadedModel,
+    task: Task,
+    batch: Sequence[tuple[Sample, Prompt, tuple[Point, ...]]],
+    protocol: Protocol,
+    meter,
+) -> list[dict]:
+    """The rows of some samples with equally long prompts, for all cells they lack.
+
+    Cells that fail together are tried again one by one, so that one that cannot run sinks no other.
+    """
+    shape = engine.shape(kind.compressed(protocol, batch[0][1]))
+    cells, rows = {}, []
+    for point in batch[0][2]:
+        try:
+            cells[point] = point.cell(shape, protocol.decode == "hold")
+        except OutOfReach as error:
+            rows += [base_row(task, item, point, protocol, shape, str(error)) for item in batch]
+    attempt = kind(engine, loaded, task, batch, protocol, shape)
+    rows += attempt.run(cells, meter)
+    for points, error in attempt.failed:
+        for point in points:
+            alone = kind(engine, loaded, task, batch, protocol, shape)
+            rows += alone.run({point: cells[point]}, meter) if len(points) > 1 else []
+            for _, reason in alone.failed if len(points) > 1 else [(points, error)]:
+                rows += [base_row(task, item, point, protocol, shape, explain(reason)) for item in batch]
+    return rows
+
+
+class Attempt:
+    """Prefill, fork, and answer in waves that fit into memory; a kind says how it answers."""
+
+    @staticmethod
+    def compressed(protocol: Protocol, prompt: Prompt) -> int:
+        """Tokens that are prefilled and compressed; the rest is fed through the compressed cache."""
+        raise NotImplementedError
+
+    def room_needed(self) -> int:
+        """Tokens that the caches take beside the compressed ones."""
+        raise NotImplementedError
+
+    def answer(self, groups: Sequence[Group], rows: Sequence[tuple[Sample, dict]]) -> None:
+        """Runs the cells of these groups and completes their rows, which come by group, cell and sample."""
+        raise NotImplementedError
+
+    def __init__(self, engine, loaded, task, batch, protocol, shape):
+        self.engine, self.loaded, self.task, self.batch, self.protocol = engine, loaded, task, batch, protocol
+        self.shape = shape
+        self.samples = [sample for sample, *_ in batch]
+        ids = torch.tensor([prompt.ids for _, prompt, _ in batch], device=engine.device)
+        self.context, rest = ids[:, : shape.tokens], ids[:, shape.tokens :]
+        self.rest = rest
+        self.room = self.room_needed()
+        self.draws = torch.tensor([draw_of(protocol.seed, sample.id) for sample in self.samples])
+        self.waiting: list[tuple[list[Group], dict[Cell, Point]]] = []
+        self.bytes = 0.0
+        self.failed: list[tuple[list[Point], Exception]] = []
+
+    def run(self, cells: dict[Point, Cell], meter) -> list[dict]:
+        """The rows of what worked; `failed` says what did not."""
+        rows, needs = [], {}
+        for point, cell in cells.items():
+            needs.setdefault(cell.pruner, {})[point] = cell
+        for number, (pruner, wanted) in enumerate(needs.items()):
+            meter.step((number + 0.5) / (len(needs) + 1))
+            methods = [cell.method for cell in wanted.values() if not cell.everything]
+            try:
+                prefill = self.engine.prefill(self.context, methods, pruner, self.draws)
+            except Exception as error:
+                self._fail(wanted, error)
+                continue
+            for part in self._parts(prefill, wanted):
+                rows += self.flush() if part is None else self._fork(prefill, part)
+            del prefill
+        meter.step(len(needs) / (len(needs) + 1))
+        return rows + self.flush()
+
+    def _fail(self, points, error: Exception) -> None:
+        if isinstance(error, UserError):
+            raise error
+        self.failed.append((list(points), error))
+
+    def _parts(self, prefill, wanted: dict[Point, Cell]) -> Iterator[dict[Point, Cell] | None]:
+        """The cells in parts that fit into memory beside what waits; None: decode what waits first."""
+        limit, full, part = 0.5 * self.engine.free_bytes(), self.engine.prompt_bytes(prefill), {}
+        for point, cell in wanted.items():
+            share = 1.0 if cell.budget is None else min(1.0, cell.budget / self.shape.tokens)
+            need = full * (share + self.room / self.shape.tokens)
+            if self.bytes + need > limit and (part or self.waiting):
+                yield part
+                yield None
+                part = {}
+            self.bytes += need
+            part[point] = cell
+        yield part
+
+    def _fork(self, prefill, part: dict[Point, Cell]) -> list[dict]:
+        if part:
+            try:
+                groups = self.engine.fork(prefill, list(part.values()), self.room)
+            except Exception as error:
+                self._fail(part, error)
+            else:
+                self.waiting.append((groups, {cell: point for point, cell in part.items()}))
+        return []
+
+    def row(self, group, number, point, row) -> dict:
+        """A row with everything but the answer: measured sizes, survival and the cost of the prefill."""
+        prompt, cell, shape = self.batch[row][1], group.cells[number], self.shape
+        result = base_row(self.task, self.batch[row], point, self.protocol, shape, None)
+        sizes = group.measure(number, row)
+        kept = sum(sizes.entries[layer] for layer in shape.evicted) / len(shape.evicted)
+        result |= {"budget_entries": cell.budget, "kept_entries": kept, "kept_fraction": kept / shape.tokens}
+        result |= {"kv_bytes": sizes.kv_bytes, "state_bytes": sizes.state_bytes}
+        spans = {name: span for name, span in prompt.spans.items() if span[1] <= shape.tokens}
+        result["spans_kept"] = {name: group.survival(number, row, *span) for name, span in spans.items()}
+        result["prefill_s"] = group.prefill.cell_seconds(cell.method) / len(self.batch)
+        return result
+
+    def flush(self) -> list[dict]:
+        """Answers all waiting cells together and returns their rows."""
+        waiting, self.waiting, self.bytes = self.waiting, [], 0.0
+        groups = [group for some, _ in waiting for group in some]
+        points = {cell: point for _, names in waiting for cell, point in names.items()}
+        rows = [
+            (sample, self.row(group, number, points[cell], row))
+            for group in groups
+            for number, cell in enumerate(group.cells)
+            for row, sample in enumerate(self.samples)
+        ]
+        try:
+            if rows:
+                self.answer(groups, rows)
+        except Exception as error:
+            self._fail(points.values(), error)
+            return []
+        return [row for _, row in rows]
+
+
+EMPTY = {"score": None, "metrics": {}, "output": None, "decode_s": None, "peak_bytes": None}
+
+
+def label(point: Point) -> dict:
+    return {"method": point.name, "budget": point.label, "reference": point.method.reference}
+
+
+def base_row(task: Task, item: tuple, point: Point, protocol: Protocol, shape: Shape, error: str | None) -> dict:
+    """The columns known before a cell runs; the others null."""
+    sample, prompt, _ = item
+    row = {
+        "task": task.name,
+        "sample": sample.id,
+        "sample_info": dict(sample.info),
+        "cluster": sample.cluster or sample.id,
+        "stratum": sample.stratum,
+    }
+    row |= {"prompt_sha256": prompt.sha256, "protocol": protocol.record(task, len(prompt.ids) - shape.tokens)} | label(
+        point
+    )
+    row |= {
+        "budget_entries": None,
+        "prompt_tokens": len(prompt.ids),
+        "question_tokens": len(prompt.ids) - prompt.context_tokens,
+    }
+    row |= {"kept_entries": None, "kept_fraction": None, "evicted_layers": list(shape.evicted), "kv_bytes": None}
+    row |= {
+        "state_bytes": None,
+        "spans_kept": {},
+        **EMPTY,
+        "answers": list(sample.answers),
+        "prefill_s": None,
+        "error": error,
+    }
+    return row
+
+
+def explain(error: Exception) -> str:
+    """One line for a row."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"
+
+
+def draw_of(seed: int, sample: str) -> int:
+    """A 62-bit number for the methods that draw: a function of (seed, sample)."""
+    state = np.random.SeedSequence([seed, *sample.encode()]).generate_state(1, np.uint64)[0]
+    return int(state >> np.uint64(2))
