@@ -136,7 +136,7 @@ def test_rouge_of_empty_and_endless_texts():
         return deeper(frames - 1, *texts) if frames else rouge(*texts, ())
 
     room = sys.getrecursionlimit() - 40  # fits on the thread's own stack, would not fit below 300 more frames
-    texts = " ".join(f"w{n}" for n in range(room - 60)) + " x", "x"
+    texts = "x " + " ".join(f"w{n}" for n in range(room - 60)), "x"  # walked from the end to the match
     assert rouge(*texts, ()) == deeper(300, *texts) > 0
 
 
