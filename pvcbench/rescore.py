@@ -35,7 +35,7 @@ class Report:
     def line(self) -> str:
         """One line for people."""
         if not self.answers:
-            return f"{self.rows} rows, none with an answer: nothing to score again"
+            return f"{self.rows} rows, none with an answer that its task scores: nothing to do"
         moved = []
         for (method, budget), scores in self.cells.items():
             before, after = (sum(column) / len(scores) for column in zip(*scores, strict=True))
@@ -60,10 +60,12 @@ def sample_of(row: Mapping) -> Sample:
 
 
 def rescored(task: Task, rows: Sequence[Mapping]) -> tuple[list[dict], Report]:
-    """The rows with new scores, and what changed; rows without an answer stay as they are."""
+    """The rows with new scores, and what changed; rows without an answer stay as they are, as do those of a task
+    that does not score answers itself."""
     made, report = [], Report(len(rows))
+    scores = type(task).score is not Task.score
     for row in rows:
-        if row.get("output") is None or row.get("error") is not None:
+        if not scores or row.get("output") is None or row.get("error") is not None:
             made.append(dict(row))
             continue
         metrics = task.score(sample_of(row), row["output"])

@@ -484,6 +484,13 @@ def test_a_run_from_files_to_rows(tmp_path, monkeypatch, aware):
     assert again.folder == result.folder and again.measured == 0  # where data lie is no part of a run
 
 
+def test_compressing_the_context_alone_needs_its_end(tmp_path):
+    folder = write(tmp_path / "data", {"hotpotqa": 1})
+    cut = [f"task.data_dir={folder}", "task.sets=hotpotqa", "task.max_length=100"]
+    with pytest.raises(UserError, match="told apart|max_length"):
+        run(tmp_path, *cut, "query_aware=false")
+
+
 @real
 def test_real_items_are_whole():
     task = prepared(REAL, sets=["multi_news", "multifieldqa_zh", "passage_retrieval_zh"], max_length=4000)

@@ -90,7 +90,10 @@ def test_rows_without_an_answer_stay(tmp_path, capsys, strict):
     assert "3 rows, 1 changed" in said(capsys, tmp_path, "--write")[1].out
     assert store.read_rows(path)[1:] == rows[1:]
     write(tmp_path / "two", [row("a", None, -2.5, metric="nll")])
-    assert "1 rows, none with an answer: nothing to score again" in said(capsys, tmp_path / "two")[1].out
+    bare = {"_target_": "pvcbench.tasks.base.Task"}  # has no score of its own
+    write(tmp_path / "three", [row("a", "red", 1.0)], bare, "")
+    assert "nothing to do" in said(capsys, tmp_path / "three")[1].out
+    assert "1 rows, none with an answer that its task scores: nothing to do" in said(capsys, tmp_path / "two")[1].out
 
 
 def test_each_row_has_its_own_metric(tmp_path, capsys):

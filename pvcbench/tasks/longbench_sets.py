@@ -11,7 +11,7 @@ from pathlib import Path
 from pvcbench.errors import UserError
 
 HUB = "Xnhyacinth/LongBench"  # the data set's own copy there is a loading script, which `datasets` no longer runs
-ORIGINAL = "data.zip of the data set THUDM/LongBench on the Hugging Face hub"
+ORIGINAL = "data.zip of the data set THUDM/LongBench on the hub (https://huggingface.co/datasets/THUDM/LongBench)"
 
 
 @dataclass(frozen=True)
