@@ -487,7 +487,7 @@ def test_a_run_from_files_to_rows(tmp_path, monkeypatch, aware):
 def test_compressing_the_context_alone_needs_its_end(tmp_path):
     folder = write(tmp_path / "data", {"hotpotqa": 1})
     cut = [f"task.data_dir={folder}", "task.sets=hotpotqa", "task.max_length=100"]
-    with pytest.raises(UserError, match="told apart|max_length"):
+    with pytest.raises(UserError, match=r"told apart|max_length"):
         run(tmp_path, *cut, "query_aware=false")
 
 
