@@ -62,7 +62,8 @@ def points(
         if lacking:
             known = ", ".join(method.protocols)
             raise UserError(
-                f"{name} does not support this task's {lacking[0]} protocol, only {known}: choose others by method=[...]"
+                f"{name} does not support this task's {lacking[0]} protocol, only {known}: "
+                "choose other methods by method=[...]"
             )
         if method.own_budget is not None:
             found.append(Point(name, method, method.own_budget, None))

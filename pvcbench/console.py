@@ -5,42 +5,98 @@ import math
 from rich.console import Console
 from rich.table import Table
 
+from pvcbench.looks import metric
 from pvcbench.runner import Result
 
 
-def percent(value: float, sign: bool = False) -> str:
-    """A share as per cent."""
-    return "" if value is None or math.isnan(value) else f"{100 * value:{'+' if sign else ''}.1f}"
+def number(value: float, scale: float, digits: int, sign: bool = False) -> str:
+    """A number as the table shows it; nothing where there is none."""
+    return "" if value is None or math.isnan(value) else f"{scale * value:{'+' if sign else ''}.{digits}f}"
 
 
-def interval(low: float, high: float, sign: bool = False) -> str:
+def interval(low: float, high: float, scale: float = 100, digits: int = 1, sign: bool = False) -> str:
     """Both ends of an interval."""
-    return "" if math.isnan(low) else f"[{percent(low, sign)}, {percent(high, sign)}]"
+    return "" if math.isnan(low) else f"[{number(low, scale, digits, sign)}, {number(high, scale, digits, sign)}]"
+
+
+def scores(line) -> list[str]:
+    """Score and difference to full in per cent, with intervals."""
+    ends = interval(line.difference_low, line.difference_high, sign=True)
+    return [number(line.score, 100, 1), interval(line.low, line.high), number(line.difference, 100, 1, True), ends]
+
+
+def likelihoods(line) -> list[str]:
+    """Perplexity, bits per byte and what the method costs in NLL after the budget's position, with intervals."""
+    after = interval(line.after_difference_low, line.after_difference_high, 1, 3, True)
+    return [
+        number(line.perplexity, 1, 2),
+        interval(line.perplexity_low, line.perplexity_high, 1, 2),
+        number(line.bits_per_byte, 1, 4),
+        interval(line.bits_per_byte_low, line.bits_per_byte_high, 1, 4),
+        number(line.after_difference, 1, 3, True),
+        after,
+    ]
+
+
+def main_table(result: Result) -> tuple[Table, list[str]]:
+    """The summary of a run, a line per method and budget, and notes on what has no value."""
+    rows, summary = result.rows, result.summary
+    title = f"{rows['task'].iloc[0]}, {rows['model'].iloc[0]}: 95% intervals"
+    if "perplexity" in summary:
+        heads, values = (
+            ["perplexity", "interval", "bits/byte", "interval", "NLL - full after B", "interval"],
+            likelihoods,
+        )
+        for name in ("after_difference", "after_difference_low", "after_difference_high"):
+            summary = summary if name in summary else summary.assign(**{name: math.nan})
+    else:
+        heads, values = [metric(rows), "interval", "minus full", "interval"], scores
+        title += ", per cent"
+    table, notes = Table(title=title), []
+    for name in ("method", "asked", "cache kept", "MiB", "n", *heads):
+        table.add_column(name, justify="left" if name in ("method", "asked") else "right")
+    for line in summary.itertuples():
+        if not line.samples:
+            table.add_row(line.method, line.budget, "-", "-", "0", "-", *[""] * (len(heads) - 1))
+            notes.append(f"{line.method} at {line.budget}: {line.error}")
+            continue
+        sizes = [f"{number(line.kept_fraction, 100, 1)}%", f"{line.mib:.1f}", str(line.samples)]
+        table.add_row(line.method, line.budget, *sizes, *values(line))
+        if line.errors:
+            notes.append(f"{line.method} at {line.budget}: {line.errors} samples failed: {line.error}")
+    if summary["samples"].gt(0).any() and summary["low"].isna().all():
+        notes.append("Fewer than ten clusters (in a data set): no intervals.")
+    elif summary["difference"].notna().any() and summary["difference_low"].isna().all():
+        notes.append("Fewer than ten clusters: no interval for differences.")
+    return table, notes
+
+
+def parts_table(result: Result) -> Table | None:
+    """Scores of every data set and group, a line each, a column per method and budget."""
+    parts = result.parts
+    if "part" not in parts or parts["samples"].sum() == 0:
+        return None
+    names = [f"{method} {budget}" for method, budget in zip(parts["method"], parts["budget"], strict=True)]
+    scored = parts.assign(cell=names)[parts["kind"] != "all"]
+    wide = scored.pivot_table(index=["kind", "part"], columns="cell", values="score", sort=False)
+    table = Table(title="per cent; summary.csv has the intervals")
+    for name in ("", "", *wide.columns):
+        table.add_column(name, justify="right" if name else "left")
+    for (kind, part), line in wide.iterrows():
+        table.add_row(kind, str(part), *(number(value, 100, 1) for value in line))
+    return table
 
 
 def show(result: Result) -> None:
     """Prints the summary of a run and the paths of its figures, rows and W&B run."""
-    console = Console(width=None if Console().is_terminal else 130)
-    primary = next((name for metrics in result.rows["metrics"] for name in metrics), "score")
-    table = Table(title=f"{result.rows['task'].iloc[0]}, {result.rows['model'].iloc[0]}: 95% intervals, per cent")
-    for name in ("method", "asked", "cache kept", "MiB", "n", primary, "interval", "minus full", "interval"):
-        table.add_column(name, justify="left" if name in ("method", "asked") else "right")
-    notes = []
-    for line in result.summary.itertuples():
-        if not line.samples:
-            table.add_row(line.method, line.budget, "-", "-", "0", "-", "", "-", "")
-            notes.append(f"{line.method} at {line.budget}: {line.error}")
-            continue
-        sizes = [f"{percent(line.kept_fraction)}%", f"{line.mib:.1f}", str(line.samples)]
-        paired = [percent(line.difference, True), interval(line.difference_low, line.difference_high, True)]
-        table.add_row(line.method, line.budget, *sizes, percent(line.score), interval(line.low, line.high), *paired)
-        if line.errors:
-            notes.append(f"{line.method} at {line.budget}: {line.errors} samples failed: {line.error}")
+    console = Console(width=None if Console().is_terminal else 150)
+    table, notes = main_table(result)
     console.print(table)
     for note in notes:
         console.print(f"  {note}", highlight=False, soft_wrap=True)
-    if result.summary["difference"].notna().any() and result.summary["difference_low"].isna().all():
-        console.print("  Fewer than ten clusters: no interval for differences.", highlight=False)
+    parts = parts_table(result)
+    if parts is not None:
+        console.print(parts)
     if not result.measured:
         console.print("This run was finished before; nothing was measured again.", highlight=False)
     for name, value in (

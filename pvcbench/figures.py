@@ -11,18 +11,13 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.patches import Patch
 
-from pvcbench import stats
-from pvcbench.looks import BLACK, DASHED, DOTTED, STYLE, asked, budgets_of, looks, metric, reach, subject
-
-SEQUENTIAL = matplotlib.colormaps["viridis"]
-BINS = ("0", "0-20", "20-40", "40-60", "60-80", "80-100", "100")  # % of the needle; the first and last are exact
-POOLED = "all methods"
+from pvcbench import likelihood, stats
+from pvcbench.looks import BLACK, DOTTED, STYLE, asked, budgets_of, looks, metric, panels_of, reach, subject
+from pvcbench.needle_figures import needle_grid, needle_survival, survival_accuracy
 
 
 def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
@@ -31,7 +26,7 @@ def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        for make in (curve, needle_grid, needle_survival, survival_accuracy):
+        for make in FIGURES:
             figure = make(rows) if len(rows) else None
             if figure is not None:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -43,14 +38,17 @@ def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
 
 def curve(rows: pd.DataFrame) -> Figure | None:
     """Score against measured cache size, one line per method, the full cache as a reference."""
-    table = stats.summarize(rows)
+    table = likelihood.shown(rows)
     scored, style = table[table["score"].notna()], looks(rows["method"].unique())
     if scored.empty:
         return None
     figure = Figure(figsize=(8.4, 4.4), layout="constrained")
-    axes = figure.add_subplot(xlim=(0, 100), xlabel="KV cache kept, % of the prompt's", ylabel=metric(rows))
+    label = "perplexity (lower is better)" if "perplexity" in table else metric(rows)
+    axes = figure.add_subplot(xlim=(0, 100), xlabel="KV cache kept, % of the prompt's", ylabel=label)
     axes.set_title(subject(rows))
-    if scored["score"].between(0, 1).all():
+    if "perplexity" in table:
+        axes.set_yscale("log" if scored["score"].max() > 4 * scored["score"].min() else "linear")
+    elif scored["score"].between(0, 1).all():
         axes.set_ylim(-0.04, 1.04)
     handles, size = [], 5 + table["method"].nunique()  # shrinking, so that equal points show behind each other
     for name, cells in table.groupby("method", sort=False):
@@ -99,143 +97,60 @@ def full_size_axis(axes, scored: pd.DataFrame) -> None:
         top.set_xlabel("KV cache, MiB")
 
 
-def needle_grid(rows: pd.DataFrame) -> Figure | None:
-    """Accuracy by depth and length: methods down, budgets across, the full cache beside every method."""
-    info = rows["sample_info"].map(lambda info: info if isinstance(info, dict) else {})
-    rows = rows.assign(depth=info.map(lambda i: i.get("depth")), length=info.map(lambda i: i.get("length")))
-    rows = rows[rows["depth"].notna() & rows["length"].notna()]
-    if rows.empty:
+def curves_by_part(rows: pd.DataFrame) -> Figure | None:
+    """The curve of every group of data sets, or of every set where there are no groups: a panel each."""
+    if "stratum" not in rows or rows["stratum"].nunique() < 2:
         return None
-    depths, lengths = sorted(rows["depth"].unique()), sorted(rows["length"].unique())
-    full, others = rows[rows["reference"]], rows[~rows["reference"]]
-    methods, budgets = list(others["method"].unique()) or [""], budgets_of(rows)
-    wide, tall = 0.38 + 0.5 * len(lengths), 0.45 + 0.25 * len(depths)  # inches of one panel
-    size = (max(5.8, 2.2 + wide * (1 + len(budgets))), 1.6 + tall * len(methods))
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(len(methods), 1 + len(budgets), squeeze=False, sharex=True, sharey=True)
-    for method, line in zip(methods, panels, strict=True):
-        cells = [full] + [others[(others["method"] == method) & (others["budget"] == budget)] for budget in budgets]
-        for cell, axes in zip(cells, line, strict=True):
-            square_panel(axes, cell, depths, lengths)
-        line[0].set_ylabel(f"{method}\ndepth, %" if method else "depth, %", fontsize=8)
-    for heading, axes in zip(["full cache", *(f"asked {asked(budget)}" for budget in budgets)], panels[0], strict=True):
-        axes.set_title(f"{heading}\n{axes.get_title()}", fontsize=8)
-    figure.suptitle(subject(rows), fontsize=9)
-    figure.supxlabel("prompt length, tokens (in the squares: hits/samples; hatched: no value)", fontsize=8)
-    figure.colorbar(ScalarMappable(cmap=SEQUENTIAL), ax=panels, label=metric(rows), aspect=30, pad=0.02)
+    table, style = stats.breakdown(rows), looks(rows["method"].unique())
+    kind = next(kind for kind in ("group", "set") if (table["kind"] == kind).any())
+    table = table[(table["kind"] == kind) & table["score"].notna()]
+    figure, panels = panels_of(table["part"].nunique(), rows)
+    for (part, cells), axes in zip(table.groupby("part", sort=False), panels, strict=True):
+        axes.set(title=part, xlim=(0, 100), ylim=(-0.04, 1.04))
+        for name, points in cells.groupby("method", sort=False):
+            colour, marker, line = style[name]
+            score, low, high = (points[key].to_numpy(float) for key in ("score", "low", "high"))
+            if points["reference"].any():
+                axes.axhline(score[0], color=colour, linestyle=line, linewidth=1.2, label=name)
+                axes.axhspan(low[0], high[0], color=colour, alpha=0.07, linewidth=0)
+                continue
+            x = 100 * points["kept_fraction"].to_numpy(float)
+            axes.errorbar(x, score, np.maximum(0, [score - low, high - score]), fmt="none", ecolor=colour, alpha=0.5)
+            axes.plot(x, score, color=colour, linestyle=line, marker=marker, markersize=4, label=name, clip_on=False)
+    figure.supxlabel("KV cache kept, % of the prompt's")
+    figure.supylabel(metric(rows))
+    _one_legend(figure, panels)
     return figure
 
 
-def square_panel(axes, cell: pd.DataFrame, depths: list, lengths: list) -> None:
-    """One method at one budget: a square per depth and length with hits/n; hatched where nothing was measured."""
-    axes.set(xlim=(0, len(lengths)), ylim=(len(depths), 0))
-    axes.set_xticks(np.arange(len(lengths)) + 0.5, [f"{length:,}" for length in lengths], fontsize=7)
-    axes.set_yticks(np.arange(len(depths)) + 0.5, [f"{depth:g}" for depth in depths], fontsize=7)
-    axes.tick_params(length=0)
-    good, end = cell[cell["score"].notna()], reach(cell["error"])
-    if good.empty:
-        why = "not\nasked" if cell.empty else "failed" if end is None else f"out of\nreach\n({end:.0f}%)"
-        axes.set_facecolor("#EEEEEE")
-        axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", fontsize=7, color="#555555")
-        return
-    axes.set_title(f"kept {100 * good['kept_fraction'].astype(float).mean():.1f}%", fontsize=7)
-    for (y, depth), (x, length) in ((a, b) for a in enumerate(depths) for b in enumerate(lengths)):
-        square = cell[(cell["depth"] == depth) & (cell["length"] == length)]
-        scores, ink, label = square["score"].dropna().astype(float), "#555555", ""
-        look = {"facecolor": "white", "edgecolor": "#AAAAAA", "hatch": "/////"}
-        if len(scores):
-            look = {"facecolor": SEQUENTIAL(scores.mean()), "edgecolor": "white"}
-            ink, label = "black" if scores.mean() > 0.55 else "white", f"{round(scores.sum(), 1):g}/{len(scores)}"
-        elif reach(square["error"]) is not None:
-            look, label = {"facecolor": "#EEEEEE", "edgecolor": "white"}, "reach"
-        axes.text(x + 0.5, y + 0.5, label, ha="center", va="center", fontsize=7, color=ink)
-        axes.add_patch(Rectangle((x, y), 1, 1, linewidth=0.5, **look))
-
-
-def needle_shares(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows that know how much of their needle survived, with `layers` (array) and `survival` (mean over layers)."""
-    rows = rows.reset_index(drop=True)
-    spans = rows["spans_kept"].map(lambda spans: spans.get("needle") if isinstance(spans, dict) else None)
-    known = rows[spans.notna() & rows["score"].notna()]
-    layers = spans[known.index].map(lambda shares: np.array(shares, dtype=float))
-    known = known.assign(layers=layers, survival=layers.map(lambda a: np.nan if np.isnan(a).all() else np.nanmean(a)))
-    return known[known["survival"].notna()]
-
-
-def needle_survival(rows: pd.DataFrame) -> Figure | None:
-    """The share of the needle's tokens that each layer still holds: a panel per method, a line per budget."""
-    known, budgets = needle_shares(rows), budgets_of(rows)
-    methods = list(known[~known["reference"]]["method"].unique())
-    if not methods:
+def likelihood_by_position(rows: pd.DataFrame) -> Figure | None:
+    """Mean NLL against position in the document: a panel per budget, a line per method, the full cache in each."""
+    table, style = likelihood.by_position(rows), looks(rows["method"].unique())
+    full = table[table["method"].isin(rows[rows["reference"]]["method"].unique())]
+    others = table.drop(full.index)
+    budgets = [budget for budget in budgets_of(rows) if budget in set(others["budget"])]
+    if not budgets:
         return None
-    figure, panels = _panels(len(methods), rows)
-    for name, axes in zip(methods, panels, strict=True):
-        absent = []
-        for number, budget in enumerate(budgets):
-            layers = known[(known["method"] == name) & (known["budget"] == budget)]["layers"]
-            if len(layers):
-                rest = 1 - number / max(1, len(budgets) - 1)  # equal lines show behind each other: the first is widest
-                colour, width = SEQUENTIAL(0.9 * rest), 1 + 2 * rest
-                share = 100 * np.mean(np.stack(list(layers)), axis=0)
-                axes.plot(share, color=colour, marker=".", linewidth=width, clip_on=False, label=asked(budget))
-            elif ((rows["method"] == name) & (rows["budget"] == budget)).any():
-                absent.append(asked(budget))
-        axes.axhline(100, color=BLACK, linestyle=DASHED, linewidth=1, label="full cache")
-        axes.set(title=name + (f" (no value at {', '.join(absent)})" if absent else ""), ylim=(-3, 103))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.supxlabel("layer")
-    figure.supylabel("needle's tokens still cached, %")
+    figure, panels = panels_of(len(budgets), rows)
+    for budget, axes in zip(budgets, panels, strict=True):
+        axes.set_title(f"asked {asked(budget)}")
+        cells = pd.concat([full, others[others["budget"] == budget]])
+        for name, points in cells.groupby("method", sort=False):
+            colour, _, line = style[name]
+            axes.plot(points["position"], points["nll"], color=colour, linestyle=line, linewidth=1.2, label=name)
+        entries = rows[rows["budget"] == budget]["budget_entries"].dropna()
+        if len(entries) and entries.min() > table["position"].min():
+            axes.axvline(entries.mean(), color=BLACK, linestyle=DOTTED, linewidth=0.9, label="budget full")
+    figure.supxlabel("position in the document, tokens")
+    figure.supylabel(f"NLL, nats per token (mean of {likelihood.BLOCK} tokens and all documents)")
+    _one_legend(figure, panels)
+    return figure
+
+
+def _one_legend(figure: Figure, panels: list) -> None:
+    """One legend for all panels."""
     handles = {handle.get_label(): handle for axes in panels for handle in axes.get_legend_handles_labels()[0]}
-    order = [label for label in [*map(asked, budgets), "full cache"] if label in handles]
-    figure.legend([handles[label] for label in order], order, title="budget asked", loc="outside right upper")
-    return figure
+    figure.legend(list(handles.values()), list(handles), loc="outside right upper")
 
 
-def _panels(number: int, rows: pd.DataFrame) -> tuple[Figure, list]:
-    """A figure with panels of equal axes, up to three in a row."""
-    wide = min(number, 2 if number == 4 else 3)
-    tall = -(-number // wide)
-    figure = Figure(figsize=(1.6 + 3.2 * wide, 1.1 + 2.3 * tall), layout="constrained")
-    panels = list(figure.subplots(tall, wide, squeeze=False, sharex=True, sharey=True).flat)
-    for unused in panels[number:]:
-        unused.remove()
-    for last in panels[max(0, number - wide) : number]:
-        last.tick_params(labelbottom=True)
-    figure.suptitle(subject(rows), fontsize=9)
-    return figure, panels[:number]
-
-
-def survival_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """How often answers got the full score, by how much of the needle survived; per method and pooled, without full."""
-    known = needle_shares(rows[~rows["reference"].astype(bool)])
-    inner = np.digitize(known["survival"], (0.2, 0.4, 0.6, 0.8)) + 1
-    number = np.select([known["survival"] <= 0, known["survival"] >= 1], [0, len(BINS) - 1], inner)
-    known = known.assign(bin=number, hit=known["score"].astype(float) >= 1)
-    lines = []
-    for name, part in [(POOLED, known), *known.groupby("method", sort=False)]:
-        for number, cell in part.groupby("bin"):
-            lines.append((name, BINS[number], len(cell), int(cell["hit"].sum())))
-    return pd.DataFrame(lines, columns=["method", "survival", "samples", "hits"])
-
-
-def survival_accuracy(rows: pd.DataFrame) -> Figure | None:
-    """The share of right answers by how much of the needle survived, with Wilson intervals and counts."""
-    table = survival_table(rows)
-    if table.empty:
-        return None
-    style = looks(rows["method"].unique()) | {POOLED: (BLACK, "o", "-")}
-    figure, panels = _panels(table["method"].nunique(), rows)
-    for (name, part), axes in zip(table.groupby("method", sort=False), panels, strict=True):
-        values = np.full((3, len(BINS)), np.nan)  # empty bins interrupt the line
-        for survival, samples, hits in part[["survival", "samples", "hits"]].itertuples(index=False):
-            place = BINS.index(survival)
-            values[:, place] = hits / samples, *stats.wilson(hits, samples)
-            axes.text(place, 1.08, f"{hits}/{samples}", ha="center", fontsize=6.5)
-        share, low, high = values
-        error = np.maximum(0, [share - low, high - share])
-        axes.errorbar(range(len(BINS)), share, error, color=style[name][0], marker=style[name][1], capsize=3)
-        axes.set(title=name, ylim=(-0.04, 1.2), xlim=(-0.5, len(BINS) - 0.5), yticks=np.linspace(0, 1, 6))
-        axes.set_xticks(range(len(BINS)), BINS, rotation=45, fontsize=7)
-    figure.supxlabel("needle's tokens still cached, % (mean over layers; all budgets together)")
-    figure.supylabel("answers with the full score")
-    return figure
+FIGURES = (curve, curves_by_part, likelihood_by_position, needle_grid, needle_survival, survival_accuracy)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from pvcbench.attempt import Attempt
-from pvcbench.errors import UserError
 
 
 class Generate(Attempt):
@@ -11,11 +10,7 @@ class Generate(Attempt):
 
     @staticmethod
     def compressed(protocol, prompt):
-        if protocol.query_aware:
-            return len(prompt.ids) - int(protocol.refeed_last)
-        if prompt.context_tokens < 1:
-            raise UserError("query_aware=false: context and question cannot be told apart in this prompt")
-        return prompt.context_tokens
+        return len(prompt.ids) - int(protocol.refeed_last) if protocol.query_aware else prompt.context_tokens
 
     def room_needed(self):
         return self.rest.shape[1] + max(sample.max_new_tokens for sample in self.samples)

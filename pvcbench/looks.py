@@ -7,12 +7,15 @@ import re
 import zlib
 from collections.abc import Iterable
 
+import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9, "legend.frameon": False}
 STYLE |= {"axes.spines.right": False, "hatch.linewidth": 0.5, "svg.hashsalt": "pvcbench"}
 COLOURS = "#000000 #E69F00 #56B4E9 #009E73 #0072B2 #D55E00 #CC79A7 #7F7F7F"  # Okabe and Ito's; grey for their yellow
+SEQUENTIAL = matplotlib.colormaps["viridis"]
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE, GREY = COLOURS.split()
 DASHED, DOTTED, MIXED = (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5))
 LOOKS = {
@@ -76,10 +79,30 @@ def subject(rows: pd.DataFrame) -> str:
     samples, protocol = rows["sample"].nunique(), rows["protocol"].iloc[0]
     model = str(rows["model"].iloc[0]).rstrip("/").split("/")[-1]
     what = f"{rows['task'].iloc[0]}, {model}, {tokens} prompt tokens, {samples} sample{'s' * (samples != 1)}"
+    if "name" in protocol:
+        every = f", evicting every {protocol['every']} tokens" if protocol.get("every", 1) > 1 else ""
+        return f"{what}\nprotocol: {protocol['name']}{every}"
     when = "with the context" if protocol["query_aware"] else "after compression"
     return f"{what}\nquestion seen {when}, decode: {protocol['decode']}"
 
 
 def metric(rows: pd.DataFrame) -> str:
-    """The name of the score."""
+    """The name of the score; of data sets with metrics of their own it is a mean score."""
+    names = {next(iter(metrics)) for metrics in rows["metrics"] if metrics}
+    if len(names) > 1:
+        return "mean score of the data sets" if rows["stratum"].nunique() > 1 else "score"
     return next((next(iter(metrics)) for metrics in rows["metrics"] if metrics), "score").replace("_", " ")
+
+
+def panels_of(number: int, rows: pd.DataFrame) -> tuple[Figure, list]:
+    """A figure with panels of equal axes, up to three in a row."""
+    wide = min(number, 2 if number == 4 else 3)
+    tall = -(-number // wide)
+    figure = Figure(figsize=(1.6 + 3.2 * wide, 1.1 + 2.3 * tall), layout="constrained")
+    panels = list(figure.subplots(tall, wide, squeeze=False, sharex=True, sharey=True).flat)
+    for unused in panels[number:]:
+        unused.remove()
+    for last in panels[max(0, number - wide) : number]:
+        last.tick_params(labelbottom=True)
+    figure.suptitle(subject(rows), fontsize=9)
+    return figure, panels[:number]

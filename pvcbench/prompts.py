@@ -1,7 +1,8 @@
 """From a sample to the tokens a model reads: chat template, token spans and the end of the context."""
 
 import hashlib
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +15,7 @@ from pvcbench.tasks.base import Sample
 class Prompt:
     """The token ids of a sample, where its context ends, and its spans as token ranges."""
 
-    ids: tuple[int, ...]
+    ids: Sequence[int]
     context_tokens: int
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     ends: tuple[int, ...] = ()  # tokens that end this answer beside the model's own; no answer starts with any of them
@@ -70,7 +71,7 @@ class Prompter:
         for name, (first, last) in (spans or {}).items():
             inside = (offsets[:, 1] > first) & (offsets[:, 0] < last)
             ranges[name] = (int(inside.argmax()), int(inside.argmax() + inside.sum()))
-        return Prompt(tuple(coded["input_ids"]), context, ranges)
+        return Prompt(array("i", coded["input_ids"]), context, ranges)
 
     def decode(self, tokens: list[int]) -> str:
         """The text of generated tokens."""

@@ -9,13 +9,14 @@ import inspect
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from pvcbench import config as configuration
-from pvcbench import environment, figures, stats, store, tracking
+from pvcbench import environment, figures, likelihood, stats, store, tracking
 from pvcbench.attempt import Protocol, run_batch
 from pvcbench.cells import Point, parse_budgets, points
 from pvcbench.engine import engine as engines
@@ -36,13 +37,18 @@ class Result:
 
     folder: Path
     rows: "store.pd.DataFrame"
-    summary: "store.pd.DataFrame"
+    summary: "store.pd.DataFrame"  # by method and budget
+    parts: "store.pd.DataFrame"  # the same for every data set and group, where there are several
     figures: list[Path]
     tracked: str | None
     measured: int  # rows added now; 0 when the run was finished before
 
 
-KINDS = {"generate": Generate, "continuation": Continuation, "streaming": Streaming}
+KINDS = {
+    "generate": partial(run_batch, Generate),
+    "continuation": partial(run_batch, Continuation),
+    "streaming": partial(run_batch, Streaming),
+}
 
 
 def run(config: DictConfig, model: LoadedModel | None = None, task: Task | None = None, methods=None) -> Result:
@@ -118,8 +124,7 @@ def _measure(config, loaded, task, cells, folder, existing) -> int:
             work.append((sample, task.encode(sample), missing))
     if not work:
         return 0
-    if not task.beyond:
-        check_lengths(work, loaded)
+    check_prompts(work, loaded, task, config.query_aware)
     engine = Engine(loaded.model, loaded.attention, config.engine.backend, loaded.evict_sliding, config.engine.chunk)
     check(engine, rotates=any(point.method.positions == "cache" for point in cells))
     protocol = Protocol(config.query_aware, config.refeed_last, config.decode, config.seed)
@@ -127,7 +132,7 @@ def _measure(config, loaded, task, cells, folder, existing) -> int:
     try:
         with Meter(total=total, done=total - len(work)) as meter:
             for batch in batches(work, config.batch, config.query_aware):
-                rows = run_batch(KINDS[task.kind], engine, loaded, task, batch, protocol, meter)
+                rows = KINDS[task.kind](engine, loaded, task, batch, protocol, meter)
                 folder.append(rows)
                 added += len(rows)
                 meter.finish(len(batch))
@@ -142,14 +147,21 @@ def check_question(config: DictConfig, task: Task) -> None:
         raise UserError(f"task={task.name} has no question of its own: leave query_aware=true and refeed_last=false")
 
 
-def check_lengths(work: Sequence[tuple[Sample, Prompt, tuple]], loaded: LoadedModel) -> None:
-    """Refuses prompts that are longer than the model, before anything runs."""
-    longest = loaded.longest
+def check_prompts(
+    work: Sequence[tuple[Sample, Prompt, tuple]], loaded: LoadedModel, task: Task, query_aware: bool
+) -> None:
+    """Refuses prompts longer than the model, or whose context cannot be told from the question, before anything runs."""
+    longest = None if task.beyond else loaded.longest
     for sample, prompt, _ in work:
+        if not query_aware and prompt.context_tokens < 1:
+            raise UserError(
+                f"sample {sample.id}: context and question cannot be told apart in its cut prompt, which "
+                "query_aware=false needs: raise task.max_length or leave the data set out"
+            )
         if longest is not None and len(prompt.ids) + sample.max_new_tokens > longest:
             raise UserError(
                 f"sample {sample.id} has {len(prompt.ids)} prompt tokens and {sample.max_new_tokens} to generate, "
-                f"more than the model's {longest}: shorten it (needles: task.lengths) or use another model"
+                f"more than the model's {longest}: shorten it (task.lengths, task.tokens, task.max_length) or use another model"
             )
 
 
@@ -170,11 +182,14 @@ def batches(work: Sequence[tuple], size: int, query_aware: bool) -> Iterator[lis
 def report(config: DictConfig, folder: store.RunFolder, task: Task, measured: int) -> Result:
     """Table, figures and tracking of a run, all from its rows."""
     rows = store.load(folder.path)
-    summary = stats.summarize(rows)
+    summary = likelihood.shown(rows)
+    parts = stats.breakdown(rows) if rows["stratum"].nunique() > 1 else summary
+    parts.to_csv(folder.path / "summary.csv", index=False)
+    task.finish(rows, folder.path)
     drawn = figures.draw(rows, folder.path / "figures")
     tracked = None
     if measured:
         stored = OmegaConf.to_container(config)
         name = f"{config.experiment}-{folder.id}"
         tracked = tracking.track(config.wandb, folder.id, name, stored, summary, drawn, folder.path, task=task.name)
-    return Result(folder.path, rows, summary, drawn, tracked, measured)
+    return Result(folder.path, rows, summary, parts, drawn, tracked, measured)

@@ -1,7 +1,8 @@
 """Intervals: Wilson for proportions of single items, cluster bootstrap for everything else, paired by sample.
 
-Fewer than ten clusters get no bootstrap interval. Where every cluster shows the same difference the bootstrap would
-claim certainty; there the interval is how many unlike clusters an exact binomial bound still allows.
+Fewer than ten clusters (in any stratum) get no bootstrap interval. Where every cluster shows the same difference the
+bootstrap would claim certainty; there the interval is how many unlike clusters an exact binomial bound still allows.
+Where samples have strata (data sets), a score is the mean of the strata's means, and each is resampled by itself.
 """
 
 import numpy as np
@@ -22,24 +23,41 @@ def wilson(hits: int, trials: int) -> Interval:
     return float(interval.low), float(interval.high)
 
 
-def cluster_bootstrap(values: np.ndarray, clusters: np.ndarray, seed: int = 0) -> Interval:
-    """The 95% interval of the mean over clusters resampled whole (scipy's percentile bootstrap).
+def cluster_bootstrap(
+    values: np.ndarray,
+    clusters: np.ndarray,
+    seed: int = 0,
+    strata: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+    bounded: bool = True,
+) -> Interval:
+    """The 95% interval of the mean over clusters resampled whole (scipy's percentile bootstrap), stratum by stratum.
 
     The resampled clusters depend on the seed and their number only, so every method and budget sees the same ones.
+    `weights` make the mean a ratio of sums; `bounded` says that the values are scores in [0, 1] or their differences.
     """
-    groups = pd.DataFrame({"value": values, "cluster": clusters}).groupby("cluster")["value"]
-    sums, counts = groups.sum().to_numpy(), groups.count().to_numpy()
-    if len(sums) < FEWEST_CLUSTERS:
+    table = pd.DataFrame({"value": values, "weight": 1.0 if weights is None else weights, "cluster": clusters})
+    table["total"], table["stratum"] = table["value"] * table["weight"], "" if strata is None else strata
+    parts = [part.groupby("cluster")[["total", "weight"]].sum() for _, part in table.groupby("stratum")]
+    fewest = min(len(part) for part in parts)
+    if fewest < FEWEST_CLUSTERS:
         return None
-    if np.ptp(sums) == 0 and np.ptp(counts) == 0:
-        return _all_alike(float(values.mean()), len(sums))
+    arrays = [(part["total"].to_numpy(), part["weight"].to_numpy()) for part in parts]
+    if all(np.ptp(totals / counts) == 0 for totals, counts in arrays):
+        value = float(np.mean([totals.sum() / counts.sum() for totals, counts in arrays]))
+        return _all_alike(value, fewest) if bounded else None
+
+    def mean_of_means(*picked, axis=-1):
+        picked = [index.astype(int) for index in picked]
+        means = [a[index].sum(axis) / b[index].sum(axis) for (a, b), index in zip(arrays, picked, strict=True)]
+        return np.mean(means, axis=0)
+
     result = stats.bootstrap(
-        (sums, counts),
-        lambda total, number, axis=-1: total.sum(axis=axis) / number.sum(axis=axis),
+        [np.arange(len(part)) for part in parts],
+        mean_of_means,
         n_resamples=RESAMPLES,
         confidence_level=LEVEL,
         method="percentile",
-        paired=True,
         vectorized=True,
         rng=np.random.default_rng(seed),
     )
@@ -52,11 +70,17 @@ def _all_alike(value: float, clusters: int) -> Interval:
     return max(-1.0, value - unlike * (1 + value)), min(1.0, value + unlike * (1 - value))
 
 
-def mean_interval(scores: pd.Series, clusters: pd.Series) -> Interval:
+def mean_of_strata(values: pd.Series, strata: pd.Series) -> float:
+    """The mean of the strata's means."""
+    return float(values.astype(float).groupby(strata).mean().mean())
+
+
+def mean_interval(scores: pd.Series, clusters: pd.Series, strata: pd.Series) -> Interval:
     """The interval of a mean score: Wilson for zeros and ones of single items, else the cluster bootstrap."""
-    if scores.isin((0, 1)).all() and clusters.is_unique:
+    if scores.isin((0, 1)).all() and clusters.is_unique and strata.nunique() == 1:
         return wilson(int(scores.sum()), len(scores))
-    return cluster_bootstrap(scores.to_numpy(float), clusters.to_numpy())
+    arrays = scores.to_numpy(float), clusters.to_numpy()
+    return cluster_bootstrap(*arrays, strata=strata.to_numpy(), bounded=scores.between(0, 1).all())
 
 
 def paired_difference(cell: pd.DataFrame, reference: pd.DataFrame) -> tuple[float, Interval, int]:
@@ -69,8 +93,34 @@ def paired_difference(cell: pd.DataFrame, reference: pd.DataFrame) -> tuple[floa
         raise ValueError("paired rows come from different prompts")
     if both.empty:
         return float("nan"), None, 0
-    difference = (both["score"] - both["score_reference"]).to_numpy(float)
-    return float(difference.mean()), cluster_bootstrap(difference, both["cluster"].to_numpy()), len(both)
+    difference = both["score"].astype(float) - both["score_reference"].astype(float)
+    bounded = both["score"].between(0, 1).all() and both["score_reference"].between(0, 1).all()
+    arrays = difference.to_numpy(), both["cluster"].to_numpy()
+    interval = cluster_bootstrap(*arrays, strata=both["stratum"].to_numpy(), bounded=bounded)
+    return mean_of_strata(difference, both["stratum"]), interval, len(both)
+
+
+def info(rows: pd.DataFrame, key: str) -> pd.Series:
+    """One entry of every row's sample_info; None where it has none."""
+    return rows["sample_info"].map(lambda info: info.get(key) if isinstance(info, dict) else None)
+
+
+def headline(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that the task's overall mean is made of: all, unless samples say which (LongBench: 16 sets of 21)."""
+    if "sample_info" not in rows:
+        return rows
+    chosen = info(rows, "headline").eq(True)
+    return rows[chosen] if chosen.any() else rows
+
+
+def breakdown(rows: pd.DataFrame) -> pd.DataFrame:
+    """Summaries of every stratum, group and bucket of a run and of all together, with `part` and `kind` columns."""
+    tables = [summarize(rows).assign(kind="all", part="mean")]
+    kinds = {"set": rows["stratum"], "group": info(rows, "group"), "bucket": info(rows, "bucket")}
+    for kind, labels in kinds.items():
+        for label in labels.dropna().unique() if labels.nunique() > 1 else ():
+            tables.append(summarize(rows[labels == label]).assign(kind=kind, part=label))
+    return pd.concat(tables, ignore_index=True)
 
 
 def summarize(rows: pd.DataFrame) -> pd.DataFrame:
@@ -78,6 +128,7 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
 
     Cells without a single score stay, with their error; the reference cell comes first.
     """
+    rows = headline(rows.assign(stratum=rows["stratum"].fillna("") if "stratum" in rows else ""))
     done = rows[rows["error"].isna()]
     reference = done[done["reference"]][["sample", "score", "prompt_sha256"]]
     lines = []
@@ -90,10 +141,11 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
             line |= {name: float(good[name].mean()) for name in ("kept_fraction", "kept_entries", "prompt_tokens")}
             line["mib"] = float(good["kv_bytes"].mean()) / 2**20
             line["prefill_s"] = float(good["prefill_s"].median())
-            line["score"] = float(good["score"].mean())
-            line["low"], line["high"] = mean_interval(good["score"], good["cluster"]) or (np.nan, np.nan)
+            line["score"] = mean_of_strata(good["score"], good["stratum"])
+            parts = good["score"], good["cluster"], good["stratum"]
+            line["low"], line["high"] = mean_interval(*parts) or (np.nan, np.nan)
             if not line["reference"] and len(reference):
-                columns = ["sample", "score", "prompt_sha256", "cluster"]
+                columns = ["sample", "score", "prompt_sha256", "cluster", "stratum"]
                 line["difference"], interval, line["pairs"] = paired_difference(good[columns], reference)
                 line["difference_low"], line["difference_high"] = interval or (np.nan, np.nan)
         lines.append(line)

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def _write(path: Path, text: str) -> None:
 def read_rows(path: Path) -> list[dict]:
     """The rows of a file; an unreadable line is an error that names it."""
     rows = []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    lines = re.findall(r"[^\n]*\n|[^\n]+$", path.read_text(encoding="utf-8", errors="replace"))
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)

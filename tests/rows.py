@@ -35,6 +35,7 @@ def row(method, budget, index, length, depth):
         "sample": f"0-{index}",
         "sample_info": {"length": length, "depth": depth, "real_depth": depth * 0.97, "value": "word"},
         "cluster": f"0-{index}",
+        "stratum": "",
         "prompt_sha256": f"{index:064x}",
         "protocol": PROTOCOL,
         "method": method,

@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from rows import needle_rows, table, write_run
 
-from pvcbench import figures, stats, store
+from pvcbench import figures, needle_figures, stats, store
 from pvcbench.looks import LOOKS, OTHERS, asked, budgets_of, looks, reach, subject
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "figures.py"
@@ -152,17 +152,17 @@ def test_grid_tells_zero_missing_and_out_of_reach_apart(rows):
     far = cell["depth"] == 75
     cell.loc[far, "error"], cell.loc[far, "score"] = "below PvC's reach of 38.0%", None
     axes = Figure().add_subplot()
-    figures.square_panel(axes, cell, [0, 25, 50, 75], [1024])
+    needle_figures.square_panel(axes, cell, [0, 25, 50, 75], [1024])
     zero, one, missing, beyond = axes.patches
     assert [text.get_text() for text in axes.texts] == ["0/2", "2/2", "", "reach"]
-    assert zero.get_facecolor() == to_rgba(figures.SEQUENTIAL(0.0)) and not zero.get_hatch()
-    assert one.get_facecolor() == to_rgba(figures.SEQUENTIAL(1.0)) and not one.get_hatch()
+    assert zero.get_facecolor() == to_rgba(needle_figures.SEQUENTIAL(0.0)) and not zero.get_hatch()
+    assert one.get_facecolor() == to_rgba(needle_figures.SEQUENTIAL(1.0)) and not one.get_hatch()
     assert missing.get_hatch() and missing.get_facecolor() == to_rgba("white")
     assert not beyond.get_hatch() and beyond.get_facecolor() not in (zero.get_facecolor(), missing.get_facecolor())
 
 
 def test_grid_has_a_panel_per_method_and_budget(rows):
-    figure = figures.needle_grid(rows)
+    figure = needle_figures.needle_grid(rows)
     panels = np.array(figure.axes[:8]).reshape(2, 4)
     headings = [axes.get_title().split("\n")[0] for axes in panels[0]]
     assert headings == ["full cache", "asked 10%", "asked 25%", "asked 55%"]
@@ -178,13 +178,13 @@ def test_grid_has_a_panel_per_method_and_budget(rows):
 def test_tasks_without_depth_and_spans_get_the_curve_only(rows, tmp_path):
     rows["sample_info"] = [{} for _ in range(len(rows))]
     rows["spans_kept"] = [{} for _ in range(len(rows))]
-    assert figures.needle_grid(rows) is None
+    assert needle_figures.needle_grid(rows) is None
     assert {path.stem for path in figures.draw(rows, tmp_path)} == {"curve"}
 
 
 def test_survival_lines_are_means_over_samples_with_gaps_for_layers_that_keep_all(rows):
     rows["spans_kept"] = [{"needle": [1.0, None, (index % 2) / 2]} for index in range(len(rows))]
-    figure = figures.needle_survival(rows)
+    figure = needle_figures.needle_survival(rows)
     h2o = next(axes for axes in figure.axes if axes.get_title() == "h2o")
     drawn = line(h2o, "25%").get_ydata()
     numbers = np.flatnonzero((rows["method"] == "h2o") & (rows["budget"] == "0.25"))
@@ -206,7 +206,7 @@ def survivors(rows):
 
 
 def test_survival_table_counts_by_method_and_pooled(rows):
-    counted = figures.survival_table(pd.concat(survivors(rows)))
+    counted = needle_figures.survival_table(pd.concat(survivors(rows)))
     bins = (("0", 0), ("0-20", 1), ("20-40", 0), ("80-100", 1), ("100", 1))
     h2o = [("h2o", survival, 1, hits) for survival, hits in bins]
     pooled = [("all methods", *rest) for _, *rest in h2o]
@@ -215,7 +215,7 @@ def test_survival_table_counts_by_method_and_pooled(rows):
 
 
 def test_survival_accuracy_has_wilson_intervals_and_counts(rows):
-    figure = figures.survival_accuracy(pd.concat(survivors(rows)))
+    figure = needle_figures.survival_accuracy(pd.concat(survivors(rows)))
     pooled = figure.axes[0]
     assert pooled.get_title() == "all methods"
     assert [text.get_text() for text in pooled.texts] == ["1/2", "1/1", "0/1", "1/1", "1/1"]

@@ -14,6 +14,7 @@ def rows(scores, method="h2o", budget="0.5", reference=False, clusters=None):
             "sample": [str(i) for i in range(len(scores))],
             "cluster": clusters or [str(i) for i in range(len(scores))],
             "prompt_sha256": [f"hash{i}" for i in range(len(scores))],
+            "stratum": "",
             "method": method,
             "budget": budget,
             "reference": reference,
@@ -59,10 +60,11 @@ def test_identical_differences_do_not_claim_certainty():
 
 
 def test_wilson_only_for_single_items_of_zeros_and_ones():
-    scores = pd.Series([0.0, 1.0] * 10)
-    assert stats.mean_interval(scores, pd.Series(range(20))) == stats.wilson(10, 20)
-    assert stats.mean_interval(scores, pd.Series([i // 2 for i in range(20)])) != stats.wilson(10, 20)
-    assert stats.mean_interval(scores / 2, pd.Series(range(20))) != stats.wilson(10, 20)
+    scores, one = pd.Series([0.0, 1.0] * 10), pd.Series([""] * 20)
+    assert stats.mean_interval(scores, pd.Series(range(20)), one) == stats.wilson(10, 20)
+    assert stats.mean_interval(scores, pd.Series([i // 2 for i in range(20)]), one) != stats.wilson(10, 20)
+    assert stats.mean_interval(scores / 2, pd.Series(range(20)), one) != stats.wilson(10, 20)
+    assert stats.mean_interval(scores, pd.Series(range(20)), pd.Series(["a", "b"] * 10)) != stats.wilson(10, 20)
 
 
 def test_paired_difference_needs_the_same_prompts():
@@ -91,3 +93,47 @@ def test_summary_keeps_failed_cells_and_partial_ones():
     assert table.index[0] == "full"
     assert table.loc["pvc", "samples"] == 0 and "reach" in table.loc["pvc", "error"]
     assert table.loc["h2o", "samples"] == 11 and table.loc["h2o", "errors"] == 1 and table.loc["h2o", "pairs"] == 11
+
+
+def test_strata_count_equally_and_are_resampled_by_themselves():
+    rng = np.random.default_rng(0)
+    small, large = rng.random(12), 5 + rng.random(120)
+    values, strata = np.concatenate([small, large]), np.repeat(["small", "large"], [12, 120])
+    low, high = stats.cluster_bootstrap(values, np.arange(132), strata=strata, bounded=False)
+    resampled = [
+        (rng.choice(small, 12).mean() + rng.choice(large, 120).mean()) / 2 for _ in range(4000)
+    ]  # by brute force
+    assert (low, high) == pytest.approx(tuple(np.quantile(resampled, (0.025, 0.975))), abs=0.01)
+    assert low < stats.mean_of_strata(pd.Series(values), pd.Series(strata)) < high
+    assert stats.cluster_bootstrap(values[:100], np.arange(100), strata=np.repeat(["a", "b"], [9, 91])) is None
+
+
+def test_alike_within_strata_is_not_certainty():
+    values, strata = np.repeat([0.0, 1.0], 12), np.repeat(["a", "b"], 12)
+    low, high = stats.cluster_bootstrap(values, np.arange(24), strata=strata)
+    assert low < 0.35 and high > 0.6
+    assert stats.cluster_bootstrap(values, np.arange(24), strata=strata, bounded=False) is None
+
+
+def test_weights_make_a_ratio_of_sums():
+    rng = np.random.default_rng(0)
+    totals, sizes = rng.random(40) * 100, rng.integers(50, 200, 40).astype(float)
+    low, high = stats.cluster_bootstrap(totals / sizes, np.arange(40), weights=sizes, bounded=False)
+    picks = rng.integers(40, size=(4000, 40))
+    ratios = totals[picks].sum(1) / sizes[picks].sum(1)
+    # the Monte Carlo error of a 2.5% quantile of 2,000 draws is about 0.06 of the interval's width
+    assert (low, high) == pytest.approx(tuple(np.quantile(ratios, (0.025, 0.975))), abs=0.15 * (high - low))
+
+
+def test_the_headline_is_of_the_chosen_sets_and_the_breakdown_names_all():
+    first, second = rows([1.0] * 12 + [0.0] * 12), rows([0.5] * 24, "full", "1.0", True)
+    table = pd.concat([first, second], ignore_index=True)
+    table["stratum"] = ["a"] * 12 + ["zh"] * 12 + ["a"] * 12 + ["zh"] * 12
+    table["sample_info"] = [{"group": g, "headline": g == "A"} for g in (["A"] * 12 + ["Z"] * 12) * 2]
+    assert stats.summarize(table).set_index("method").loc["h2o", "score"] == 1.0
+    parts = stats.breakdown(table).set_index(["kind", "part", "method"])["score"]
+    assert (
+        parts["set", "zh", "h2o"] == 0.0 and parts["group", "A", "h2o"] == 1.0 and parts["all", "mean", "full"] == 0.5
+    )
+    unmarked = table.assign(sample_info=[{}] * len(table))
+    assert stats.summarize(unmarked).set_index("method").loc["h2o", "score"] == 0.5

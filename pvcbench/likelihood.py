@@ -1,0 +1,85 @@
+"""Perplexity, bits per byte and likelihood after the budget's position, with intervals over documents, from rows."""
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from pvcbench import stats
+from pvcbench.stats import cluster_bootstrap, info
+
+BLOCK = 32  # tokens whose likelihood is averaged for the curve over positions
+
+
+def scored(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that carry likelihoods, with `nll` (array, nats per token) and `first`, the first scored position."""
+    if "token_nll" not in rows:
+        return rows.iloc[:0].assign(nll=None, first=None)
+    rows = rows[rows["token_nll"].map(lambda value: isinstance(value, list))]
+    nll = rows["token_nll"].map(np.asarray)
+    return rows.assign(nll=nll, first=rows["prompt_tokens"] - nll.map(len))
+
+
+def summarize(rows: pd.DataFrame) -> pd.DataFrame:
+    """One line per cell: perplexity, bits per byte, and the mean NLL on tokens after position B, alone and minus full.
+
+    Intervals are 95% cluster bootstraps over documents; those of the perplexity are the exponentiated ends of the
+    mean NLL's. Up to position B every method equals the full cache, so what comes after it is the method's doing.
+    """
+    known, lines = scored(rows), []
+    full = known[known["reference"]].set_index("sample")["nll"]
+    for (method, budget), cell in known.groupby(["method", "budget"], sort=False):
+        line = {"method": method, "budget": budget}
+        clusters = cell["cluster"].to_numpy()
+        _put(line, "nll", cell["nll"].map(np.mean), clusters)
+        for end in ("", "_low", "_high"):
+            line[f"perplexity{end}"] = math.exp(min(700.0, line[f"nll{end}"]))
+        size = info(cell, "bytes").to_numpy(float)
+        _put(line, "bits_per_byte", cell["nll"].map(np.sum) / math.log(2) / size, clusters, size)
+        _after_budget(line, cell[cell["sample"].isin(full.index) & cell["budget_entries"].notna()], full)
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _after_budget(line: dict, cell: pd.DataFrame, full: pd.Series) -> None:
+    """The mean NLL of tokens after position B, and its difference to the full cache's on the same tokens."""
+    after, difference = [], []
+    for sample, nll, budget, first in zip(
+        *(cell[n] for n in ("sample", "nll", "budget_entries", "first")), strict=True
+    ):
+        start = max(0, int(budget) + 1 - first)
+        after.append(nll[start:].mean() if start < len(nll) else math.nan)
+        difference.append(after[-1] - full[sample][start:].mean() if start < len(nll) else math.nan)
+    if after and not np.isnan(after).any():
+        _put(line, "after", after, cell["cluster"].to_numpy())
+        _put(line, "after_difference", difference, cell["cluster"].to_numpy())
+
+
+def _put(line: dict, name: str, values, clusters, weights=None) -> None:
+    """The weighted mean and its interval under three keys; NaN where there are too few documents."""
+    values = np.asarray(values, dtype=float)
+    line[name] = float(np.average(values, weights=weights))
+    ends = cluster_bootstrap(values, clusters, weights=weights, bounded=False) or (math.nan, math.nan)
+    line[f"{name}_low"], line[f"{name}_high"] = ends
+
+
+def by_position(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean NLL of blocks of tokens over documents: method, budget, position (of the block's middle), nll."""
+    lines = []
+    for (method, budget), cell in scored(rows).groupby(["method", "budget"], sort=False):
+        for first, same in cell.groupby("first"):
+            mean = np.mean(np.stack(list(same["nll"])), axis=0)
+            for start in range(0, len(mean), BLOCK):
+                part = mean[start : start + BLOCK]
+                place = first + start + (len(part) - 1) / 2
+                lines.append((method, budget, place, float(part.mean())))
+    return pd.DataFrame(lines, columns=["method", "budget", "position", "nll"])
+
+
+def shown(rows: pd.DataFrame) -> pd.DataFrame:
+    """The summary of a run as people read it: for likelihoods the score is the perplexity, bits per byte beside it."""
+    table, more = stats.summarize(rows), summarize(rows)
+    if more.empty:
+        return table
+    table = table.merge(more, on=["method", "budget"], how="left")
+    return table.assign(score=table["perplexity"], low=table["perplexity_low"], high=table["perplexity_high"])
