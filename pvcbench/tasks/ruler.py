@@ -9,7 +9,6 @@ tokens to generate (both counted here); qa scores are the mean over the referenc
 """
 
 import contextlib
-import importlib
 import importlib.metadata
 import importlib.util
 import io
@@ -29,8 +28,6 @@ from pvcbench.prompts import Prompt, Prompter
 from pvcbench.tasks.base import Sample, Task, choice
 from pvcbench.tasks.metrics import share_found
 
-SHORTEST = 256  # tokens; no set fits into less, and FWE's vocabulary is a fiftieth of the length
-
 
 class TooFew(Exception):
     """The length does not hold a generator's smallest sample."""
@@ -48,14 +45,10 @@ class Request:
 
 
 class Sizer:
-    """Counts tokens for a generator and raises TooFew if its first text is over `room`: some would retry for ever.
-
-    With `example` the first text is a one-shot example, which stands before each sample.
-    """
+    """Counts tokens for a generator; TooFew if its first text (after an `example`) does not fit: it might never end."""
 
     def __init__(self, tokenizer, room: float, extra: int = 0, example: bool = False):
-        self.tokenizer, self.room, self.extra, self.example = tokenizer, room, extra, example
-        self.fits = False
+        self.tokenizer, self.room, self.extra, self.example, self.fits = tokenizer, room, extra, example, False
 
     def __call__(self, text: str) -> SimpleNamespace:
         tokens = len(self.tokenizer(text).input_ids) + (0 if self.example else self.extra)
@@ -90,16 +83,15 @@ def cwe(request: Request) -> dict:
     """Common words, whose order comes from a generator of lm-eval's module, seeded here."""
     utils = module("cwe_utils")
     utils.RNG.seed(random.getrandbits(64))
-    return utils.sys_word_pair_random(1, request.length, Sizer(request.tokenizer, request.length - 120, request.extra))[
-        0
-    ]
+    sizer = Sizer(request.tokenizer, request.length - 120, request.extra)
+    return utils.sys_word_pair_random(1, request.length, sizer)[0]
 
 
 def fwe(request: Request) -> dict:
     """Frequent coded words; the length must hold the template and tell the third word from the fourth."""
     utils, extra = module("fwe_utils"), request.extra + 50
     if len(request.tokenizer(utils.TEMPLATE).input_ids) + extra > request.length:
-        raise TooFew
+        raise TooFew  # it would make smaller and smaller texts for ever
     made = utils.sys_kwext(Sizer(request.tokenizer, np.inf, extra), request.length, num_samples=1)[0]
     counts = Counter(word for word in made["input"].split() if re.fullmatch("[a-z]{6}", word))
     rest = [count for word, count in counts.items() if word not in made["outputs"]]
@@ -116,8 +108,8 @@ def qa(request: Request, reader: str) -> dict:
     except (OSError, ValueError) as error:
         raise UserError(f"task.sets: qa sets download their questions, which failed ({reader})") from error
     number = np.random.default_rng(request.seed).permutation(len(questions))[request.repeat % len(questions)]
-    sizer, place = Sizer(request.tokenizer, np.inf, request.extra), {"num_samples": 1, "pre_samples": int(number)}
-    return utils.generate_samples(sizer, list(documents), questions, request.length, **place)[0]
+    sizer, settings = Sizer(request.tokenizer, np.inf, request.extra), {"num_samples": 1, "pre_samples": int(number)}
+    return utils.generate_samples(sizer, list(documents), questions, request.length, **settings)[0]
 
 
 @dataclass(frozen=True)
@@ -165,26 +157,23 @@ class Ruler(Task):
             raise UserError("task=ruler needs lm-eval, nltk and wonderwords: pip install 'pvcbench[eval]'")
         if not lengths or not sets or samples < 1:
             raise UserError("task.lengths and task.sets must name something, and task.samples must be 1 or more")
-        if min(lengths) < SHORTEST:
-            raise UserError(f"task.lengths: {min(lengths)} tokens are too few for RULER: {SHORTEST} or more")
-        self.lengths, self.sets, self.samples, self.chat = list(lengths), list(sets), samples, chat
-        for name in sets:
-            choice("task.sets", name, tuple(SETS))
+        if min(lengths) < 256:  # no set fits into less, and FWE's vocabulary is a fiftieth of the length
+            raise UserError(f"task.lengths: {min(lengths)} tokens are too few for RULER: 256 or more")
+        self.sets = [choice("task.sets", name, tuple(SETS)) for name in sets]
+        self.lengths, self.samples, self.chat = list(lengths), samples, chat
 
     def prepare(self, prompter: Prompter) -> None:
-        longest = prompter.longest
-        if longest is not None and max(self.lengths) > longest:
-            raise UserError(f"task.lengths: {max(self.lengths)} tokens are more than the model's {longest}")
+        if prompter.longest is not None and max(self.lengths) > prompter.longest:
+            raise UserError(f"task.lengths: {max(self.lengths)} tokens are more than the model's {prompter.longest}")
         if self.chat and getattr(prompter.tokenizer, "chat_template", None) is None:
             raise UserError("task.chat: this tokenizer has no chat template; set task.chat=false")
-        self.prompter = prompter if self.chat is None else Prompter(prompter.tokenizer, self.chat, longest)
+        self.prompter = prompter if self.chat is None else Prompter(prompter.tokenizer, self.chat, prompter.longest)
 
     def size(self, seed: int) -> int:
         return len(self.sets) * len(self.lengths) * self.samples
 
     def data_checksum(self) -> str:
-        packages = ("lm-eval", "wonderwords", "nltk")
-        return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
+        return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("lm-eval", "wonderwords", "nltk"))
 
     def sample(self, seed: int, index: int) -> Sample:
         rest, place = divmod(index, len(self.sets))
@@ -217,9 +206,9 @@ class Ruler(Task):
         return Sample(label, context, question, answers, kind.tokens, **more)
 
     def encode(self, sample: Sample) -> Prompt:
-        head = self.prompter.before
-        spans = {name: (len(head) + first, len(head) + last) for name, (first, last) in sample.spans.items()}
-        text, end = f"{head}{sample.context}{sample.question}", len(head) + len(sample.context)
+        head, start = self.prompter.before, len(self.prompter.before)
+        spans = {name: (start + first, start + last) for name, (first, last) in sample.spans.items()}
+        text, end = f"{head}{sample.context}{sample.question}", start + len(sample.context)
         return self.prompter.tokens(text, end, spans, special=not self.prompter.chat)
 
     def score(self, sample: Sample, output: str) -> dict[str, float]:
