@@ -150,7 +150,7 @@ def check_question(config: DictConfig, task: Task) -> None:
 def check_prompts(
     work: Sequence[tuple[Sample, Prompt, tuple]], loaded: LoadedModel, task: Task, query_aware: bool
 ) -> None:
-    """Refuses prompts longer than the model, or whose context cannot be told from the question, before anything runs."""
+    """Refuses, before anything runs, prompts longer than the model or without the end of a context that is needed."""
     longest = None if task.beyond else loaded.longest
     for sample, prompt, _ in work:
         if not query_aware and prompt.context_tokens < 1:
@@ -161,7 +161,7 @@ def check_prompts(
         if longest is not None and len(prompt.ids) + sample.max_new_tokens > longest:
             raise UserError(
                 f"sample {sample.id} has {len(prompt.ids)} prompt tokens and {sample.max_new_tokens} to generate, "
-                f"more than the model's {longest}: shorten it (task.lengths, task.tokens, task.max_length) or use another model"
+                f"more than the model's {longest}: lower task.lengths, task.tokens or task.max_length"
             )
 
 

@@ -60,6 +60,9 @@ class Task:
         """All metrics of an output by name; the first is the score of the row."""
         raise TypeError(f"{type(self).__name__} has no score")
 
+    def finish(self, rows, folder) -> None:
+        """Called with all rows of a run and its folder once they are measured, for what a task adds to them."""
+
     def data_checksum(self) -> str:
         """A hash of the data that samples are made of, for the run id."""
         return ""
