@@ -1,6 +1,7 @@
 """The table at the end of a run, for people."""
 
 import math
+from functools import partial
 
 from rich.console import Console
 from rich.table import Table
@@ -19,10 +20,16 @@ def interval(low: float, high: float, scale: float = 100, digits: int = 1, sign:
     return "" if math.isnan(low) else f"[{number(low, scale, digits, sign)}, {number(high, scale, digits, sign)}]"
 
 
-def scores(line) -> list[str]:
-    """Score and difference to full in per cent, with intervals."""
-    ends = interval(line.difference_low, line.difference_high, sign=True)
-    return [number(line.score, 100, 1), interval(line.low, line.high), number(line.difference, 100, 1, True), ends]
+def scores(line, scale: float, digits: int) -> list[str]:
+    """Score and difference to full, with intervals."""
+    style = scale, digits
+    ends = interval(line.difference_low, line.difference_high, *style, sign=True)
+    return [
+        number(line.score, *style),
+        interval(line.low, line.high, *style),
+        number(line.difference, *style, True),
+        ends,
+    ]
 
 
 def likelihoods(line) -> list[str]:
@@ -38,6 +45,11 @@ def likelihoods(line) -> list[str]:
     ]
 
 
+def scale_of(rows) -> tuple[float, int]:
+    """Per cent with one digit for scores in [0, 1], else the scores as they are."""
+    return (100, 1) if rows["score"].dropna().astype(float).between(0, 1).all() else (1, 4)
+
+
 def main_table(result: Result) -> tuple[Table, list[str]]:
     """The summary of a run, a line per method and budget, and notes on what has no value."""
     rows, summary = result.rows, result.summary
@@ -50,8 +62,9 @@ def main_table(result: Result) -> tuple[Table, list[str]]:
         for name in ("after_difference", "after_difference_low", "after_difference_high"):
             summary = summary if name in summary else summary.assign(**{name: math.nan})
     else:
-        heads, values = [metric(rows), "interval", "minus full", "interval"], scores
-        title += ", per cent"
+        heads, (scale, digits) = [metric(rows), "interval", "minus full", "interval"], scale_of(rows)
+        values = partial(scores, scale=scale, digits=digits)
+        title += ", per cent" if scale == 100 else ""
     table, notes = Table(title=title), []
     for name in ("method", "asked", "cache kept", "MiB", "n", *heads):
         table.add_column(name, justify="left" if name in ("method", "asked") else "right")
@@ -79,11 +92,12 @@ def parts_table(result: Result) -> Table | None:
     names = [f"{method} {budget}" for method, budget in zip(parts["method"], parts["budget"], strict=True)]
     scored = parts.assign(cell=names)[parts["kind"] != "all"]
     wide = scored.pivot_table(index=["kind", "part"], columns="cell", values="score", sort=False)
-    table = Table(title="per cent; summary.csv has the intervals")
+    scale, digits = scale_of(result.rows)
+    table = Table(title=f"{'per cent; ' if scale == 100 else ''}summary.csv has the intervals")
     for name in ("", "", *wide.columns):
         table.add_column(name, justify="right" if name else "left")
     for (kind, part), line in wide.iterrows():
-        table.add_row(kind, str(part), *(number(value, 100, 1) for value in line))
+        table.add_row(kind, str(part), *(number(value, scale, digits) for value in line))
     return table
 
 

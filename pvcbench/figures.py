@@ -106,7 +106,9 @@ def curves_by_part(rows: pd.DataFrame) -> Figure | None:
     table = table[(table["kind"] == kind) & table["score"].notna()]
     figure, panels = panels_of(table["part"].nunique(), rows)
     for (part, cells), axes in zip(table.groupby("part", sort=False), panels, strict=True):
-        axes.set(title=part, xlim=(0, 100), ylim=(-0.04, 1.04))
+        axes.set(title=part, xlim=(0, 100))
+        if table["score"].between(0, 1).all():
+            axes.set_ylim(-0.04, 1.04)
         for name, points in cells.groupby("method", sort=False):
             colour, marker, line = style[name]
             score, low, high = (points[key].to_numpy(float) for key in ("score", "low", "high"))

@@ -202,7 +202,7 @@ class Ruler(Task):
         joint = self.prompter.after if self.prompter.chat else kind.joint
         question, label = f"{text[start:]}{joint}{made['gen_prefix']}", f"{name}/{length}/{label}"
         spans = {f"needle_{n}" if n else "needle": matches[-1].span() for n, matches in enumerate(found)}
-        more = {"stratum": name, "spans": spans, "info": {"set": name, "length": length}}
+        more = {"stratum": name, "spans": spans, "info": {"set": name, "length": length, "bucket": f"{length} tokens"}}
         return Sample(label, context, question, answers, kind.tokens, **more)
 
     def encode(self, sample: Sample) -> Prompt:
