@@ -33,7 +33,7 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
         clusters = cell["cluster"].to_numpy()
         _put(line, "nll", cell["nll"].map(np.mean), clusters)
         for end in ("", "_low", "_high"):
-            line[f"perplexity{end}"] = math.exp(min(700.0, line[f"nll{end}"]))
+            line[f"perplexity{end}"] = float(np.exp(line[f"nll{end}"]))
         size = info(cell, "bytes").to_numpy(float)
         _put(line, "bits_per_byte", cell["nll"].map(np.sum) / math.log(2) / size, clusters, size)
         _after_budget(line, cell[cell["sample"].isin(full.index) & cell["budget_entries"].notna()], full)

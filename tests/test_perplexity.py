@@ -265,6 +265,8 @@ def test_perplexity_ends_are_the_exponentiated_ends_and_bits_are_a_ratio_of_sums
     assert math.log(line["perplexity_low"]) == pytest.approx(line["nll_low"])
     assert line["bits_per_byte"] == pytest.approx(nll.sum() / math.log(2) / (300 + 11 * 100))
     assert line["after_difference"] == pytest.approx(0.5)  # positions 21 to 40 are entries 20 to 39
+    few = likelihood.summarize(rows[rows["cluster"].isin(list("012345"))]).set_index("method").loc["mine"]
+    assert few["perplexity"] > 1 and math.isnan(few["perplexity_low"]) and math.isnan(few["bits_per_byte_high"])
     assert math.isnan(line["after_difference_low"])  # all documents alike: no bootstrap claims certainty
 
 

@@ -12,6 +12,7 @@ from pvcbench.policy import Shape
 
 pytestmark = pytest.mark.usefixtures("inference")
 STREAMS = {name: method for name, method in METHODS.items() if "streaming" in method.protocols}
+STREAMS["window_only"] = replace(METHODS["streaming_llm"], sinks=0)
 DRAWS = torch.tensor([3, 11])
 
 

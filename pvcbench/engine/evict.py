@@ -205,4 +205,6 @@ def _with_sinks(entries, prefill, layer, sinks):
         )
     if prefill.rotary[layer] is None:
         raise ValueError("cache positions need a model with rotary embeddings; use positions=original")
+    if sinks == 0:  # a bare window: nothing stands elsewhere than it did
+        return entries
     return replace(entries, sinks=entries.keys[:, :, :sinks].clone(), rotary=prefill.rotary[layer])
