@@ -27,6 +27,7 @@ from pvcbench.generate import Generate
 from pvcbench.models import LoadedModel
 from pvcbench.progress import Meter
 from pvcbench.prompts import Prompt, Prompter
+from pvcbench.respond import run_documents
 from pvcbench.score import Continuation, Streaming
 from pvcbench.tasks.base import Sample, Task
 
@@ -48,6 +49,7 @@ KINDS = {
     "generate": partial(run_batch, Generate),
     "continuation": partial(run_batch, Continuation),
     "streaming": partial(run_batch, Streaming),
+    "lm_eval": run_documents,
 }
 
 
