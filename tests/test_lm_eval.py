@@ -64,6 +64,29 @@ TASKS = {
 }
 
 
+MIXED = """
+import datasets
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import ConfigurableTask
+
+
+class Mixed(ConfigurableTask):
+    def __init__(self, config=None):
+        super().__init__(config={"doc_to_text": "text", "doc_to_target": "text", "test_split": "test"})
+
+    def download(self, *args, **kwargs):
+        self.dataset = {"test": datasets.Dataset.from_list([{"text": "some"}])}
+
+    def construct_requests(self, doc, ctx, **kwargs):
+        kwargs = {"metadata": kwargs["metadata"], "doc": doc}
+        asked = Instance(request_type="loglikelihood", arguments=(ctx, " no"), idx=1, **kwargs)
+        return [Instance(request_type="generate_until", arguments=(ctx, {"until": ["x"]}), idx=0, **kwargs), asked]
+
+    def process_results(self, doc, results):
+        return {"all": tuple(results), "total": results[1][0]}
+"""
+
+
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch):
     """No pictures and no report on the machine."""
@@ -469,6 +492,21 @@ def test_mistakes_are_one_line(folder, monkeypatch, options, expected):
     finally:
         for name in ("broken", "code"):
             (folder / f"{name}.yaml").unlink()
+
+
+def test_python_tasks_may_mix_requests(folder):
+    (folder / "mixed.py").write_text(MIXED)
+    (folder / "mixed.yaml").write_text("task: mixed\nclass: !function mixed.Mixed\n")
+    try:
+        task = LmEval(["mixed"], str(folder))
+        assert task.protocols == ("generate", "continuation")
+        task.prepare(Prompter(models.byte_tokenizer(), False, 4096))
+    finally:
+        (folder / "mixed.yaml").unlink()
+    parts = task.requests(task.sample(0, 0))
+    assert [part.protocol for [part] in parts] == ["generate", "continuation"]
+    found = task.measured(task.sample(0, 0), ["some text", [-1.5, True]])
+    assert found == {"score": -1.5, "metrics": {"total": -1.5}, "output": "some text"}
 
 
 def test_own_folder_comes_first(folder, monkeypatch):

@@ -66,7 +66,7 @@ class LmEval(Task):
 
     @property
     def protocols(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(loading.PROTOCOLS[task.OUTPUT_TYPE] for task in self._loaded.tasks.values()))
+        return loading.protocols_of(self._documents(False))
 
     @cached_property
     def _loaded(self) -> loading.Loaded:
@@ -114,9 +114,9 @@ class LmEval(Task):
 
     def sample(self, seed: int, index: int) -> Sample:
         document = self._by_id[self._ids[index]]
-        task, doc = self._loaded.tasks[document.task], document.instances[0].doc
-        gold = () if task.OUTPUT_TYPE == "loglikelihood_rolling" else (str(task.doc_to_target(doc)),)
-        info = {"doc_id": document.number, "requests": len(document.instances), "type": task.OUTPUT_TYPE}
+        task, first = self._loaded.tasks[document.task], document.instances[0]
+        gold = () if first.request_type == "loglikelihood_rolling" else (str(task.doc_to_target(first.doc)),)
+        info = {"doc_id": document.number, "requests": len(document.instances), "type": first.request_type}
         cluster = self._cluster[document.id]
         return Sample(document.id, "", "", gold, 0, cluster=cluster, stratum=document.task, info=info)
 

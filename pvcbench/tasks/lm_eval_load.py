@@ -5,7 +5,7 @@ import difflib
 import io
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,7 @@ import numpy as np
 
 from pvcbench.errors import UserError
 
-PROTOCOLS = {"multiple_choice": "continuation", "loglikelihood": "continuation"}  # by lm-eval's type of output
-PROTOCOLS |= {"generate_until": "generate", "loglikelihood_rolling": "streaming"}
+PROTOCOLS = {"loglikelihood": "continuation", "generate_until": "generate", "loglikelihood_rolling": "streaming"}
 SEEDS = {"random": 0, "numpy": 1234, "few-shot": 1234}
 
 
@@ -49,8 +48,11 @@ class Loaded:
                 reason = " ".join(str(error).split())[:200]
                 raise UserError(f"cannot load {', '.join(names)}: {reason} (a hub's data need a network)") from error
         self.tasks, self.groups = loaded["tasks"], loaded.get("groups", {})
-        check(self.tasks)
-        for task in self.tasks.values():
+        for name, task in self.tasks.items():
+            if getattr(task, "MULTIMODAL", False):
+                raise UserError(f"lm-eval task {name} asks about more than text: leave it out")
+            if getattr(task, "UNSAFE_CODE", False):
+                raise UserError(f"lm-eval task {name} runs generated code: use python -m pvcbench.lm_eval_cli for it")
             own = task.get_config("num_fewshot")
             if own != 0 and (num_fewshot is not None or own is None):  # a task that says 0 keeps it
                 task.set_config("num_fewshot", num_fewshot or 0)
@@ -81,18 +83,14 @@ def manager_of(names: Sequence[str], folder: Path | None):
     return own if set(names) <= set(own.all_tasks) else TaskManager(include_path=str(folder))
 
 
-def check(tasks: Mapping[str, object]) -> None:
-    """Refuses tasks that cannot run here, or not together."""
-    for name, task in tasks.items():
-        if getattr(task, "MULTIMODAL", False) or task.OUTPUT_TYPE not in PROTOCOLS:
-            raise UserError(f"lm-eval task {name} asks for more than text ({task.OUTPUT_TYPE}): leave it out")
-        if getattr(task, "UNSAFE_CODE", False):
-            raise UserError(f"lm-eval task {name} runs generated code: use python -m pvcbench.lm_eval_cli for it")
-    rolling = [name for name, task in tasks.items() if PROTOCOLS[task.OUTPUT_TYPE] == "streaming"]
-    if rolling and len(rolling) < len(tasks):
+def protocols_of(documents: Sequence[Document]) -> tuple[str, ...]:
+    """What methods must support; refuses scores of two units in one run."""
+    rolling = {item.task: None for item in documents if item.instances[0].request_type == "loglikelihood_rolling"}
+    if rolling and len(rolling) < len({item.task for item in documents}):
         raise UserError(
             f"the scores of {', '.join(rolling)} are likelihoods, unlike the other tasks': give them a run of their own"
         )
+    return tuple(dict.fromkeys(PROTOCOLS[one.request_type] for item in documents for one in item.instances))
 
 
 def explain_unknown(name: str, known: Sequence[str]) -> str:
