@@ -144,7 +144,7 @@ def likelihood_by_position(rows: pd.DataFrame) -> Figure | None:
         if len(entries) and entries.min() > table["position"].min():
             axes.axvline(entries.mean(), color=BLACK, linestyle=DOTTED, linewidth=0.9, label="budget full")
     figure.supxlabel("position in the document, tokens")
-    figure.supylabel(f"NLL, nats per token (mean of {likelihood.BLOCK} tokens and all documents)")
+    figure.supylabel(f"NLL, nats per token\n(means of {likelihood.BLOCK} tokens)")
     _one_legend(figure, panels)
     return figure
 

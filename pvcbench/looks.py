@@ -78,7 +78,8 @@ def subject(rows: pd.DataFrame) -> str:
     tokens = f"{least:,}" if least == most else f"{least:,} to {most:,}"
     samples, protocol = rows["sample"].nunique(), rows["protocol"].iloc[0]
     model = str(rows["model"].iloc[0]).rstrip("/").split("/")[-1]
-    what = f"{rows['task'].iloc[0]}, {model}, {tokens} prompt tokens, {samples} sample{'s' * (samples != 1)}"
+    kind = "tokens" if "name" in protocol else "prompt tokens"
+    what = f"{rows['task'].iloc[0]}, {model}, {tokens} {kind}, {samples} sample{'s' * (samples != 1)}"
     if "name" in protocol:
         every = f", evicting every {protocol['every']} tokens" if protocol.get("every", 1) > 1 else ""
         return f"{what}\nprotocol: {protocol['name']}{every}"
@@ -98,7 +99,8 @@ def panels_of(number: int, rows: pd.DataFrame) -> tuple[Figure, list]:
     """A figure with panels of equal axes, up to three in a row."""
     wide = min(number, 2 if number == 4 else 3)
     tall = -(-number // wide)
-    figure = Figure(figsize=(1.6 + 3.2 * wide, 1.1 + 2.3 * tall), layout="constrained")
+    panel = (5.6, 3.0) if number == 1 else (3.2, 2.3)
+    figure = Figure(figsize=(1.6 + panel[0] * wide, 1.1 + panel[1] * tall), layout="constrained")
     panels = list(figure.subplots(tall, wide, squeeze=False, sharex=True, sharey=True).flat)
     for unused in panels[number:]:
         unused.remove()
