@@ -123,7 +123,8 @@ class CompressedLM(Tokens):
         super().__init__(pretrained, device=device, **options)
         if self.backend != "causal":
             raise UserError("the pvcbench model runs decoder-only models")
-        self._loaded = models.LoadedModel(self.model, self.tokenizer, {}, ends=models._ends(self.model, self.tokenizer))
+        ends = models.ends_of(self.model, self.tokenizer)
+        self._loaded = models.LoadedModel(self.model, self.tokenizer, {}, ends=ends)
         self._protocol = Protocol(True, refeed_last, decode, seed)
         self._engine = Engine(self.model)
         check(self._engine, rotates=self._point.method.positions == "cache")

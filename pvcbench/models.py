@@ -84,7 +84,7 @@ def _load(
     identity = {"name": name, "weights": _weights_id(source, model), "dtype": str(model.dtype).removeprefix("torch.")}
     identity |= {"tokenizer": _tokenizer_id(tokenizer), "chat": chat, "attention": attention}
     identity["evict_sliding"] = evict_sliding
-    return LoadedModel(model, tokenizer, identity, chat, attention, evict_sliding, _ends(model, tokenizer))
+    return LoadedModel(model, tokenizer, identity, chat, attention, evict_sliding, ends_of(model, tokenizer))
 
 
 def random(
@@ -96,6 +96,7 @@ def random(
     names = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads".split()
     *sizes, longest, theta = SHAPES[shape]
     settings = dict(zip(names, sizes, strict=True), max_position_embeddings=longest)
+    settings |= {"bos_token_id": None, "eos_token_id": None}  # the tokenizer's count; Llama's own would be letters
     config = AutoConfig.for_model("llama", **settings, rope_parameters={"rope_type": "default", "rope_theta": theta})
     kind = DTYPES.get(dtype or ("bfloat16" if device.startswith("cuda") else "float32"))
     if kind is None:
@@ -106,7 +107,7 @@ def random(
     loaded = byte_tokenizer() if tokenizer is None else AutoTokenizer.from_pretrained(tokenizer)
     identity = {"name": f"random-{shape}", "weights": f"seed {seed}, torch {torch.__version__}", "attention": attention}
     identity |= {"dtype": str(kind).removeprefix("torch."), "tokenizer": _tokenizer_id(loaded)}
-    return LoadedModel(model, loaded, identity, None, attention, ends=_ends(model, loaded))
+    return LoadedModel(model, loaded, identity, None, attention, ends=ends_of(model, loaded))
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -121,7 +122,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
 
 
-def _ends(model, tokenizer) -> tuple[int, ...]:
+def ends_of(model, tokenizer) -> tuple[int, ...]:
     """Every token that ends an answer, by the generation config and the tokenizer."""
     ends = model.generation_config.eos_token_id if model.generation_config is not None else None
     known = [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id]

@@ -145,8 +145,10 @@ def _measure(config, loaded, task, cells, folder, existing) -> int:
 
 def check_question(config: DictConfig, task: Task) -> None:
     """Refuses protocols of a question for tasks that have none."""
-    if not task.has_question and (not config.query_aware or config.refeed_last):
-        raise UserError(f"task={task.name} has no question of its own: leave query_aware=true and refeed_last=false")
+    if not task.has_question and not config.query_aware:
+        raise UserError(f"task={task.name} does not tell a context from a question: leave query_aware=true")
+    if config.refeed_last and task.kind in ("continuation", "streaming"):
+        raise UserError(f"task={task.name} generates nothing: leave refeed_last=false")
 
 
 def check_prompts(

@@ -533,7 +533,7 @@ def test_missing_package_is_one_line(monkeypatch):
 
 
 def test_questions_are_not_told_apart(tmp_path, folder):
-    with pytest.raises(UserError, match="has no question of its own"):
+    with pytest.raises(UserError, match="does not tell a context from a question"):
         run(tmp_path, folder, "query_aware=false")
 
 

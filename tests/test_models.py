@@ -45,7 +45,7 @@ def test_what_the_engine_cannot_do_is_refused(what):
 def test_a_wrong_engine_is_caught(monkeypatch):
     engine = Engine(tiny("llama", **GROUPED))
     real = engine.call
-    monkeypatch.setattr(engine, "call", lambda ids, cache: real(ids, cache) * 1.1)
+    monkeypatch.setattr(engine, "call", lambda ids, cache, keep=None: real(ids, cache, keep) * 1.1)
     with pytest.raises(UserError, match="logits differ"):
         check(engine)
 

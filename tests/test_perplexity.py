@@ -200,8 +200,8 @@ def test_continuation_equals_the_unmodified_model_at_full_budget(folder, tmp_pat
     ("arguments", "message"),
     [
         ({"methods": ["pvc"], "protocol": "streaming"}, "pvc does not support this task's streaming protocol"),
-        ({"query_aware": False, "protocol": "continuation"}, "no question"),
-        ({"refeed_last": True, "protocol": "continuation"}, "no question"),
+        ({"query_aware": False, "protocol": "continuation"}, "does not tell a context from a question"),
+        ({"refeed_last": True, "protocol": "continuation"}, "generates nothing"),
     ],
 )
 def test_unsupported_pairs_are_refused(folder, tmp_path, arguments, message):

@@ -6,10 +6,11 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from pvcbench import config, runner
+from pvcbench import config, runner, store
 from pvcbench.errors import UserError
 from pvcbench.models import byte_tokenizer
 from pvcbench.prompts import Prompter
@@ -91,7 +92,7 @@ def test_lengths_are_kept_and_reached(name, template):
         used = len(task.encode(sample).ids) + sample.max_new_tokens
         length = sample.info["length"]
         assert (0.6 if name == "cwe" else 0.7) * length <= used <= length  # CWE leaves room for an example it drops
-        assert sample.info == {"set": name, "length": length} and sample.stratum == name
+        assert sample.info == {"set": name, "length": length, "bucket": f"{length} tokens"} and sample.stratum == name
         assert sample.max_new_tokens == {"vt": 30, "cwe": 120, "fwe": 50}.get(name, 128)
 
 
@@ -341,3 +342,36 @@ def turns(name, doc):
     return ConfigurableTask.build_qa_turn(
         None, q=doc["input"], gen_prefix=doc["gen_prefix"], tgt_delim=settings["target_delimiter"], few_delim=""
     )
+
+
+def test_full_cache_answers_and_scores_equal_stock_lm_eval(tmp_path):
+    """The same items through lm-eval's own model and its RULER scores."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    import pvcbench
+
+    loaded = pvcbench.models.random("tiny", "cpu", "float32", seed=3)
+    for weight in loaded.model.parameters():  # wide enough for answers to vary
+        if weight.dim() == 2:
+            torch.nn.init.normal_(weight, std=0.25)
+    task = Ruler(sets=["niah_single_1"], lengths=[1200], samples=3, chat=False)
+    settings = {"results": tmp_path, "wandb__mode": "disabled"}
+    pvcbench.evaluate(loaded, task, ["h2o"], [0.5], **settings)
+    [path] = (tmp_path / "default").iterdir()
+    rows = store.load(path).set_index(["sample", "method"])
+    stock, common, differing = (
+        HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=1),
+        module("common_utils"),
+        0,
+    )
+    for index in range(task.size(0)):
+        sample = task.sample(0, index)
+        kwargs = {"until": [], "max_gen_toks": sample.max_new_tokens, "do_sample": False}
+        request = Instance("generate_until", {}, (sample.context + sample.question, kwargs), index)
+        [said] = stock.generate_until([request], disable_tqdm=True)
+        score = common.process_results({"max_length": 4096, "outputs": list(sample.answers)}, [said])["4096"]
+        assert rows.loc[(sample.id, "full"), "output"] == said != ""
+        assert rows.loc[(sample.id, "full"), "score"] == score
+        differing += rows.loc[(sample.id, "h2o"), "output"] != said
+    assert differing  # the same comparison can fail: at half the cache it does
