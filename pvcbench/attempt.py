@@ -61,7 +61,7 @@ def run_batch(
             alone = kind(engine, loaded, task, batch, protocol, shape)
             rows += alone.run({point: cells[point]}, meter) if len(points) > 1 else []
             for _, reason in alone.failed if len(points) > 1 else [(points, error)]:
-                rows += [base_row(task, item, point, protocol, shape, explain(reason)) for item in batch]
+                rows += [base_row(task, item, point, protocol, shape, reason) for item in batch]
     return rows
 
 
@@ -92,7 +92,7 @@ class Attempt:
         self.draws = torch.tensor([draw_of(protocol.seed, sample.id) for sample in self.samples])
         self.waiting: list[tuple[list[Group], dict[Cell, Point]]] = []
         self.bytes = 0.0
-        self.failed: list[tuple[list[Point], Exception]] = []
+        self.failed: list[tuple[list[Point], str]] = []  # reasons as text: an exception would keep its frames' tensors
 
     def run(self, cells: dict[Point, Cell], meter) -> list[dict]:
         """The rows of what worked; `failed` says what did not."""
@@ -116,7 +116,7 @@ class Attempt:
     def _fail(self, points, error: Exception) -> None:
         if isinstance(error, UserError):
             raise error
-        self.failed.append((list(points), error))
+        self.failed.append((list(points), explain(error)))
 
     def _parts(self, prefill, wanted: dict[Point, Cell]) -> Iterator[dict[Point, Cell] | None]:
         """The cells in parts that fit into memory beside what waits; None: decode what waits first."""
@@ -141,6 +141,13 @@ class Attempt:
             else:
                 self.waiting.append((groups, {cell: point for point, cell in part.items()}))
         return []
+
+    def measured(self, sample: Sample, row: dict, logprobs) -> dict:
+        """A row with its task's measures of these likelihoods, or with the reason why there are none."""
+        try:
+            return row | self.task.measured(sample, logprobs)
+        except FloatingPointError as error:
+            return row | EMPTY | {"error": explain(error)}
 
     def row(self, group, number, point, row) -> dict:
         """A row with everything but the answer: measured sizes, survival and the cost of the prefill."""

@@ -26,8 +26,8 @@ class Point:
             entries = int(entries * shape.tokens)
         if entries is not None:
             first, last = self.method.protects(entries, shape)
-            if entries < first + min(last, 1):
-                raise OutOfReach(f"{entries} entries are fewer than the {first} sinks the method keeps")
+            if entries < max(1, first + min(last, 1)):
+                raise OutOfReach(f"{entries} entries are fewer than the {max(1, first)} that the method keeps at least")
         method = self.method.resolve(None if entries is None else min(entries, shape.tokens), shape)
         return Cell(f"{self.name}@{self.label}", method, entries, hold)
 
@@ -56,8 +56,10 @@ def points(
     """All cells of a run, the reference first; refuses what a method does not support."""
     found = []
     for name, method in sorted(methods.items(), key=lambda item: not item[1].reference):
-        if decode not in method.decodes:
-            raise UserError(f"{name} supports decode={' or '.join(method.decodes)}, not decode={decode}")
+        streams = {"streaming", "blockwise"} & set(protocols)
+        policy = "hold" if streams else decode  # a budget that holds while reading evicts as it does in decoding
+        if policy not in method.decodes or (streams and method.own_budget is not None and not method.reference):
+            raise UserError(f"{name} supports decode={' or '.join(method.decodes)}, not the {policy} asked for")
         lacking = [protocol for protocol in protocols if protocol not in method.protocols]
         if lacking:
             known = ", ".join(method.protocols)

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from pvcbench.looks import metric
 from pvcbench.runner import Result
+from pvcbench.stats import FEWEST_CLUSTERS, headline
 
 
 def number(value: float, scale: float, digits: int, sign: bool = False) -> str:
@@ -50,6 +51,12 @@ def scale_of(rows) -> tuple[float, int]:
     return (100, 1) if rows["score"].dropna().astype(float).between(0, 1).all() else (1, 4)
 
 
+def clusters_of(rows) -> int:
+    """The fewest clusters of any data set that the overall score is made of."""
+    rows = headline(rows[rows["error"].isna()])
+    return int(rows.groupby("stratum")["cluster"].nunique().min()) if len(rows) else 0
+
+
 def main_table(result: Result) -> tuple[Table, list[str]]:
     """The summary of a run, a line per method and budget, and notes on what has no value."""
     rows, summary = result.rows, result.summary
@@ -77,10 +84,12 @@ def main_table(result: Result) -> tuple[Table, list[str]]:
         table.add_row(line.method, line.budget, *sizes, *values(line))
         if line.errors:
             notes.append(f"{line.method} at {line.budget}: {line.errors} samples failed: {line.error}")
-    if summary["samples"].gt(0).any() and summary["low"].isna().all():
-        notes.append("Fewer than ten clusters (in a data set): no intervals.")
-    elif summary["difference"].notna().any() and summary["difference_low"].isna().all():
-        notes.append("Fewer than ten clusters: no interval for differences.")
+    fewest = clusters_of(rows)
+    if fewest < FEWEST_CLUSTERS:
+        notes.append(
+            f"Fewer than ten clusters ({fewest}{' in a data set' if 'part' in result.parts else ''}): "
+            "no bootstrap intervals."
+        )
     return table, notes
 
 

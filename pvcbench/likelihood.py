@@ -24,7 +24,8 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
     """One line per cell: perplexity, bits per byte, and the mean NLL on tokens after position B, alone and minus full.
 
     Intervals are 95% cluster bootstraps over documents; those of the perplexity are the exponentiated ends of the
-    mean NLL's. Up to position B every method equals the full cache, so what comes after it is the method's doing.
+    mean NLL's. Position B here means the first token whose query no longer sees everything (B and the tokens between
+    evictions later): before it every method equals the full cache. `after_pairs` documents have both.
     """
     known, lines = scored(rows), []
     full = known[known["reference"]].set_index("sample")["nll"]
@@ -44,15 +45,15 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
 def _after_budget(line: dict, cell: pd.DataFrame, full: pd.Series) -> None:
     """The mean NLL of tokens after position B, and its difference to the full cache's on the same tokens."""
     after, difference = [], []
-    for sample, nll, budget, first in zip(
-        *(cell[n] for n in ("sample", "nll", "budget_entries", "first")), strict=True
-    ):
-        start = max(0, int(budget) + 1 - first)
+    for row in cell.itertuples():
+        sample, nll = row.sample, row.nll
+        start = max(0, int(row.budget_entries) + row.protocol.get("every", 1) + 1 - row.first)
         after.append(nll[start:].mean() if start < len(nll) else math.nan)
         difference.append(after[-1] - full[sample][start:].mean() if start < len(nll) else math.nan)
     if after and not np.isnan(after).any():
         _put(line, "after", after, cell["cluster"].to_numpy())
         _put(line, "after_difference", difference, cell["cluster"].to_numpy())
+        line["after_pairs"] = len(after)
 
 
 def _put(line: dict, name: str, values, clusters, weights=None) -> None:

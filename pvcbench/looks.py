@@ -82,7 +82,8 @@ def subject(rows: pd.DataFrame) -> str:
     what = f"{rows['task'].iloc[0]}, {model}, {tokens} {kind}, {samples} sample{'s' * (samples != 1)}"
     if "name" in protocol:
         every = f", evicting every {protocol['every']} tokens" if protocol.get("every", 1) > 1 else ""
-        return f"{what}\nprotocol: {protocol['name']}{every}"
+        decode = f", decode: {protocol['decode']}" if protocol["name"] == "continuation" else ""
+        return f"{what}\nprotocol: {protocol['name']}{every}{decode}"
     when = "with the context" if protocol["query_aware"] else "after compression"
     return f"{what}\nquestion seen {when}, decode: {protocol['decode']}"
 

@@ -143,7 +143,8 @@ def _weights_id(source, model) -> str:
 
 
 def _tokenizer_id(tokenizer) -> str:
-    """A hash of the vocabulary, the merges and the chat template."""
+    """A hash of all that turns text into tokens, and of the chat template."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    parts = [backend["model"], backend.get("added_tokens"), getattr(tokenizer, "chat_template", None)]
+    steps = ("model", "added_tokens", "normalizer", "pre_tokenizer", "post_processor")
+    parts = [*(backend.get(step) for step in steps), getattr(tokenizer, "chat_template", None)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -79,12 +79,11 @@ def run(config: DictConfig, model: LoadedModel | None = None, task: Task | None 
 
 def identity(config: DictConfig, loaded: LoadedModel, task: Task, cells: Sequence[Point]) -> dict:
     """Everything that changes a number, for the run id; not limit, threads, batch, places or tracking."""
-    task_settings = {key: value for key, value in vars(task).items() if not key.startswith("_") and key != "prompter"}
     return {
         "model": loaded.identity,
         "device": torch.device(configuration.device_of(config.device)).type,
         "task": {"name": task.name, "version": task.version, "data": task.data_checksum()}
-        | json.loads(json.dumps(task_settings, default=_plain)),
+        | json.loads(json.dumps(task.settings(), default=_plain)),
         "methods": {point.name: _method_identity(point.method) for point in cells},
         "budgets": [repr(budget) for budget in parse_budgets(OmegaConf.to_container(config.budgets))],
         "engine": {"version": engines.VERSION, "backend": config.engine.backend, "chunk": config.engine.chunk},
@@ -165,7 +164,7 @@ def check_prompts(
         if longest is not None and len(prompt.ids) + sample.max_new_tokens > longest:
             raise UserError(
                 f"sample {sample.id} has {len(prompt.ids)} prompt tokens and {sample.max_new_tokens} to generate, "
-                f"more than the model's {longest}: lower task.lengths, task.tokens or task.max_length"
+                f"more than the model's {longest}: {task.shorten}, or use another model"
             )
 
 

@@ -19,7 +19,7 @@ class Continuation(Attempt):
     def answer(self, groups, rows):
         scored = self.engine.score(groups, self.rest[:, :-1], self.rest[:, 1:])
         for (sample, row), logprobs in zip(rows, scored.logprobs, strict=True):
-            row.update(self.task.measured(sample, logprobs))
+            row.update(self.measured(sample, row, logprobs))
 
 
 class Streaming(Attempt):
@@ -47,5 +47,5 @@ class Streaming(Attempt):
         rows = []
         for number, (sample, logprobs) in enumerate(zip(self.samples, scored.logprobs, strict=True)):
             row = self.row(group, 0, point, number) | {"prefill_s": None}
-            rows.append(row | self.task.measured(sample, logprobs))
+            rows.append(self.measured(sample, row, logprobs))
         return rows

@@ -43,7 +43,7 @@ def cluster_bootstrap(
     if fewest < FEWEST_CLUSTERS:
         return None
     arrays = [(part["total"].to_numpy(), part["weight"].to_numpy()) for part in parts]
-    if all(np.ptp(totals / counts) == 0 for totals, counts in arrays):
+    if all(np.ptp(totals / counts) < 1e-12 for totals, counts in arrays):  # sums of equal scores may round apart
         value = float(np.mean([totals.sum() / counts.sum() for totals, counts in arrays]))
         return _all_alike(value, fewest) if bounded else None
 

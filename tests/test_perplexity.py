@@ -1,7 +1,9 @@
 """The perplexity task: its windows and bytes, its rows, its tables and figures, against independent sums."""
 
+import inspect
 import json
 import math
+import weakref
 
 import numpy as np
 import pandas as pd
@@ -9,7 +11,8 @@ import pytest
 import torch
 
 import pvcbench
-from pvcbench import figures, likelihood, store
+from pvcbench import config, figures, likelihood, store
+from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
 from pvcbench.models import byte_tokenizer, random
 from pvcbench.prompts import Prompter
@@ -91,7 +94,8 @@ def test_order_is_the_seeds_and_a_smaller_limit_is_a_prefix(folder):
         ({"tokens": 10**6, "protocol": "streaming"}, "no document"),
         ({"protocol": "rolling"}, "must be one of"),
         ({"prefix": 0}, "task.prefix"),
-        ({"tokens": 1}, "task.tokens must be 2"),
+        ({"tokens": 64.5}, "task.tokens must be a whole number"),
+        ({"tokens": 1}, "task.tokens must be a whole number, 2"),
         ({"source": "nowhere.txt"}, "neither sotu"),
     ],
 )
@@ -160,8 +164,8 @@ def test_after_the_budget_is_what_lies_behind_it(folder, tmp_path):
     mine, full = (
         rows[(rows["method"] == name) & (rows["budget"] == b)] for name, b in (("h2o", "16"), ("full", "1.0"))
     )
-    tails = [np.array(x)[16:] for x in mine["token_nll"]]  # the first entry is position 1: position 17 is entry 16
-    others = dict(zip(full["sample"], (np.array(x)[16:] for x in full["token_nll"]), strict=True))
+    tails = [np.array(x)[17:] for x in mine["token_nll"]]  # position 18 is the first whose query lacks an entry
+    others = dict(zip(full["sample"], (np.array(x)[17:] for x in full["token_nll"]), strict=True))
     difference = [a.mean() - others[s].mean() for a, s in zip(tails, mine["sample"], strict=True)]
     assert line["after"] == pytest.approx(np.mean([a.mean() for a in tails]))
     assert line["after_difference"] == pytest.approx(np.mean(difference))
@@ -221,13 +225,13 @@ def test_documents_longer_than_the_model_need_a_word(tmp_path):
                 pvcbench.evaluate(loaded, made, ["streaming_llm"], [64], **settings)
 
 
-def made_rows(shift):
+def made_rows(shift, every=1):
     """Rows of two cells over twelve documents; one document twice as long in bytes."""
     rng, rows = np.random.default_rng(0), []
     for document in range(12):
         base = rng.random(40) + 2
         for method, reference, extra in (("full", True, 0.0), ("mine", False, shift)):
-            nll = base + extra * (np.arange(40) >= 20)
+            nll = base + extra * (np.arange(40) >= 21)
             rows.append(
                 {
                     "task": "perplexity",
@@ -237,7 +241,7 @@ def made_rows(shift):
                     "stratum": "",
                     "sample_info": {"bytes": 100 if document else 300},
                     "prompt_sha256": str(document),
-                    "protocol": {"name": "streaming", "every": 1},
+                    "protocol": {"name": "streaming", "every": every},
                     "method": method,
                     "budget": "1.0" if reference else "20",
                     "reference": reference,
@@ -264,10 +268,86 @@ def test_perplexity_ends_are_the_exponentiated_ends_and_bits_are_a_ratio_of_sums
     assert line["perplexity"] == pytest.approx(math.exp(nll.mean()))
     assert math.log(line["perplexity_low"]) == pytest.approx(line["nll_low"])
     assert line["bits_per_byte"] == pytest.approx(nll.sum() / math.log(2) / (300 + 11 * 100))
-    assert line["after_difference"] == pytest.approx(0.5)  # positions 21 to 40 are entries 20 to 39
+    assert line["after_difference"] == pytest.approx(0.5)  # positions 22 to 40 are entries 21 to 39
     few = likelihood.summarize(rows[rows["cluster"].isin(list("012345"))]).set_index("method").loc["mine"]
     assert few["perplexity"] > 1 and math.isnan(few["perplexity_low"]) and math.isnan(few["bits_per_byte_high"])
     assert math.isnan(line["after_difference_low"])  # all documents alike: no bootstrap claims certainty
+
+
+def test_blockwise_starts_to_count_after_its_first_block():
+    for every, wanted in ((1, 0.5), (5, 0.5), (16, 0.5)):
+        line = likelihood.summarize(made_rows(0.5, every)).set_index("method").loc["mine"]
+        assert line["after_difference"] == pytest.approx(wanted) and line["after_pairs"] == 12
+    early = made_rows(0.5).assign(budget_entries=lambda rows: rows["budget_entries"] - 5)
+    assert likelihood.summarize(early).set_index("method").loc["mine", "after_difference"] < 0.5
+
+
+def test_a_failing_cell_sinks_no_other_and_its_memory_is_free(folder, tmp_path, monkeypatch):
+    """The second of five cells fails in every document; nothing of it is alive when the next one runs."""
+    alive, real = [], Engine.stream
+
+    def stream(self, ids, cell, *rest, **options):
+        if cell.label == "h2o@16":
+            held = torch.zeros(10)
+            alive.append(weakref.ref(held))
+            raise MemoryError("no memory for this cell")
+        assert all(reference() is None for reference in alive)
+        return real(self, ids, cell, *rest, **options)
+
+    monkeypatch.setattr(Engine, "stream", stream)
+    rows, summary, _ = run(folder, tmp_path, "streaming", limit=2)
+    bad = (rows["method"] == "h2o") & (rows["budget"] == "16")
+    assert len(alive) == 2 and rows[bad]["error"].str.contains("no memory for this cell").all()
+    assert rows[~bad]["error"].isna().all() and len(rows) == 10 and summary["samples"].sum() == 8
+    monkeypatch.setattr(Engine, "stream", real)
+    rows, _, _ = run(folder, tmp_path, "streaming", limit=2, retry_failed=True)
+    assert rows["error"].isna().all() and len(rows) == 10
+
+
+@pytest.mark.parametrize("protocol", ["continuation", "streaming"])
+def test_a_likelihood_that_is_none_is_its_own_rows_error(folder, tmp_path, monkeypatch, protocol):
+    real = Perplexity.measured
+
+    def measured(self, sample, logprobs):
+        return real(self, sample, logprobs * float("nan") if sample.id.startswith("03") else logprobs)
+
+    monkeypatch.setattr(Perplexity, "measured", measured)
+    rows, _, _ = run(folder, tmp_path, protocol, batch=6)
+    bad = rows["sample"].str.startswith("03")
+    assert bad.sum() == 5 and rows[bad]["error"].str.contains("not finite").all() and rows[bad]["score"].isna().all()
+    assert rows[~bad]["error"].isna().all()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_batches_and_resumed_runs_equal_single_samples(folder, tmp_path, protocol):
+    single, _, _ = run(folder, tmp_path / "a", protocol, limit=4)
+    run(folder, tmp_path / "b", protocol, limit=2, batch=2)
+    batched, _, path = run(folder, tmp_path / "b", protocol, limit=4, batch=2)
+    lines = (path / "rows.jsonl").read_text().splitlines()
+    assert len(lines) == 20 and len(list(path.parent.iterdir())) == 1
+    (path / "rows.jsonl").write_text("\n".join(lines[:-3]) + "\n" + lines[-3][:50])  # killed while writing
+    torn, _, _ = run(folder, tmp_path / "b", protocol, limit=4)
+    for other in (batched, torn):
+        both = single.merge(other, on=["sample", "method", "budget"], suffixes=("", "_other"))
+        assert len(both) == len(other) == 20
+        np.testing.assert_allclose(both["score"], both["score_other"], rtol=0, atol=1e-5)  # float32 in another order
+        assert (both["kv_bytes"] == both["kv_bytes_other"]).all()
+        assert (both["prompt_sha256"] == both["prompt_sha256_other"]).all()
+
+
+def test_text_that_is_not_utf8_and_shares_of_nothing_get_a_line(folder, tmp_path):
+    (tmp_path / "latin.txt").write_bytes("caf\u00e9 ".encode("latin-1") * 100)
+    with pytest.raises(UserError, match=r"latin.txt is not a readable UTF-8 text"):
+        task(tmp_path / "latin.txt", protocol="streaming", tokens=64).size(0)
+    (tmp_path / "latin.txt").unlink()
+    loaded, made = random("tiny", "cpu", None), Perplexity("streaming", str(folder), tokens=64)
+    table = pvcbench.evaluate(loaded, made, ["h2o"], [0.01], results=tmp_path, limit=1, wandb__mode="disabled")
+    assert "0 entries are fewer than the 1" in table.set_index("method").loc["h2o", "error"]
+
+
+def test_the_command_line_has_every_setting():
+    names = set(inspect.signature(Perplexity.__init__).parameters) - {"self"}
+    assert set(config.composed(["task=perplexity"]).task) == names | {"_target_"}
 
 
 def test_the_curve_of_an_exploding_method_is_logarithmic(tmp_path):
@@ -283,7 +363,7 @@ def test_the_curve_of_an_exploding_method_is_logarithmic(tmp_path):
 
 def test_settings_that_change_numbers_change_the_run(folder, tmp_path):
     ids = set()
-    for extra in ({}, {"block": 16}, {"tokens": 48}):
+    for extra in ({}, {"block": 16}, {"tokens": 48}, {"documents": 5}, {"prefix": 9}):  # the last two change nothing
         made = Perplexity("blockwise", str(folder), **({"tokens": 64, "block": 8} | extra))
         pvcbench.evaluate(
             random("tiny", "cpu", None), made, ["random"], [16], results=tmp_path, limit=1, wandb__mode="disabled"
@@ -293,3 +373,4 @@ def test_settings_that_change_numbers_change_the_run(folder, tmp_path):
         assert str(folder) not in stored.split("config:")[0]  # data are told by their checksum, not their place
         ids.add(json.dumps(stored))
     assert len(ids) == 3
+    assert Perplexity().settings() != Perplexity(prefix=9).settings()

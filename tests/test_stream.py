@@ -4,7 +4,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import FAMILIES, METHODS, cell_of, dense, dense_masks, engine, original, prompt, teach, unmodified
+from tiny import (
+    FAMILIES,
+    METHODS,
+    build,
+    cell_of,
+    dense,
+    dense_masks,
+    engine,
+    largest,
+    original,
+    prompt,
+    teach,
+    unmodified,
+)
 
 from pvcbench.engine.evict import Cell
 from pvcbench.engine.score import Scored, tokens_per_call
@@ -92,6 +105,50 @@ def test_the_window_of_streaming_llm_in_closed_form():
     _, group = engine("llama").stream(prompt(50), cell(METHODS["streaming_llm"], 12), 1, DRAWS[:1])
     wanted = [0, 1, 2, 3, *range(42, 50)]
     assert all(head == wanted for entries in group.layers for head in entries.positions[0].tolist())
+
+
+@pytest.mark.parametrize("budget", [55, 56])
+def test_budgets_just_below_the_document(budget):
+    ids, method = prompt(57), STREAMS["h2o"]
+    fast, slow = (
+        engine("llama").stream(ids, cell(method, budget), 1, DRAWS[:1], scan=scan)[0] for scan in (True, False)
+    )
+    torch.testing.assert_close(fast.logprobs, slow.logprobs, rtol=0, atol=1e-9)
+
+
+def test_layers_with_budgets_of_their_own():
+    class Slanted(type(STREAMS["h2o"])):
+        def plan(self, scores, budget, shape):
+            counts = super().plan(scores, budget, shape)
+            return counts + torch.tensor([6, 2, -2, -6])[:, None, None]
+
+    ids = prompt(70, batch=2)
+    fast, group = engine("llama").stream(ids, cell(Slanted()), 3, DRAWS)
+    slow, _ = engine("llama").stream(ids, cell(Slanted()), 3, DRAWS, scan=False)
+    assert [entries.filled for entries in group.layers] == [22, 18, 14, 10]
+    torch.testing.assert_close(fast.logprobs, slow.logprobs, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["h2o", "streaming_llm", "random"])
+def test_the_mean_agrees_in_float32(name):
+    """Near-ties may flip an eviction in float32; the mean NLL stays within 1e-4 nats."""
+    from pvcbench.engine.engine import Engine
+
+    host = Engine(build("llama", torch.float32, exact=False))
+    ids = prompt(300)
+    fast, slow = (host.stream(ids, cell(STREAMS[name], 40), 1, DRAWS[:1], scan=scan)[0] for scan in (True, False))
+    assert abs((fast.logprobs.mean() - slow.logprobs.mean()).item()) < 1e-4
+    host.release()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_memory_does_not_grow_with_the_document(family, monkeypatch):
+    monkeypatch.setattr("pvcbench.engine.score.CALL_TOKENS", 64)
+
+    def elements(tokens):
+        return largest(lambda: engine(family).stream(prompt(tokens), cell(STREAMS["h2o"]), 1, DRAWS[:1]))
+
+    assert elements(600) <= 1.1 * elements(200)  # nearly all of it is a segment's logits and mask
 
 
 def test_segments_change_nothing(monkeypatch):

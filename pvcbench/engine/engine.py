@@ -154,7 +154,7 @@ class Engine:
                 logits = self.call(part, cache, None if watch is None else part.shape[1])
                 if watch is not None:
                     watch(logits)
-                    logits = logits[:, -1]
+                    logits = logits[:, -1].clone()  # a view would keep all of them
         finally:
             self.active = None
         cache.windows = self.windows

@@ -14,7 +14,7 @@ from torch import Tensor
 from pvcbench.engine.decode import Decoder
 from pvcbench.engine.evict import Group
 
-CALL_BYTES = 2**28  # of float32 logits formed in one call
+CALL_BYTES, CALL_TOKENS = 2**28, 2048  # of float32 logits formed in one call, and tokens at most
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Scored:
 
 def tokens_per_call(vocabulary: int, rows: int) -> int:
     """How many tokens a call may return logits for."""
-    return max(64, CALL_BYTES // (4 * vocabulary * rows))
+    return min(CALL_TOKENS, max(64, CALL_BYTES // (4 * vocabulary * rows)))
 
 
 def score_groups(

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pvcbench.engine.attention import slot_attention, visible_slots
+from pvcbench.engine.attention import visible_slots, windowed_attention
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.evict import Group
 from pvcbench.policy import Observation
@@ -41,7 +41,7 @@ class StreamCache(AttendingCache):
     def attend(self, layer, query, key, value, scale, window):
         entries = self.group.layers[layer]
         if layer not in self.group.prefill.shape.evicted:
-            return self._slide(entries, query, key, value, scale)
+            return self._slide(entries, query, key, value, scale, entries.window)
         size = max(BLOCK // self.every, 1) * self.every
         blocks = range(0, query.shape[2], size)
         parts = (slice(start, start + size) for start in blocks)
@@ -53,15 +53,14 @@ class StreamCache(AttendingCache):
             2,
         )
 
-    def _slide(self, entries, query, key, value, scale):
+    def _slide(self, entries, query, key, value, scale, window):
         """A sliding layer: its window is all it keeps, and all of it."""
         new = torch.arange(self.seen, self.seen + key.shape[2], device=key.device)
         keys, values = torch.cat((entries.keys, key), 2), torch.cat((entries.values, value), 2)
         positions = torch.cat((entries.positions, new.expand(*key.shape[:2], -1)), 2)
-        visible = visible_slots(positions, new.expand(len(key), -1), entries.window)
-        first = max(0, keys.shape[2] - entries.window + 1)
+        first = max(0, keys.shape[2] - window + 1)
         store(entries, keys[:, :, first:], values[:, :, first:], positions[:, :, first:], None)
-        return slot_attention(query, keys, values, scale, visible)
+        return windowed_attention(query, keys, values, scale, window, positions[:, 0])
 
 
 def store(entries, keys, values, positions, totals) -> None:

@@ -33,6 +33,7 @@ class Task:
     protocols: tuple[str, ...] = ("generate",)  # what methods must support: also continuation, streaming, blockwise
     has_question: bool = True  # whether context and question can be told apart, which query_aware=false needs
     beyond: bool = False  # whether samples may be longer than the model was made for
+    shorten: str = "lower task.lengths"  # what to do about samples that are too long
     version: int = 1  # raised whenever a change of the task changes a number
     primary: str = "accuracy"  # the label of the score
 
@@ -51,6 +52,10 @@ class Task:
     def encode(self, sample: Sample):
         """The sample as tokens, a `pvcbench.prompts.Prompt`: by default in the prompter's chat template."""
         return self.prompter.encode(sample)
+
+    def settings(self) -> dict:
+        """What of the task's settings changes a number, for the run id: every public attribute unless overridden."""
+        return {key: value for key, value in vars(self).items() if not key.startswith("_") and key != "prompter"}
 
     def protocol_record(self) -> dict:
         """What rows say of the task's own protocol, beside query awareness and decode policy."""

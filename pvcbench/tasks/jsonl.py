@@ -21,7 +21,7 @@ METRICS = {"contains": any_found, "contains_all": share_found, "exact": exact, "
 class Jsonl(Task):
     """Samples in the order of the file; each is scored by its line's metric or the task's."""
 
-    name, version, primary = "jsonl", 1, "score"
+    name, version, primary, shorten = "jsonl", 1, "score", "shorten its context"
 
     def __init__(
         self,

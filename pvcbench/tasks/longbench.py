@@ -26,7 +26,7 @@ class LongBench(Task):
     gives more tokens than it was cut to.
     """
 
-    name, version, primary = "longbench", 1, "score"
+    name, version, primary, shorten = "longbench", 1, "score", "lower task.max_length"
 
     def __init__(
         self,

