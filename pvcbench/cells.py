@@ -26,8 +26,8 @@ class Point:
             entries = int(entries * shape.tokens)
         if entries is not None:
             first, last = self.method.protects(entries, shape)
-            if entries < max(1, first + min(last, 1)):
-                raise OutOfReach(f"{entries} entries are fewer than the {max(1, first)} that the method keeps at least")
+            if entries < first + min(last, 1):
+                raise OutOfReach(f"{entries} entries are fewer than the {first} sinks the method keeps")
         method = self.method.resolve(None if entries is None else min(entries, shape.tokens), shape)
         return Cell(f"{self.name}@{self.label}", method, entries, hold)
 

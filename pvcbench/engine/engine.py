@@ -183,6 +183,8 @@ class Engine:
         """
         whole, parts, wanted = self.shape(ids.shape[1]), [], ids[:, 1:]
         first = ids.shape[1] if cell.everything else min(ids.shape[1], cell.budget)
+        if first < 1:
+            raise ValueError("a budget of 0 entries reads nothing: ask for a larger share")
 
         def watch(logits):
             done = sum(part.logprobs.shape[1] for part in parts)
