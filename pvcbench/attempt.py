@@ -71,23 +71,22 @@ class Attempt:
     @staticmethod
     def compressed(protocol: Protocol, prompt: Prompt) -> int:
         """Tokens that are prefilled and compressed; the rest is fed through the compressed cache."""
-        raise NotImplementedError
+        raise TypeError("this kind does not say what it compresses")
 
     def room_needed(self) -> int:
         """Tokens that the caches take beside the compressed ones."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not say how much room it needs")
 
     def answer(self, groups: Sequence[Group], rows: Sequence[tuple[Sample, dict]]) -> None:
         """Runs the cells of these groups and completes their rows, which come by group, cell and sample."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not answer")
 
     def __init__(self, engine, loaded, task, batch, protocol, shape):
         self.engine, self.loaded, self.task, self.batch, self.protocol = engine, loaded, task, batch, protocol
         self.shape = shape
         self.samples = [sample for sample, *_ in batch]
         ids = torch.tensor([prompt.ids for _, prompt, _ in batch], device=engine.device)
-        self.context, rest = ids[:, : shape.tokens], ids[:, shape.tokens :]
-        self.rest = rest
+        self.context, self.rest = ids[:, : shape.tokens], ids[:, shape.tokens :]
         self.room = self.room_needed()
         self.draws = torch.tensor([draw_of(protocol.seed, sample.id) for sample in self.samples])
         self.waiting: list[tuple[list[Group], dict[Cell, Point]]] = []

@@ -112,7 +112,7 @@ def parts_table(result: Result) -> Table | None:
 
 def show(result: Result) -> None:
     """Prints the summary of a run and the paths of its figures, rows and W&B run."""
-    console = Console(width=None if Console().is_terminal else 150)
+    console = Console(width=None if Console().is_terminal else 170)
     table, notes = main_table(result)
     console.print(table)
     for note in notes:

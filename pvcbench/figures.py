@@ -149,10 +149,39 @@ def likelihood_by_position(rows: pd.DataFrame) -> Figure | None:
     return figure
 
 
+def likelihood_cost(rows: pd.DataFrame) -> Figure | None:
+    """What a smaller cache costs in NLL: paired differences, which show what documents' own differences hide."""
+    table = likelihood.shown(rows)
+    if "nll_difference" not in table or table["nll_difference"].isna().all():
+        return None
+    figure, style = Figure(figsize=(8.4, 4.4), layout="constrained"), looks(rows["method"].unique())
+    label = "NLL minus the full cache's, nats per token\n(paired by document; linear below 0.01)"
+    axes = figure.add_subplot(xlim=(0, 100), xlabel="KV cache kept, % of the prompt's", ylabel=label)
+    axes.set_title(subject(rows))
+    axes.axhline(0, color=BLACK, linestyle=style["full"][2] if "full" in style else DOTTED, linewidth=1.2, label="full")
+    table = table[table["nll_difference"].notna()].sort_values("kept_fraction")
+    for name, cells in table.groupby("method"):
+        colour, marker, line = style[name]
+        x, mean = 100 * cells["kept_fraction"].to_numpy(float), cells["nll_difference"].to_numpy(float)
+        ends = np.abs(cells[["nll_difference_low", "nll_difference_high"]].to_numpy(float).T - mean)
+        axes.errorbar(x, mean, ends, color=colour, linestyle=line, marker=marker, markersize=4, capsize=2, label=name)
+    axes.set_yscale("symlog", linthresh=0.01)
+    figure.legend(title="95% intervals", loc="outside right upper")
+    return figure
+
+
 def _one_legend(figure: Figure, panels: list) -> None:
     """One legend for all panels."""
     handles = {handle.get_label(): handle for axes in panels for handle in axes.get_legend_handles_labels()[0]}
     figure.legend(list(handles.values()), list(handles), loc="outside right upper")
 
 
-FIGURES = (curve, curves_by_part, likelihood_by_position, needle_grid, needle_survival, survival_accuracy)
+FIGURES = (
+    curve,
+    curves_by_part,
+    likelihood_cost,
+    likelihood_by_position,
+    needle_grid,
+    needle_survival,
+    survival_accuracy,
+)

@@ -1,6 +1,7 @@
 """Perplexity, bits per byte and likelihood after the budget's position, with intervals over documents, from rows."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -83,4 +84,16 @@ def shown(rows: pd.DataFrame) -> pd.DataFrame:
     if more.empty:
         return table
     table = table.merge(more, on=["method", "budget"], how="left")
+    turned = {"nll_difference": "difference", "nll_difference_low": "difference_high"}
+    for new, old in (turned | {"nll_difference_high": "difference_low"}).items():
+        table[new] = -table[old]
+    table = table.assign(difference=math.nan, difference_low=math.nan, difference_high=math.nan)
     return table.assign(score=table["perplexity"], low=table["perplexity_low"], high=table["perplexity_high"])
+
+
+def tables(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The summary of a run and that of all its parts (itself where it has one data set), which summary.csv gets."""
+    summary = shown(rows)
+    parts = stats.breakdown(rows) if rows["stratum"].nunique() > 1 else summary
+    parts.to_csv(folder / "summary.csv", index=False, float_format="%.6g")
+    return summary, parts

@@ -36,7 +36,7 @@ class Tokens(HFLM):
 
     def answer(self, parts: Sequence[Part], silent: bool) -> list:
         """For each part `(log-likelihood, greedy)` or generated tokens."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not answer")
 
     def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
         answers = self.answer([self._part(*request) for request in requests], disable_tqdm)

@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from pvcbench import config as configuration
-from pvcbench import environment, figures, likelihood, stats, store, tracking
+from pvcbench import environment, figures, likelihood, store, tracking
 from pvcbench.attempt import Protocol, run_batch
 from pvcbench.cells import Point, parse_budgets, points
 from pvcbench.engine import engine as engines
@@ -185,9 +185,7 @@ def batches(work: Sequence[tuple], size: int, query_aware: bool) -> Iterator[lis
 def report(config: DictConfig, folder: store.RunFolder, task: Task, measured: int) -> Result:
     """Table, figures and tracking of a run, all from its rows."""
     rows = store.load(folder.path)
-    summary = likelihood.shown(rows)
-    parts = stats.breakdown(rows) if rows["stratum"].nunique() > 1 else summary
-    parts.to_csv(folder.path / "summary.csv", index=False)
+    summary, parts = likelihood.tables(rows, folder.path)
     task.finish(rows, folder.path)
     drawn = figures.draw(rows, folder.path / "figures")
     tracked = None

@@ -136,6 +136,7 @@ def load(results: str | Path) -> pd.DataFrame:
         if frame.empty:
             continue
         frame = frame.assign(**settings, experiment=path.parent.parent.name)
+        frame["stratum"] = frame["stratum"].fillna("") if "stratum" in frame else ""
         frame["folder"] = str(path.parent)
         frames.append(frame)
     if not frames:

@@ -16,9 +16,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pvcbench import config
+from pvcbench.attempt import Protocol, run_batch
 from pvcbench.cells import points
 from pvcbench.engine.engine import Engine
-from pvcbench.generate import Protocol, run_batch
+from pvcbench.generate import Generate
 from pvcbench.progress import Meter
 from pvcbench.prompts import Prompter
 
@@ -54,7 +55,7 @@ def main():
         prompt = task.prompter.encode(sample)
         for name, cells in (("point", point), ("curve", curve)):
             started = time.perf_counter()
-            rows = run_batch(engine, loaded, task, [(sample, prompt, cells)], protocol, Meter(1))
+            rows = run_batch(Generate, engine, loaded, task, [(sample, prompt, cells)], protocol, Meter(1))
             spent = time.perf_counter() - started
             if any(row["error"] for row in rows) or len(rows) != len(cells):
                 sys.exit(f"a cell failed: {[row['error'] for row in rows if row['error']]}")

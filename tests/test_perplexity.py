@@ -354,10 +354,13 @@ def test_the_curve_of_an_exploding_method_is_logarithmic(tmp_path):
     calm, wild = figures.curve(made_rows(0.1)), figures.curve(made_rows(6.0))
     assert calm.axes[0].get_yscale() == "linear" and wild.axes[0].get_yscale() == "log"
     assert "perplexity" in wild.axes[0].get_ylabel()
+    cost = figures.likelihood_cost(made_rows(6.0)).axes[0]
+    mine = next(part for part in cost.containers if part.get_label() == "mine")
+    assert mine.lines[0].get_ydata() == pytest.approx([6.0 * 19 / 40]) and mine.lines[0].get_xdata() == [50.0]
     places = likelihood.by_position(made_rows(6.0)).set_index(["method", "position"])["nll"]
     assert places["mine", 36.5] - places["full", 36.5] == pytest.approx(6.0)  # block of 8 after the first 32
     assert {path.name for path in figures.draw(made_rows(6.0), tmp_path)} == {
-        f"{name}.{end}" for name in ("curve", "likelihood_by_position") for end in ("png", "svg")
+        f"{name}.{end}" for name in ("curve", "likelihood_cost", "likelihood_by_position") for end in ("png", "svg")
     }
 
 
