@@ -16,7 +16,19 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from pvcbench import likelihood, stats
-from pvcbench.looks import BLACK, DOTTED, STYLE, asked, budgets_of, looks, metric, panels_of, reach, subject
+from pvcbench.looks import (
+    BLACK,
+    DOTTED,
+    STYLE,
+    asked,
+    budgets_of,
+    looks,
+    metric,
+    panels_of,
+    reach,
+    size_label,
+    subject,
+)
 from pvcbench.needle_figures import needle_grid, needle_survival, survival_accuracy
 
 
@@ -44,7 +56,7 @@ def curve(rows: pd.DataFrame) -> Figure | None:
         return None
     figure = Figure(figsize=(8.4, 4.4), layout="constrained")
     label = "perplexity (lower is better)" if "perplexity" in table else metric(rows)
-    axes = figure.add_subplot(xlim=(0, 100), xlabel="KV cache kept, % of the prompt's", ylabel=label)
+    axes = figure.add_subplot(xlim=(0, 100), xlabel=size_label(rows), ylabel=label)
     axes.set_title(subject(rows))
     if "perplexity" in table:
         axes.set_yscale("log" if scored["score"].max() > 4 * scored["score"].min() else "linear")
@@ -119,7 +131,7 @@ def curves_by_part(rows: pd.DataFrame) -> Figure | None:
             x = 100 * points["kept_fraction"].to_numpy(float)
             axes.errorbar(x, score, np.maximum(0, [score - low, high - score]), fmt="none", ecolor=colour, alpha=0.5)
             axes.plot(x, score, color=colour, linestyle=line, marker=marker, markersize=4, label=name, clip_on=False)
-    figure.supxlabel("KV cache kept, % of the prompt's")
+    figure.supxlabel(size_label(rows))
     figure.supylabel(metric(rows))
     _one_legend(figure, panels)
     return figure
@@ -156,7 +168,7 @@ def likelihood_cost(rows: pd.DataFrame) -> Figure | None:
         return None
     figure, style = Figure(figsize=(8.4, 4.4), layout="constrained"), looks(rows["method"].unique())
     label = "NLL minus the full cache's, nats per token\n(paired by document; linear below 0.01)"
-    axes = figure.add_subplot(xlim=(0, 100), xlabel="KV cache kept, % of the prompt's", ylabel=label)
+    axes = figure.add_subplot(xlim=(0, 100), xlabel=size_label(rows), ylabel=label)
     axes.set_title(subject(rows))
     axes.axhline(0, color=BLACK, linestyle=style["full"][2] if "full" in style else DOTTED, linewidth=1.2, label="full")
     table = table[table["nll_difference"].notna()].sort_values("kept_fraction")

@@ -88,6 +88,12 @@ def subject(rows: pd.DataFrame) -> str:
     return f"{what}\nquestion seen {when}, decode: {protocol['decode']}"
 
 
+def size_label(rows: pd.DataFrame) -> str:
+    """The axis of measured sizes: a share of what a full cache would hold of the compressed part."""
+    whole = {"continuation": "prefix", "streaming": "document", "blockwise": "document"}
+    return f"KV cache kept, % of the {whole.get(rows['protocol'].iloc[0].get('name'), 'prompt')}'s"
+
+
 def metric(rows: pd.DataFrame) -> str:
     """The name of the score; of data sets with metrics of their own it is a mean score."""
     names = {next(iter(metrics)) for metrics in rows["metrics"] if metrics}
