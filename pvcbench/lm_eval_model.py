@@ -101,7 +101,7 @@ class CompressedLM(Tokens):
     def __init__(
         self,
         pretrained="smollm2",
-        method: str = "h2o",
+        method: str = "",
         budget: int | float = 0.25,
         decode: str = "grow",
         refeed_last: bool = False,
@@ -110,6 +110,8 @@ class CompressedLM(Tokens):
         batch_size: int | str = 1,
         **options,
     ):
+        if not method:
+            raise UserError("which method? name one of `python -m pvcbench list` as method=NAME, and a budget=")
         if str(batch_size) != "1":
             raise UserError("the pvcbench model answers one request at a time: leave batch_size=1")
         self._point = point_of(method, budget, decode)

@@ -559,7 +559,9 @@ def test_the_model_is_given_back():
     loaded = loaded_model()
     ids = torch.tensor([[1, 2, 3]])
     before = copy.deepcopy(loaded.model)(ids).logits
-    CompressedLM(loaded.model, tokenizer=loaded.tokenizer).release()
+    with pytest.raises(UserError, match="which method"):
+        CompressedLM(loaded.model, tokenizer=loaded.tokenizer)
+    CompressedLM(loaded.model, tokenizer=loaded.tokenizer, method="h2o").release()
     assert torch.equal(loaded.model(ids).logits, before)
 
 
@@ -567,7 +569,7 @@ def test_a_model_is_loaded_by_name_as_hflm_does(tmp_path):
     loaded = loaded_model()
     loaded.model.save_pretrained(tmp_path)
     loaded.tokenizer.save_pretrained(tmp_path)
-    lm = CompressedLM(str(tmp_path), budget=0.4, device="cpu", dtype="float32", max_length=300)
+    lm = CompressedLM(str(tmp_path), method="h2o", budget=0.4, device="cpu", dtype="float32", max_length=300)
     assert ask(lm, "loglikelihood", "The door is", " red") == ask(
         ours(budget=0.4), "loglikelihood", "The door is", " red"
     )
