@@ -156,7 +156,7 @@ def likelihood_by_position(rows: pd.DataFrame) -> Figure | None:
         if len(entries) and entries.min() > table["position"].min():
             axes.axvline(entries.mean(), color=BLACK, linestyle=DOTTED, linewidth=0.9, label="budget full")
     figure.supxlabel("position in the document, tokens")
-    figure.supylabel(f"NLL, nats per token\n(means of {likelihood.BLOCK} tokens)")
+    figure.supylabel(f"NLL, nats per token\n(means of {likelihood.block_of(rows)} tokens)")
     _one_legend(figure, panels)
     return figure
 

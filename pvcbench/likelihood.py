@@ -9,7 +9,7 @@ import pandas as pd
 from pvcbench import stats
 from pvcbench.stats import cluster_bootstrap, info
 
-BLOCK = 32  # tokens whose likelihood is averaged for the curve over positions
+BLOCK, BLOCKS = 32, 64  # tokens whose likelihood is averaged for the curve over positions; means a curve has at most
 
 
 def scored(rows: pd.DataFrame) -> pd.DataFrame:
@@ -65,14 +65,20 @@ def _put(line: dict, name: str, values, clusters, weights=None) -> None:
     line[f"{name}_low"], line[f"{name}_high"] = ends
 
 
+def block_of(rows: pd.DataFrame) -> int:
+    """Tokens averaged in the curve over positions: whole blocks, so many that the longest row makes few enough."""
+    longest = int(rows["token_nll"].map(lambda nll: len(nll) if isinstance(nll, list) else 0).max())
+    return BLOCK * max(1, -(-longest // (BLOCK * BLOCKS)))
+
+
 def by_position(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean NLL of blocks of tokens over documents: method, budget, position (of the block's middle), nll."""
-    lines = []
+    lines, block = [], block_of(rows) if "token_nll" in rows else BLOCK
     for (method, budget), cell in scored(rows).groupby(["method", "budget"], sort=False):
         for first, same in cell.groupby("first"):
             mean = np.mean(np.stack(list(same["nll"])), axis=0)
-            for start in range(0, len(mean), BLOCK):
-                part = mean[start : start + BLOCK]
+            for start in range(0, len(mean), block):
+                part = mean[start : start + block]
                 place = first + start + (len(part) - 1) / 2
                 lines.append((method, budget, place, float(part.mean())))
     return pd.DataFrame(lines, columns=["method", "budget", "position", "nll"])

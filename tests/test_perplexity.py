@@ -359,6 +359,8 @@ def test_the_curve_of_an_exploding_method_is_logarithmic(tmp_path):
     assert mine.lines[0].get_ydata() == pytest.approx([6.0 * 19 / 40]) and mine.lines[0].get_xdata() == [50.0]
     places = likelihood.by_position(made_rows(6.0)).set_index(["method", "position"])["nll"]
     assert places["mine", 36.5] - places["full", 36.5] == pytest.approx(6.0)  # block of 8 after the first 32
+    long = made_rows(0.0).assign(token_nll=[[1.0] * 9215] * 24, prompt_tokens=9216)
+    assert likelihood.block_of(long) == 160 and len(likelihood.by_position(long)) == 2 * 58
     assert {path.name for path in figures.draw(made_rows(6.0), tmp_path)} == {
         f"{name}.{end}" for name in ("curve", "likelihood_cost", "likelihood_by_position") for end in ("png", "svg")
     }
