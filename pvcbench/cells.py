@@ -58,8 +58,10 @@ def points(
     for name, method in sorted(methods.items(), key=lambda item: not item[1].reference):
         streams = {"streaming", "blockwise"} & set(protocols)
         policy = "hold" if streams else decode  # a budget that holds while reading evicts as it does in decoding
-        if policy not in method.decodes or (streams and method.own_budget is not None and not method.reference):
+        if policy not in method.decodes:
             raise UserError(f"{name} supports decode={' or '.join(method.decodes)}, not the {policy} asked for")
+        if streams and method.own_budget is not None and not method.reference:
+            raise UserError(f"{name} sets its own size and has no budget to hold: choose others by method=[...]")
         lacking = [protocol for protocol in protocols if protocol not in method.protocols]
         if lacking:
             known = ", ".join(method.protocols)
