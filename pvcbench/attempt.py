@@ -119,7 +119,7 @@ class Attempt:
 
     def _parts(self, prefill, wanted: dict[Point, Cell]) -> Iterator[dict[Point, Cell] | None]:
         """The cells in parts that fit into memory beside what waits; None: decode what waits first."""
-        limit, full, part = 0.5 * self.engine.free_bytes(), self.engine.prompt_bytes(prefill), {}
+        limit, full, part = 0.5 * self.engine.free_bytes(), prefill.nbytes, {}
         for point, cell in wanted.items():
             share = 1.0 if cell.budget is None else min(1.0, cell.budget / self.shape.tokens)
             need = full * (share + self.room / self.shape.tokens)

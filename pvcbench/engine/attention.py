@@ -9,6 +9,8 @@ primitive serves them all, block of rows by block of rows, in memory linear in t
     tensor([[10., 10., 10., 10.]])
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -78,17 +80,25 @@ def _reference(query, key, value, weights, scale, visible, window):
     return (attention @ value.double().repeat_interleave(groups, 1)).to(query.dtype), mass
 
 
-def _blocked(query, key, value, weights, scale, visible, window):
-    """Blocks of rows: one matrix product, one softmax, the column sum and the output while the block is in cache."""
+def attention_blocks(
+    query: Float[Tensor, "batch heads queries dim"],
+    key: Float[Tensor, "batch kv_heads keys dim"],
+    *,
+    scale: float | None = None,
+    visible: Bool[Tensor, "batch kv_heads queries keys"] | None = None,
+    window: tuple[int, Int[Tensor, "batch keys"]] | None = None,
+) -> Iterator[tuple[int, int, Float[Tensor, "batch heads rows seen"]]]:
+    """Attention weights of the last rows, a block of rows at a time: first row, the row after the last, weights.
+
+    `seen` ends with the last key that any row of the block sees. The next block takes the same memory, so what is
+    wanted of a block must be computed, or copied, before it.
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
     (batch, heads, queries, _), (kv_heads, keys) = query.shape, key.shape[1:3]
     groups, pairs = heads // kv_heads, batch * kv_heads
     dtype = torch.promote_types(query.dtype, torch.float32)
     grouped = query.reshape(pairs, groups, queries, -1)
     transposed = key.reshape(pairs, keys, -1).mT.contiguous()
-    value = None if value is None else value.reshape(pairs, keys, -1).contiguous()
-    output = None if value is None else query.new_empty(pairs, groups, queries, value.shape[-1])
-    mass = torch.zeros(len(weights), pairs, groups, keys, dtype=dtype, device=query.device)
-    weights = weights.to(mass)
     size = _BLOCK_ELEMENTS.get(query.device.type, 2**24) // (batch * heads * keys)
     size = max(16, min(64 if query.device.type == "cpu" else 1024, size))
     buffer = torch.empty(pairs * groups * min(size, queries) * keys, dtype=query.dtype, device=query.device)
@@ -106,7 +116,21 @@ def _blocked(query, key, value, weights, scale, visible, window):
         if window is not None:
             inside = visible_slots(window[1][:, None, :seen], window[1][:, seen - rows : seen], window[0])
             logits.view(batch, kv_heads, groups, rows, seen).masked_fill_(~inside[:, :, None], float("-inf"))
-        attention = torch.softmax(logits, -1, out=logits)
+        yield start, end, torch.softmax(logits, -1, out=logits).view(batch, heads, rows, seen)
+
+
+def _blocked(query, key, value, weights, scale, visible, window):
+    """Blocks of rows: one matrix product, one softmax, the column sum and the output while the block is in cache."""
+    (batch, heads, queries, _), (kv_heads, keys) = query.shape, key.shape[1:3]
+    groups, pairs = heads // kv_heads, batch * kv_heads
+    value = None if value is None else value.reshape(pairs, keys, -1).contiguous()
+    output = None if value is None else query.new_empty(pairs, groups, queries, value.shape[-1])
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    mass = torch.zeros(len(weights), pairs, groups, keys, dtype=dtype, device=query.device)
+    weights = weights.to(mass)
+    for start, end, block in attention_blocks(query, key, scale=scale, visible=visible, window=window):
+        rows, seen = block.shape[2:]
+        attention = block.view(pairs, groups, rows, seen)
         for each, column in zip(weights, mass, strict=True):
             column[..., :seen] += each[start:end] @ attention
         if output is not None:

@@ -22,6 +22,7 @@ from pvcbench.engine.observe import Observer, clock
 from pvcbench.engine.prefill import Prefill, PrefillCache
 from pvcbench.engine.score import Scored, score_groups, tokens_per_call
 from pvcbench.engine.stream import StreamCache
+from pvcbench.engine.variants import Reading, Variant, VariantCache, read
 from pvcbench.errors import UserError
 from pvcbench.policy import Method, Shape
 
@@ -73,7 +74,7 @@ class Engine:
         if not getattr(model, "_supports_attention_backend", False) or not hasattr(decoder, "layers"):
             raise UserError(f"{type(model).__name__} cannot be measured: its attention is its own (ALiBi, for one)")
         model.set_attn_implementation(NAME)
-        self.active: PrefillCache | StreamCache | None = None
+        self.active: PrefillCache | StreamCache | VariantCache | None = None
         self.plain_costs: dict[tuple[int, int], float] = {}
         self.hooks = [
             layer.register_forward_pre_hook(self._hook(number), with_kwargs=True)
@@ -112,8 +113,11 @@ class Engine:
 
     def call(
         self, ids: Int[Tensor, "rows tokens"], cache: AttendingCache, keep: int | None = None
-    ) -> Float[Tensor, "rows *kept vocabulary"]:
-        """One forward pass on a cache; the logits after the last token, or after each of the last `keep`."""
+    ) -> Float[Tensor, "returned *kept vocabulary"]:
+        """One forward pass on a cache; the logits after the last token, or after each of the last `keep`.
+
+        A cache of variants returns more rows than are fed.
+        """
         positions = torch.arange(cache.seen, cache.seen + ids.shape[1], device=ids.device)
         output = self.model(
             input_ids=ids,
@@ -135,17 +139,19 @@ class Engine:
         draws: Int[Tensor, " batch"] | None = None,
         shape: Shape | None = None,
         watch: Callable[[Float[Tensor, "batch tokens vocabulary"]], None] | None = None,
+        capture: int = 0,
     ) -> Prefill:
         """Runs the prompt once, observing what the methods ask for; with a pruner, the prefill is its own.
 
-        `shape` stands in for the prompt's own where more is to come; `watch` is shown the logits of all tokens.
+        `shape` stands in for the prompt's own where more is to come; `watch` is shown the logits of all tokens;
+        the queries of the last `capture` rows are kept (`Prefill.rows`).
         """
         shape = self.shape(ids.shape[1]) if shape is None else shape
         draws = torch.zeros(len(ids), dtype=torch.int64) if draws is None else draws
         watchers = [pruner] if pruner is not None else list(dict.fromkeys(methods))
         observer = Observer(watchers, shape, draws.to(ids.device), self.backend, self.plain_costs)
         windows = [None if window is None or window >= ids.shape[1] else window for window in self.windows]
-        cache = PrefillCache(observer, windows, self.kernel, pruner)
+        cache = PrefillCache(observer, windows, self.kernel, pruner, capture)
         size = ids.shape[1] if pruner is not None or self.chunk is None else self.chunk
         size = size if watch is None else min(size, tokens_per_call(self.config.vocab_size, len(ids)))
         started, self.active = clock(ids), cache
@@ -204,17 +210,32 @@ class Engine:
             self.active = None
         return Scored.cat(parts), group
 
+    @torch.inference_mode()
+    def read(
+        self,
+        prefill: Prefill,
+        entries: int,
+        fed: Int[Tensor, "1 tokens"],
+        wanted: Int[Tensor, "1 tokens"],
+        variants: Sequence[Variant] = (),
+    ) -> Reading:
+        """Reads tokens on after the first entries of a prompt, with nothing hidden and in every variant."""
+
+        def call(cache):
+            self.active = cache
+            return self.call(fed, cache, fed.shape[1])
+
+        try:
+            return read(call, prefill, entries, wanted, variants, self.config.vocab_size)
+        finally:
+            self.active = None
+
     def free_bytes(self) -> int:
         """Memory that new caches may take: what is free on the device."""
         if self.device.type == "cuda":
             return torch.cuda.mem_get_info(self.device)[0]
         pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
         return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
-
-    @staticmethod
-    def prompt_bytes(prefill: Prefill) -> int:
-        """Bytes of a whole prompt in the cache."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in prefill.layers)
 
     @torch.inference_mode()
     def fork(self, prefill: Prefill, cells: Sequence[Cell], room: int) -> list[Group]:

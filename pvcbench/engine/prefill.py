@@ -9,6 +9,7 @@ from torch import Tensor
 from pvcbench.engine.attention import prompt_attention, windowed_attention
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.observe import Observer
+from pvcbench.engine.rows import Rows
 from pvcbench.policy import Method, Shape
 
 
@@ -33,6 +34,19 @@ class Prefill:
     observer: Observer
     pruner: Method | None
     seconds: float
+    queries: list[Float[Tensor, "batch heads rows dim"]]  # of the last rows, where they were asked for
+    scales: list[float]
+
+    def rows(self, layer: int) -> Rows:
+        """The last query rows of a layer, captured while it ran."""
+        stored, window = self.layers[layer], self.windows[layer]
+        parts = self.queries[layer], stored.keys, stored.values, stored.positions
+        return Rows(layer, *parts, self.scales[layer], window)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole prompt in the cache."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
 
     def cell_seconds(self, method: Method) -> float:
         """Plain prefill plus this method's own scoring; a pruned prefill is all its own."""
@@ -47,8 +61,18 @@ class Prefill:
 class PrefillCache(AttendingCache):
     """The cache of a prompt while it is prefilled, in one piece or, without a pruner, in chunks."""
 
-    def __init__(self, observer: Observer, windows: list[int | None], kernel: str, pruner: Method | None = None):
+    def __init__(
+        self,
+        observer: Observer,
+        windows: list[int | None],
+        kernel: str,
+        pruner: Method | None = None,
+        capture: int = 0,
+    ):
         super().__init__(observer.shape.layers)
+        self.capture = capture  # rows whose queries are kept
+        self.queries: list[Tensor] = []
+        self.scales: list[float] = []
         self.observer, self.windows, self.kernel, self.pruner = observer, windows, kernel, pruner
         self.stored: list[PromptLayer] = []
         self.rotary: list[list[tuple[Tensor, Tensor]]] = [[] for _ in windows]
@@ -83,6 +107,7 @@ class PrefillCache(AttendingCache):
             keys, values = torch.cat((old.keys, key), 2), torch.cat((old.values, value), 2)
             self.stored[layer] = PromptLayer(keys, values, torch.cat((old.positions, positions), 1))
         stored, window = self.stored[layer], self.windows[layer]
+        self._keep(layer, query, scale)
 
         def plain(rows, keys):
             parts = rows, stored.keys[:, :, :keys], stored.values[:, :, :keys]
@@ -103,6 +128,14 @@ class PrefillCache(AttendingCache):
                 self.alive = stored.positions.gather(1, self.chosen)
         return output
 
+    def _keep(self, layer, query, scale) -> None:
+        """Remembers the queries of the prompt's last rows."""
+        if self.capture and len(self.queries) <= layer:
+            self.queries.append(query[:, :, -self.capture :].clone())
+            self.scales.append(scale)
+        elif self.capture:
+            self.queries[layer] = torch.cat((self.queries[layer], query), 2)[:, :, -self.capture :].clone()
+
     def finished(self, logits: Float[Tensor, "batch vocabulary"], seconds: float) -> Prefill:
         """What remains once the last chunk has run."""
         tables, known = [], {}
@@ -112,7 +145,8 @@ class PrefillCache(AttendingCache):
                 known[name] = tuple(torch.cat(column, 1) for column in zip(*parts, strict=True)) if parts else None
             tables.append(known[name])
         shape = self.observer.shape
-        return Prefill(shape, self.windows, self.stored, logits, tables, self.observer, self.pruner, seconds)
+        seen = self.observer, self.pruner, seconds, self.queries, self.scales
+        return Prefill(shape, self.windows, self.stored, logits, tables, *seen)
 
 
 def _take(tensor: Shaped[Tensor, "rows tokens width"], index: Int[Tensor, "batch kept"]):

@@ -1,0 +1,38 @@
+"""Query rows of one layer with the entries they attend to: what analyses look at, block by block.
+
+rows = engine.prefill(ids, capture=32).rows(0)
+for first, last, weights in rows.blocks():  # weights [batch, heads, last - first, entries seen]
+    ...
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pvcbench.engine.attention import attention_blocks
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The last query rows of one layer; row i of r sees the entries up to `entries - r + i`."""
+
+    layer: int
+    query: Float[Tensor, "batch heads rows dim"]
+    keys: Float[Tensor, "batch kv_heads entries dim"]
+    values: Float[Tensor, "batch kv_heads entries value_dim"]
+    positions: Int[Tensor, "batch entries"]
+    scale: float
+    window: int | None
+
+    def blocks(self) -> Iterator[tuple[int, int, Float[Tensor, "batch heads rows seen"]]]:
+        """Attention weights of some rows at a time; memory linear in the entries (see `attention_blocks`)."""
+        window = None if self.window is None else (self.window, self.positions)
+        yield from attention_blocks(self.query, self.keys, scale=self.scale, window=window)
+
+    def part(self, first: int, last: int) -> "Rows":
+        """The rows first..last-1 of these, with the entries that the last of them sees."""
+        seen = self.keys.shape[2] - self.query.shape[2] + last
+        entries = {"keys": self.keys[:, :, :seen], "values": self.values[:, :, :seen]}
+        return replace(self, query=self.query[:, :, first:last], positions=self.positions[:, :seen], **entries)
