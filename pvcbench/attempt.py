@@ -185,7 +185,8 @@ EMPTY = {"score": None, "metrics": {}, "output": None, "decode_s": None, "peak_b
 
 
 def label(point: Point) -> dict:
-    return {"method": point.name, "budget": point.label, "reference": point.method.reference}
+    reference = point.method is not None and point.method.reference
+    return {"method": point.name, "budget": point.label, "reference": reference}
 
 
 def base_row(task: Task, item: tuple, point: Point, protocol: Protocol, shape: Shape, error: str | None) -> dict:

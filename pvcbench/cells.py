@@ -12,9 +12,9 @@ from pvcbench.policy import Method, OutOfReach, Shape
 class Point:
     """A method at a budget as asked; `budget` is None where the method's configuration fixes the size."""
 
-    name: str
-    method: Method
-    label: str
+    name: str | None
+    method: Method | None
+    label: str | None
     budget: int | float | None
 
     def cell(self, shape: Shape, hold: bool) -> Cell:
@@ -30,6 +30,9 @@ class Point:
                 raise OutOfReach(f"{entries} entries are fewer than the {first} sinks the method keeps")
         method = self.method.resolve(None if entries is None else min(entries, shape.tokens), shape)
         return Cell(f"{self.name}@{self.label}", method, entries, hold)
+
+
+OBSERVATION = Point(None, None, None, None)  # no cell: what a sample shows by itself, in tasks that observe
 
 
 def parse_budgets(budgets: Sequence) -> list[int | float]:

@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
@@ -93,6 +94,26 @@ def main_table(result: Result) -> tuple[Table, list[str]]:
     return table, notes
 
 
+def frame_table(result: Result) -> Table:
+    """The summary of an analysis as it is."""
+    rows = result.rows
+    table = Table(title=f"{rows['task'].iloc[0]}, {rows['model'].iloc[0]}: 95% intervals over documents or needles")
+    numeric = result.summary.select_dtypes("number").columns
+    for name in result.summary.columns:
+        table.add_column(str(name).replace("_", " "), justify="right" if name in numeric else "left")
+    for line in result.summary.itertuples(index=False):
+        table.add_row(
+            *("" if pd.isna(value) else f"{value:.4g}" if isinstance(value, float) else str(value) for value in line)
+        )
+    return table
+
+
+def failures(result: Result) -> list[str]:
+    """What went wrong, once for each reason."""
+    counts = result.rows["error"].dropna().value_counts()
+    return [f"{count} row{'s' * (count > 1)} without a value: {reason}" for reason, count in counts.items()]
+
+
 def parts_table(result: Result) -> Table | None:
     """Scores of every data set and group, a line each, a column per method and budget."""
     parts = result.parts
@@ -113,7 +134,7 @@ def parts_table(result: Result) -> Table | None:
 def show(result: Result) -> None:
     """Prints the summary of a run and the paths of its figures, rows and W&B run."""
     console = Console(width=None if Console().is_terminal else 170)
-    table, notes = main_table(result)
+    table, notes = main_table(result) if "score" in result.summary else (frame_table(result), failures(result))
     console.print(table)
     for note in notes:
         console.print(f"  {note}", highlight=False, soft_wrap=True)

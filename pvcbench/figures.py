@@ -6,6 +6,7 @@ Sizes are measured, never the ones asked for. What has no value (out of reach, f
 so that nobody takes it for a zero.
 """
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import matplotlib
@@ -34,16 +35,21 @@ from pvcbench.needle_figures import needle_grid, needle_survival, survival_accur
 
 def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
     """Draws every figure that the rows of one run allow, as PNG and SVG, and returns the paths."""
-    rows, paths = rows[rows["method"].notna()], []
+    rows = rows[rows["method"].notna()]
+    return save(lambda: ((make.__name__, make(rows)) for make in FIGURES if len(rows)), folder)
+
+
+def save(make: Callable[[], Iterable[tuple[str, Figure | None]]], folder: Path) -> list[Path]:
+    """Writes figures by name, in our style; those that are None have nothing to show."""
+    paths = []
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        for make in FIGURES:
-            figure = make(rows) if len(rows) else None
+        for name, figure in make():
             if figure is not None:
                 folder.mkdir(parents=True, exist_ok=True)
                 for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-                    paths.append(folder / f"{make.__name__}.{ending}")
+                    paths.append(folder / f"{name}.{ending}")
                     figure.savefig(paths[-1], dpi=160, metadata=metadata)
     return paths
 

@@ -16,9 +16,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from pvcbench import config as configuration
-from pvcbench import environment, figures, likelihood, store, tracking
+from pvcbench import environment, outcome, store, tracking
+from pvcbench.analysis.run import run_observations
 from pvcbench.attempt import Protocol, run_batch
-from pvcbench.cells import Point, parse_budgets, points
+from pvcbench.cells import OBSERVATION, Point, parse_budgets, points
 from pvcbench.engine import engine as engines
 from pvcbench.engine.check import check
 from pvcbench.engine.engine import Engine
@@ -50,6 +51,7 @@ KINDS = {
     "continuation": partial(run_batch, Continuation),
     "streaming": partial(run_batch, Streaming),
     "lm_eval": run_documents,
+    "observe": run_observations,
 }
 
 
@@ -64,7 +66,7 @@ def run(config: DictConfig, model: LoadedModel | None = None, task: Task | None 
     methods = configuration.build_methods(config.methods) if methods is None else methods
     task = configuration.build(config.task, "the task") if task is None else task
     check_question(config, task)
-    cells = points(methods, budgets, config.decode, task.protocols)
+    cells = cells_of(config, task, methods, budgets)
     torch.set_num_threads(configuration.threads_of(config.threads))
     device = configuration.device_of(config.device)
     loaded = model or configuration.build(config.model, "the model", device=device, dtype=config.dtype)
@@ -84,8 +86,10 @@ def identity(config: DictConfig, loaded: LoadedModel, task: Task, cells: Sequenc
         "device": torch.device(configuration.device_of(config.device)).type,
         "task": {"name": task.name, "version": task.version, "data": task.data_checksum()}
         | json.loads(json.dumps(task.settings(), default=_plain)),
-        "methods": {point.name: _method_identity(point.method) for point in cells},
-        "budgets": [repr(budget) for budget in parse_budgets(OmegaConf.to_container(config.budgets))],
+        "methods": {point.name: _method_identity(point.method) for point in cells if point.method is not None},
+        "budgets": [repr(budget) for budget in parse_budgets(OmegaConf.to_container(config.budgets))]
+        if cells != [OBSERVATION]
+        else [],
         "engine": {"version": engines.VERSION, "backend": config.engine.backend, "chunk": config.engine.chunk},
         "query_aware": config.query_aware,
         "refeed_last": config.refeed_last,
@@ -127,7 +131,7 @@ def _measure(config, loaded, task, cells, folder, existing) -> int:
         return 0
     check_prompts(work, loaded, task, config.query_aware)
     engine = Engine(loaded.model, loaded.attention, config.engine.backend, loaded.evict_sliding, config.engine.chunk)
-    check(engine, rotates=any(point.method.positions == "cache" for point in cells))
+    check(engine, rotates=any(getattr(point.method, "positions", None) == "cache" for point in cells))
     protocol = Protocol(config.query_aware, config.refeed_last, config.decode, config.seed)
     added = 0
     try:
@@ -142,11 +146,21 @@ def _measure(config, loaded, task, cells, folder, existing) -> int:
     return added
 
 
+def cells_of(config: DictConfig, task: Task, methods, budgets: Sequence[int | float]) -> list[Point]:
+    """The cells of a run: methods at budgets; of tasks that observe, what samples show by themselves comes first."""
+    if task.kind != "observe":
+        return points(methods, budgets, config.decode, task.protocols)
+    if not task.uses_methods:
+        return [OBSERVATION]
+    cells = points(methods, budgets, "grow", task.protocols)
+    return [OBSERVATION, *(point for point in cells if not point.method.reference)]
+
+
 def check_question(config: DictConfig, task: Task) -> None:
     """Refuses protocols of a question for tasks that have none."""
     if not task.has_question and not config.query_aware:
         raise UserError(f"task={task.name} does not tell a context from a question: leave query_aware=true")
-    if config.refeed_last and task.kind in ("continuation", "streaming"):
+    if config.refeed_last and task.kind in ("continuation", "streaming", "observe"):
         raise UserError(f"task={task.name} generates nothing: leave refeed_last=false")
 
 
@@ -173,7 +187,7 @@ def batches(work: Sequence[tuple], size: int, query_aware: bool) -> Iterator[lis
     waiting: dict[tuple, list[tuple]] = {}
     for item in work:
         sample, prompt, missing = item
-        alone = any(point.method.ragged_batch for point in missing)
+        alone = any(point.method is None or point.method.ragged_batch for point in missing)
         key = (len(prompt.ids), None if query_aware else prompt.context_tokens, prompt.ends, sample.stop, missing)
         group = waiting.setdefault(key, [])
         group.append(item)
@@ -185,9 +199,9 @@ def batches(work: Sequence[tuple], size: int, query_aware: bool) -> Iterator[lis
 def report(config: DictConfig, folder: store.RunFolder, task: Task, measured: int) -> Result:
     """Table, figures and tracking of a run, all from its rows."""
     rows = store.load(folder.path)
-    summary, parts = likelihood.tables(rows, folder.path)
+    summary, parts = outcome.tables(rows, folder.path)
     task.finish(rows, folder.path)
-    drawn = figures.draw(rows, folder.path / "figures")
+    drawn = outcome.draw(rows, folder.path / "figures")
     tracked = None
     if measured:
         stored = OmegaConf.to_container(config)

@@ -98,6 +98,8 @@ def _quiet(settings):
 def points(summary: pd.DataFrame, task: str) -> list[dict[str, float]]:
     """What is logged: for each method its scores by measured size, smallest first."""
     found = []
+    if "score" not in summary:  # an analysis: its table and its figures say it
+        return found
     for method, cells in summary[summary["score"].notna()].groupby("method", sort=False):
         for _, cell in cells.sort_values("kept_fraction").iterrows():
             point = {AXIS: float(cell["kept_fraction"]), f"{task}/{method}": float(cell["score"])}
@@ -112,5 +114,5 @@ def numbers(summary: pd.DataFrame) -> dict[str, float]:
         f"cells/{cell['method']}/{cell['budget']}/{key}": float(cell[key])
         for _, cell in summary.iterrows()
         for key in NUMBERS
-        if pd.notna(cell[key])
+        if key in cell and pd.notna(cell[key])
     }

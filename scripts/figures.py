@@ -1,4 +1,4 @@
-"""Redraws every run's figures and its summary.csv from its rows alone: python scripts/figures.py results/"""
+"""Redraws every run's figures and its tables from its rows alone: python scripts/figures.py results/"""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pvcbench import figures, likelihood, store
+from pvcbench import outcome, store
 from pvcbench.errors import UserError
 
 
@@ -20,9 +20,9 @@ def main() -> int:
         print(f"figures: {error}", file=sys.stderr)
         return 2
     for folder, run in rows.groupby("folder"):
-        for path in figures.draw(run, Path(folder) / "figures"):
+        for path in outcome.draw(run, Path(folder) / "figures"):
             print(path)
-        likelihood.tables(run, Path(folder))
+        outcome.tables(run, Path(folder))
     return 0
 
 

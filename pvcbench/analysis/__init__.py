@@ -1,0 +1,20 @@
+"""Why accuracy is lost: analyses of attention, each in two modules of its task's name.
+
+`NAME.py` observes a sample with the engine's rows and variants; `NAME_report.py` makes tables and figures of the rows.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+ANALYSES = ("attention_patterns", "context_redundancy", "attention_consistency", "pivotal_roles")
+
+
+def observer(task: str) -> ModuleType:
+    """The module that observes samples: `observe(engine, task, prompt, points, draws, step)`."""
+    return import_module(f"pvcbench.analysis.{task}")
+
+
+def reporter(rows) -> ModuleType | None:
+    """The module that reports these rows, `tables(rows)` and `figures(rows)`; None for rows of other tasks."""
+    task = rows["task"].iloc[0] if len(rows) else None
+    return import_module(f"pvcbench.analysis.{task}_report") if task in ANALYSES else None

@@ -1,0 +1,23 @@
+"""Inference context redundancy (PyramidInfer, section 3.1): what cutting the context of some layers costs."""
+
+from collections.abc import Sequence
+
+from pvcbench.errors import UserError
+from pvcbench.tasks.observed import Observed
+
+
+class ContextRedundancy(Observed):
+    """Each layer alone keeps a share of its entries, those with the most of the last token's attention."""
+
+    name, version = "context_redundancy", 1
+
+    def __init__(
+        self,
+        shares: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7),
+        above: Sequence[float] = (0.05, 0.2, 0.4),
+        **texts,
+    ):
+        super().__init__(**texts)
+        self.shares, self.above = sorted(shares), sorted(above)
+        if not self.shares or not all(0 < share < 1 for share in [*self.shares, *self.above]):
+            raise UserError("task.shares and task.above hold shares of the context between 0 and 1")
