@@ -7,7 +7,10 @@ from pvcbench.tasks.observed import Observed
 
 
 class ContextRedundancy(Observed):
-    """Each layer alone keeps a share of its entries, those with the most of the last token's attention."""
+    """Each layer alone keeps a share of its entries, those with the most of the last token's attention.
+
+    At the shares in `above`, so do all layers from one on; and one layer alone keeps its newest entries instead.
+    """
 
     name, version = "context_redundancy", 1
 
@@ -18,6 +21,8 @@ class ContextRedundancy(Observed):
         **texts,
     ):
         super().__init__(**texts)
-        self.shares, self.above = sorted(shares), sorted(above)
-        if not self.shares or not all(0 < share < 1 for share in [*self.shares, *self.above]):
-            raise UserError("task.shares and task.above hold shares of the context between 0 and 1")
+        self.shares, self.above = sorted(set(shares)), sorted(set(above))
+        if not self.shares or not all(0 < share < 1 for share in self.shares):
+            raise UserError("task.shares needs shares of the context between 0 and 1")
+        if not set(self.above) <= set(self.shares):
+            raise UserError("task.above holds some of task.shares, to be compared with them")
