@@ -15,8 +15,9 @@ PARTS = {"shared": "shared PvC", "non_shared": "non-shared PvC", "non_pvc": "non
 HIDDEN = {"shared": "shared PvC", "shared_no_sinks": "shared PvC, no sinks"} | PARTS
 CONTROLLED = ("shared_no_sinks", "non_shared", "non_pvc")
 COLOURS = {"shared": BLUE, "shared_no_sinks": SKY, "non_shared": ORANGE, "non_pvc": GREEN}
+AREAS = (BLUE, ORANGE, "#DDDDDD")
 MARKERS = {"shared": "s", "shared_no_sinks": "o", "non_shared": "D", "non_pvc": "^"}
-OTHERS = {"any": "any other recent row", "mean": "a recent row (mean)"}
+OTHERS = {"any": "at least one other row", "mean": "the other rows, mean share"}
 SHARE, HIDING = "entries: {}", "NLL: {} hidden"  # shares of entries; increases in nats per token
 DISTANCES = ("next token", "tokens 2-8", "tokens 9 on")
 COLUMNS = ("samples", "reading", "quantity", "value", *DISTANCES, "verdict")
@@ -150,25 +151,22 @@ def _shares_figure(rows: pd.DataFrame) -> Figure:
             values = 100 * field(chosen, "readings", reading, "entries", part) + below
             mean, low, high = intervals(values, chosen["cluster"])
             bottom = 0.0 if number == 0 else intervals(below, chosen["cluster"])[0]
-            axes.fill_between(layers, bottom, mean, color=(*_AREAS, "#DDDDDD")[number], linewidth=0)
+            axes.fill_between(layers, bottom, mean, color=AREAS[number], linewidth=0)
             if number < 2:
                 axes.errorbar(layers, mean, _lengths(mean, low, high), color=BLACK, linewidth=0.8, elinewidth=0.8)
             below = values
-        axes.set(ylim=(0, 100), xlim=(layers[0], max(layers[-1], layers[0] + 1)))
-    handles = [
-        Patch(color=colour, label=name) for colour, name in zip((*_AREAS, "#DDDDDD"), PARTS.values(), strict=True)
-    ]
+        axes.set(ylim=(0, 100), xlim=(layers[0] - 0.4, layers[-1] + 0.4))
+    handles = [Patch(color=colour, label=name) for colour, name in zip(AREAS, PARTS.values(), strict=True)]
     _finish(figure, handles, "layer", "entries before the recent rows, %")
     return figure
-
-
-_AREAS = (BLUE, ORANGE)
 
 
 def _hiding_figure(rows: pd.DataFrame) -> Figure:
     figure, panels, cells = _panels(rows)
     for axes, (_, chosen, reading) in zip(panels, cells, strict=True):
         axes.axhline(0, color=GREY, linewidth=0.8)
+        for between in np.arange(1, len(DISTANCES)) - 0.5:
+            axes.axvline(between, color="#DDDDDD", linewidth=0.8)
         for number, part in enumerate(HIDDEN):
             places = np.arange(len(DISTANCES)) + 0.22 * (number - 1.5)
             look = {"color": COLOURS[part], "marker": MARKERS[part], "linestyle": "none", "markersize": 5, "capsize": 2}
@@ -184,7 +182,12 @@ def _hiding_figure(rows: pd.DataFrame) -> Figure:
     ]
     open_ = {"color": BLACK, "marker": "o", "markerfacecolor": "white", "linestyle": "none"}
     handles.append(Line2D([], [], label="open: as many at random", **open_))
-    _finish(figure, handles, "predicted token after the split", "NLL increase, nats per token (linear below 0.01)")
+    _finish(
+        figure,
+        handles,
+        "tokens after the place where the context ends",
+        "NLL increase, nats per token (linear below 0.01)",
+    )
     return figure
 
 
@@ -231,6 +234,14 @@ def _others_figure(rows: pd.DataFrame) -> Figure:
 
 
 def _finish(figure: Figure, handles: list, below: str, beside: str) -> None:
-    figure.supxlabel(below, fontsize=9)
+    for axes in figure.axes:
+        axes.set_xlabel(below)
     figure.supylabel(beside, fontsize=9)
-    figure.legend(handles=handles, title="95% intervals", loc="outside lower center", ncols=2)
+    columns = 3 if len(handles) in (3, 5) else 2
+    figure.legend(
+        handles=handles,
+        title="95% intervals, from ten samples on",
+        loc="outside lower center",
+        ncols=columns,
+        handlelength=3.5,
+    )
