@@ -100,7 +100,8 @@ def frame_table(result: Result) -> Table:
     table = Table(title=f"{rows['task'].iloc[0]}, {rows['model'].iloc[0]}: 95% intervals over documents or needles")
     numeric = result.summary.select_dtypes("number").columns
     for name in result.summary.columns:
-        table.add_column(str(name).replace("_", " "), justify="right" if name in numeric else "left")
+        side = {"justify": "right"} if name in numeric else {"no_wrap": name == result.summary.columns[0]}
+        table.add_column(str(name).replace("_", " "), **side)
     for line in result.summary.itertuples(index=False):
         table.add_row(
             *("" if pd.isna(value) else f"{value:.4g}" if isinstance(value, float) else str(value) for value in line)

@@ -100,12 +100,12 @@ def test_a_sample_is_dense_attention_under_the_same_masks(inference, family):
     assert found["uncut"]["next"] == pytest.approx(plain[0], rel=ROUNDED)
     largest = 0.0
     for place, layer in list(enumerate(layers))[:: max(1, len(layers) - 1)]:  # the first and the last
-        for kind, shares in (("alone", SHARES), ("recent", ABOVE), ("above", ABOVE)):
+        for kind, shares in (("alone", SHARES), ("recent", ABOVE), ("onward", ABOVE)):
             for number, share in enumerate(shares):
                 count = round(share * (tokens - 1))
                 near = {0, 1, 2, 3, *range(tokens - 1 - count + 4, tokens - 1)}
                 by_attention = {own: kept_by_hand(rows[own][:-1], count) for own in layers[place:]}
-                kept = {"alone": {layer: by_attention[layer]}, "recent": {layer: near}, "above": by_attention}[kind]
+                kept = {"alone": {layer: by_attention[layer]}, "recent": {layer: near}, "onward": by_attention}[kind]
                 hidden = {own: set(range(tokens - 1)) - places for own, places in kept.items()}
                 nll, predicted = dense_reading(family, ids, tokens, hidden)
                 own = {name: values[place][number] for name, values in found[kind].items()}
@@ -114,7 +114,7 @@ def test_a_sample_is_dense_attention_under_the_same_masks(inference, family):
                 assert own["next"] == pytest.approx(increase[0], rel=ROUNDED, abs=FLOOR)
                 same = sum(a == b for a, b in zip(predicted, likely, strict=True)) / len(likely)
                 assert own["agreement"] == pytest.approx(same, rel=ROUNDED)
-                if kind != "above":
+                if kind != "onward":
                     remains = sum(rows[layer][spot] for spot in (*kept[layer], tokens - 1))
                     assert own["mass"] == pytest.approx(remains, rel=ROUNDED)
                 largest = max(largest, abs(increase[0]))
@@ -125,7 +125,7 @@ def test_from_the_last_layer_on_is_that_layer_alone(inference):
     found, _ = observed("llama_deep")
     for name in ("nll", "next", "agreement"):
         same = [found["alone"][name][-1][SHARES.index(share)] for share in ABOVE]
-        assert found["above"][name][-1] == pytest.approx(same, rel=ROUNDED, abs=FLOOR)
+        assert found["onward"][name][-1] == pytest.approx(same, rel=ROUNDED, abs=FLOOR)
 
 
 def test_reading_in_parts_changes_nothing(inference, monkeypatch):
