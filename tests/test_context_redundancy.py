@@ -1,11 +1,16 @@
 """Context redundancy: cuts against sorted lists and dense attention, and what the report makes of known effects."""
 
+import json
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny import dense, engine, prompt
 
+from pvcbench import config, figures, runner
 from pvcbench.analysis import context_redundancy as measured
+from pvcbench.analysis import context_redundancy_report as report
 from pvcbench.cells import OBSERVATION
 from pvcbench.engine.variants import Reading
 from pvcbench.errors import UserError
@@ -141,3 +146,121 @@ def test_reading_in_parts_changes_nothing(inference, monkeypatch):
 def test_bad_shares_get_a_line(settings):
     with pytest.raises(UserError, match=r"task\.(shares|above)"):
         ContextRedundancy(**settings)
+
+
+# ---------------------------------------------------------------------------------------------- the report
+
+LAYERS, KEPT, SOME = [1, 3, 4, 6, 8, 9], [0.1, 0.4], [0.4]
+
+
+def made(nll, number=0, text="document", onward=0.02):
+    """One row with this NLL increase by layer at both shares; everything else is one plain number."""
+    wide, narrow = [[1.0] * 2] * 6, [[1.0]] * 6
+    alone = {"nll": [[cost, cost / 2] for cost in nll], "next": wide, "mass": [[0.9 - cost, 0.95] for cost in nll]}
+    alone["agreement"] = [[1 - cost / 10, 0.75] for cost in nll]
+    recent = {"nll": [[cost / 2 + 0.25] for cost in nll], "next": narrow, "agreement": narrow, "mass": narrow}
+    deeper = {"nll": [[onward - 0.004 * place] for place in range(6)], "next": narrow, "agreement": narrow}
+    found = {"layers": LAYERS, "shares": KEPT, "above": SOME, "kept": [9, 36], "uncut": {"nll": 2.0, "next": 2.0}}
+    row = {"task": "context_redundancy", "model": "made", "method": None, "error": None, "cluster": f"{text} {number}"}
+    row |= {"sample": f"{text} {number}", "sample_info": {"text": text, "length": 128}}
+    return row | {"observed": found | {"alone": alone, "recent": recent, "onward": deeper}}
+
+
+FAILED = made([0.0] * 6) | {"error": "out of memory", "observed": None, "sample": "failed"}
+FALLING = [0.6, 0.5, 0.4, 0.3, 0.004, 0.002]
+
+
+def quantity(rows, name, share=0.1):
+    """One line of the quantities."""
+    table = report.tables(pd.DataFrame(rows))["quantities"]
+    [line] = table[(table["quantity"] == name) & (table["kept_share"] == share)].to_dict("records")
+    return line
+
+
+def test_what_falls_with_depth_holds_and_what_rises_does_not():
+    rows = [FAILED, *(made([cost + 1e-4 * number for cost in FALLING], number) for number in range(12))]
+    trend = quantity(rows, "NLL increase with depth, rho")
+    assert (trend["mean"], trend["low"], trend["high"], trend["verdict"]) == (-1, -1, -1, "holds")
+    assert quantity(rows, "agreement loss with depth, rho")["verdict"] == "holds"
+    assert np.isnan(quantity(rows, "agreement loss with depth, rho", 0.4)["mean"])  # the same loss everywhere
+    assert quantity(rows, "NLL increase with attention lost, rho")["mean"] == 1
+    thirds = [quantity(rows, f"NLL increase, {third} third") for third in ("first", "middle", "last")]
+    assert [third["mean"] for third in thirds] == pytest.approx([0.55055, 0.35055, 0.00355])
+    assert [third["verdict"] for third in thirds] == ["", "", "holds"]
+    assert quantity(rows, "agreement", 0.4)["mean"] == pytest.approx(0.75)
+    assert quantity(rows, "NLL increase, newest kept less most attended kept", 0.4)["mean"] == pytest.approx(0.25)
+    rising = [made(FALLING[::-1], number) for number in range(12)]
+    assert quantity(rising, "NLL increase with depth, rho")["verdict"] == "does not hold"
+    assert quantity(rising, "NLL increase, last third")["verdict"] == "does not hold"
+    mixed = [made(FALLING[:: 1 - 2 * (number % 2)], number) for number in range(12)]
+    assert quantity(mixed, "NLL increase with depth, rho")["verdict"] == "not told apart"
+
+
+def test_the_summary_has_a_line_per_group_and_share():
+    rows = [made(FALLING, number, text) for number in range(12) for text in ("document", "needle")]
+    table = report.tables(pd.DataFrame([*rows, FAILED]))["summary"]
+    groups = ["documents, 128 tokens", "needle prompts, 128 tokens"]
+    assert list(zip(table["samples"], table["kept"], strict=True)) == [
+        (group, share) for group in groups for share in ("10%", "40%")
+    ]
+    first, second = table.iloc[0], table.iloc[1]
+    assert first["NLL increase with depth, rho (claim: < 0)"] == "-1.00 [-1.00, -1.00] holds"
+    assert first["worst layers (NLL)"] == "1 (0.600), 3 (0.500), 4 (0.400)"
+    assert first["all from layer, < 0.01"] == "" and first["newest kept, less most attended"] == ""
+    assert second["all from layer, < 0.01"] == "6 (interval: 6)"  # 0.02, 0.016, 0.012 | 0.008, 0.004, 0
+    assert second["newest kept, less most attended"] == "0.250 [0.250, 0.250]"
+
+
+def test_few_documents_have_no_interval_and_no_word():
+    rows = [made(FALLING, number) for number in range(9)]
+    trend = quantity(rows, "NLL increase with depth, rho")
+    assert trend["mean"] == -1 and np.isnan(trend["low"]) and trend["verdict"] == ""
+    line = report.tables(pd.DataFrame(rows))["summary"].iloc[1]
+    assert line["all from layer, < 0.01"] == "6" and line["NLL increase, first third of layers"] == "0.275"
+
+
+@pytest.mark.parametrize(
+    ("costs", "wanted"), [([0.1, 0.0, 0.1, 0.0, 0.0], 3), ([0.0, 0.0], 0), ([0.0, 0.1], None), ([0.0, np.nan], None)]
+)
+def test_a_cut_is_cheap_where_all_deeper_ones_are(costs, wanted):
+    assert report.cheap_from(np.array(costs)) == wanted
+
+
+def test_layers_are_named_as_the_model_does():
+    table = report.tables(pd.DataFrame([made(FALLING, number) for number in range(12)]))["by_layer"]
+    line = table[(table["cut"] == "alone") & (table["layer"] == 3) & (table["kept_share"] == 0.4)].iloc[0]
+    assert (line["nll"], line["nll_low"], line["mass"]) == pytest.approx((0.25, 0.25, 0.95))
+    assert len(table) == 6 * (2 + 1 + 1) and sorted(table["layer"].unique()) == LAYERS
+
+
+def test_figures_show_the_means_and_repeat_to_the_byte(tmp_path):
+    frame = pd.DataFrame([FAILED, *(made(FALLING, number) for number in range(12))])
+    drawn = dict(report.figures(frame))
+    assert list(drawn) == [
+        *("nll_by_share", "agreement_by_share", "nll_map", "agreement_map", "attention_map"),
+        *("nll_by_layer", "nll_onward"),
+    ]
+    assert list(drawn["nll_map"].axes[0].images[0].get_array().data[:, 0]) == pytest.approx(FALLING)
+    first = drawn["nll_by_layer"].axes[0].lines[0]
+    assert list(first.get_xdata()) == LAYERS and list(first.get_ydata()) == pytest.approx(FALLING)
+    assert list(drawn["nll_onward"].axes[0].lines[0].get_ydata()) == pytest.approx([0.02 - 0.004 * n for n in range(6)])
+    paths = [figures.save(lambda: report.figures(frame), tmp_path / name) for name in "ab"]
+    assert all(one.read_bytes() == other.read_bytes() for one, other in zip(*paths, strict=True))
+
+
+def test_only_failures_leave_an_empty_summary_and_no_figure():
+    frame = pd.DataFrame([FAILED])
+    assert report.tables(frame)["summary"].empty and list(report.figures(frame)) == []
+
+
+def test_a_run_from_the_configuration(tmp_path):
+    """Without shares for all layers there is neither a control nor a cut of all layers: still a report."""
+    texts = ["task.tokens=[600]", "task.documents=1", "task.needles=1", "task.following=4"]
+    common = ["task=context_redundancy", "model=random", "threads=1", "wandb.mode=disabled", *texts]
+    result = runner.run(config.composed([*common, f"results={tmp_path}", "task.shares=[0.1,0.5]", "task.above=[]"]))
+    assert result.rows["error"].isna().all() and len(result.rows) == 2 and len(result.summary) == 4
+    for seen in result.rows["observed"]:
+        assert np.shape(seen["alone"]["nll"]) == np.shape(seen["alone"]["mass"]) == (4, 2)
+        assert np.shape(seen["onward"]["nll"]) == (4, 0) and json.dumps(seen, allow_nan=False)
+    assert {path.stem for path in result.figures} >= {"nll_by_share", "nll_by_layer"}
+    assert (result.folder / "by_layer.csv").exists()

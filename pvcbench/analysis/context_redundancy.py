@@ -20,7 +20,7 @@ from pvcbench.tasks.context_redundancy import ContextRedundancy
 
 SINKS = 4  # first entries that the cut by position keeps
 PART = 64  # variants between two reports of progress
-ALONE, RECENT, ABOVE = KINDS = "alone", "recent", "above"
+ALONE, RECENT, ONWARD = KINDS = "alone", "recent", "onward"
 EFFECTS = ("nll", "next", "agreement")
 
 
@@ -44,7 +44,7 @@ def observe(
 ) -> dict[Point, dict]:
     """Effects of every cut of one sample, {kind: {effect: [layers][shares]}}, beside the uncut reading's NLL.
 
-    Kinds: `alone` (one layer, by attention), `recent` (one layer, by position), `above` (all layers from one on, by
+    Kinds: `alone` (one layer, by attention), `recent` (one layer, by position), `onward` (all layers from one on, by
     attention). Effects: increase of the mean NLL over the following tokens (`nll`) and of the next token's (`next`),
     nats; share of the following tokens whose most likely token stays the same (`agreement`); for one layer also the
     share of the last token's attention that remains in it (`mass`).
@@ -58,7 +58,7 @@ def observe(
     hidden = [[~most_attended(row[:-1], count) for count in kept] for row in rows]
     recent = [~newest(entries, kept[place]).to(ids.device) for place in some]
     cuts = list(cuts_of(layers, hidden, recent, some))
-    sizes = {ALONE: len(kept), RECENT: len(some), ABOVE: len(some)}
+    sizes = {ALONE: len(kept), RECENT: len(some), ONWARD: len(some)}
     found = {kind: {name: [[None] * size for _ in layers] for name in EFFECTS} for kind, size in sizes.items()}
     for start in range(0, len(cuts), PART):
         part = cuts[start : start + PART]
@@ -88,8 +88,8 @@ def cuts_of(
         for share, mask in enumerate(recent):
             yield Cut(RECENT, place, share, Variant({layer: mask[None]}))
         for share, number in enumerate(some):
-            onward = zip(layers[place:], hidden[place:], strict=True)
-            yield Cut(ABOVE, place, share, Variant({own: masks[number][None] for own, masks in onward}))
+            deeper = zip(layers[place:], hidden[place:], strict=True)
+            yield Cut(ONWARD, place, share, Variant({own: masks[number][None] for own, masks in deeper}))
 
 
 def last_row(prefill: Prefill, layer: int) -> Float[Tensor, " tokens"]:
