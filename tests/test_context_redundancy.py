@@ -196,27 +196,31 @@ def test_what_falls_with_depth_holds_and_what_rises_does_not():
     assert quantity(mixed, "NLL increase with depth, rho")["verdict"] == "not told apart"
 
 
-def test_the_summary_has_a_line_per_group_and_share():
+def summary(rows):
+    """The summary's cells by group and quantity."""
+    return report.tables(pd.DataFrame(rows))["summary"].set_index(["samples", "quantity"])
+
+
+def test_the_summary_has_a_line_per_group_and_quantity():
     rows = [made(FALLING, number, text) for number in range(12) for text in ("document", "needle")]
-    table = report.tables(pd.DataFrame([*rows, FAILED]))["summary"]
-    groups = ["documents, 128 tokens", "needle prompts, 128 tokens"]
-    assert list(zip(table["samples"], table["kept"], strict=True)) == [
-        (group, share) for group in groups for share in ("10%", "40%")
-    ]
-    first, second = table.iloc[0], table.iloc[1]
-    assert first["NLL increase with depth, rho (claim: < 0)"] == "-1.00 [-1.00, -1.00] holds"
-    assert first["worst layers (NLL)"] == "1 (0.600), 3 (0.500), 4 (0.400)"
-    assert first["all from layer, < 0.01"] == "" and first["newest kept, less most attended"] == ""
-    assert second["all from layer, < 0.01"] == "6 (interval: 6)"  # 0.02, 0.016, 0.012 | 0.008, 0.004, 0
-    assert second["newest kept, less most attended"] == "0.250 [0.250, 0.250]"
+    table = summary([*rows, FAILED])
+    assert list(table.columns) == ["40% kept"]  # the shares of `above`
+    assert list(table.index.levels[0]) == ["documents, 128 tokens", "needle prompts, 128 tokens"]
+    cells = table.loc["needle prompts, 128 tokens", "40% kept"]
+    assert cells["NLL increase with depth, rho (claim: below 0)"] == "-1.00 [-1.00, -1.00] holds"
+    assert cells["layers where a cut costs most NLL"] == "1, 3, 4"
+    assert cells["all layers cut for less than 0.01: from layer"] == "6 (interval: 6)"  # 0.012 at layer 4, 0.008 at 6
+    assert cells["NLL increase, newest kept less most attended kept"] == "0.250 [0.250, 0.250]"
+    assert cells["agreement"] == "0.750 [0.750, 0.750]"
 
 
 def test_few_documents_have_no_interval_and_no_word():
     rows = [made(FALLING, number) for number in range(9)]
     trend = quantity(rows, "NLL increase with depth, rho")
     assert trend["mean"] == -1 and np.isnan(trend["low"]) and trend["verdict"] == ""
-    line = report.tables(pd.DataFrame(rows))["summary"].iloc[1]
-    assert line["all from layer, < 0.01"] == "6" and line["NLL increase, first third of layers"] == "0.275"
+    cells = summary(rows)["40% kept"]["documents, 128 tokens"]
+    assert cells["all layers cut for less than 0.01: from layer"] == "6"
+    assert cells["NLL increase, first third of layers"] == "0.275"
 
 
 @pytest.mark.parametrize(
@@ -258,7 +262,8 @@ def test_a_run_from_the_configuration(tmp_path):
     texts = ["task.tokens=[600]", "task.documents=1", "task.needles=1", "task.following=4"]
     common = ["task=context_redundancy", "model=random", "threads=1", "wandb.mode=disabled", *texts]
     result = runner.run(config.composed([*common, f"results={tmp_path}", "task.shares=[0.1,0.5]", "task.above=[]"]))
-    assert result.rows["error"].isna().all() and len(result.rows) == 2 and len(result.summary) == 4
+    assert result.rows["error"].isna().all() and len(result.rows) == 2
+    assert list(result.summary.columns) == ["samples", "quantity", "10% kept", "50% kept"]
     for seen in result.rows["observed"]:
         assert np.shape(seen["alone"]["nll"]) == np.shape(seen["alone"]["mass"]) == (4, 2)
         assert np.shape(seen["onward"]["nll"]) == (4, 0) and json.dumps(seen, allow_nan=False)

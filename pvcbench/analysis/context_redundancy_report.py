@@ -82,35 +82,45 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 SHOWN = {
-    "NLL increase with depth, rho": "NLL increase with depth, rho (claim: < 0)",
-    "agreement loss with depth, rho": "agreement loss with depth, rho (claim: < 0)",
-    "NLL increase with attention lost, rho": "with attention lost, rho",
-    "NLL increase, first third": "NLL increase, first third of layers",
-    "NLL increase, middle third": "middle third",
-    "NLL increase, last third": f"last third (claim: < {CHEAP})",
-    "agreement": "agreement",
-    "NLL increase, newest kept less most attended kept": "newest kept, less most attended",
+    "NLL increase with depth, rho": " (claim: below 0)",
+    "agreement loss with depth, rho": " (claim: below 0)",
+    "NLL increase with attention lost, rho": "",
+    "NLL increase, first third": " of layers",
+    "NLL increase, middle third": "",
+    "NLL increase, last third": f" (claim: below {CHEAP})",
+    "NLL increase of the next token": "",
+    "agreement": "",
+    "attention left": "",
+    "NLL increase, newest kept less most attended kept": "",
 }
 
 
 def _summary(rows: pd.DataFrame, found: list[dict]) -> Iterator[dict]:
-    """A line per share; `all from layer` is where a cut of all deeper layers is cheap: by the mean, by the interval."""
-    layers, above = setting(rows, "layers"), setting(rows, "above")
-    costs = intervals(field(rows, "onward", "nll"), rows["cluster"])
+    """A line per quantity, a column per share of `above` (where there is none: per share)."""
+    layers, shares, above = (setting(rows, key) for key in ("layers", "shares", "above"))
+    shown, known = above or shares, {(own["quantity"], own["kept_share"]): own for own in found}
+    for name, more in SHOWN.items():
+        values = {share: _cell(known[name, share]) for share in shown if (name, share) in known}
+        if values:
+            yield _line(f"{name}{more}", values)
     alone = intervals(field(rows, "alone", "nll"), rows["cluster"])[0]
-    for place, share in enumerate(setting(rows, "shares")):
-        line = {"kept": f"{100 * share:g}%"}
-        known = {own["quantity"]: own for own in found if own["kept_share"] == share}
-        for name, title in SHOWN.items():
-            own = known.get(name)
-            shown = "" if own is None else with_ends(own["mean"], own["low"], own["high"], 2 if "rho" in name else 3)
-            line[title] = f"{shown} {own['verdict']}".strip() if own else ""
-        worst = np.argsort(-alone[:, place], kind="stable")[:3]
-        line["worst layers (NLL)"] = ", ".join(f"{layers[layer]} ({alone[layer, place]:.3f})" for layer in worst)
-        if share in above:
-            mean, _, high = (values[:, above.index(share)] for values in costs)
-            line[f"all from layer, < {CHEAP}"] = _first(layers, mean, high)
-        yield line
+    worst = {share: np.argsort(-alone[:, shares.index(share)], kind="stable")[:3] for share in shown}
+    text = {share: ", ".join(str(layers[place]) for place in places) for share, places in worst.items()}
+    yield _line("layers where a cut costs most NLL", text)
+    if above:
+        mean, _, high = intervals(field(rows, "onward", "nll"), rows["cluster"])
+        text = {share: _first(layers, mean[:, place], high[:, place]) for place, share in enumerate(above)}
+        yield _line(f"all layers cut for less than {CHEAP}: from layer", text)
+
+
+def _line(quantity: str, values: dict[float, str]) -> dict:
+    return {"quantity": quantity} | {f"{100 * share:g}% kept": text for share, text in values.items()}
+
+
+def _cell(own: dict) -> str:
+    """A quantity with its interval and what it says."""
+    shown = with_ends(own["mean"], own["low"], own["high"], 2 if "rho" in own["quantity"] else 3)
+    return f"{shown} {own['verdict']}".strip()
 
 
 def _first(layers: list[int], mean: np.ndarray, high: np.ndarray) -> str:
