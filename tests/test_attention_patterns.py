@@ -1,4 +1,4 @@
-"""Patterns, measures and output errors against known answers and naive float64; the report on rows with known values."""
+"""Patterns, measures and output errors against known answers and naive float64; the report on known rows."""
 
 import json
 import math
@@ -100,7 +100,7 @@ def test_layer_measures_equal_naive_sums(inference):
 
 
 def test_a_small_weight_on_a_large_value_is_not_small(inference):
-    """The text's 'you missed the value vector': 1% of the attention on a value a hundred times as long is half of it."""
+    """The text's 'you missed the value vector': a tiny weight on a huge value is most of the output."""
     rows = engine("llama").prefill(prompt(40), capture=1).rows(0)
     weights = next(iter(rows.blocks()))[2][0, 0, 0]
     values = torch.zeros_like(rows.values)
@@ -157,7 +157,7 @@ def task(**settings):
 
 
 def observed(name="h2o", budget=20):
-    """Observations of a prompt of 64 tokens with a needle, and 6 tokens of an answer whose value is the third to fifth."""
+    """Observations of a prompt of 64 tokens with a needle, and of 6 answer tokens; the value is the third to fifth."""
     ids = prompt(70, seed=11)
     own = Prompt(ids[0].tolist(), 64, {"needle": (30, 38), "answer": (66, 69)})
     point = Point(name, METHODS[name], repr(budget), budget)

@@ -62,7 +62,7 @@ def test_waves_change_nothing(inference, monkeypatch):
     prefill, variants = host.prefill(ids), hidden_masks("llama", 30, 0, "one")
     whole = host.read(prefill, 30, ids[:, 30:39], ids[:, 31:40], variants)
     monkeypatch.setattr("pvcbench.engine.variants.CALL_BYTES", 1)
-    monkeypatch.setattr("pvcbench.engine.variants._COPIED", 1)
+    monkeypatch.setattr("pvcbench.engine.variants._BLOCK_ELEMENTS", 1)
     single = host.read(prefill, 30, ids[:, 30:39], ids[:, 31:40], variants)
     assert (whole.logprobs - single.logprobs).abs().max() < NOISE and torch.equal(whole.predicted, single.predicted)
 

@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pvcbench.engine.attention import slot_attention, visible_slots
+from pvcbench.engine.attention import visible_slots
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.prefill import Prefill
 from pvcbench.engine.rows import Rows
 from pvcbench.engine.score import CALL_BYTES
 
-_COPIED = 2**24  # elements of keys that variants get copies of at once
+_BLOCK_ELEMENTS = 2**22  # attention weights formed at once
 
 
 @dataclass(frozen=True)
@@ -71,17 +71,14 @@ class VariantCache(AttendingCache):
         if self.capture:
             own = torch.cat((keys, key[:1]), 2), torch.cat((values, value[:1]), 2)
             self.rows.append(Rows(layer, query[:1].clone(), *own, positions, scale, window))
-        output, size = [], max(1, _COPIED // (keys[0].numel()))
+        output = []
+        size = max(1, _BLOCK_ELEMENTS // (query[0, ..., 0].numel() * self.entries))
         for start in range(0, count, size):
             some = slice(start, min(count, start + size))
-            shown = causal.expand(some.stop - start, -1, -1, -1)
             hidden = self._hidden(layer, some, keys.shape[1])
-            if hidden is not None:
-                shown = shown.repeat(1, hidden.shape[1], 1, 1)
-                shown[..., : self.entries] &= ~hidden[:, :, None]
-            parts = ((old.expand(len(own), -1, -1, -1), own) for old, own in ((keys, key[some]), (values, value[some])))
-            attended = (torch.cat(pair, 2) for pair in parts)
-            output.append(slot_attention(query[some], *attended, scale, shown.expand(-1, keys.shape[1], -1, -1)))
+            outside = None if window is None else ~causal[..., : self.entries]
+            own = key[some], value[some], ~causal[..., self.entries :]
+            output.append(shared_attention(query[some], (keys[0], values[0]), own, scale, hidden, outside))
         return torch.cat(output)
 
     def _hidden(self, layer, rows, kv_heads):
@@ -93,6 +90,41 @@ class VariantCache(AttendingCache):
         heads = max(len(mask) for mask in known)
         nothing = torch.zeros_like(known[0][:1])
         return torch.stack([(nothing if mask is None else mask).expand(heads, -1) for mask in own])
+
+
+def shared_attention(
+    query: Float[Tensor, "rows heads tokens dim"],
+    prompt: tuple[Float[Tensor, "kv_heads entries dim"], Float[Tensor, "kv_heads entries value_dim"]],
+    own: tuple[Tensor, Tensor, Bool[Tensor, "1 1 tokens tokens"]],
+    scale: float,
+    hidden: Bool[Tensor, "rows masks entries"] | None,
+    outside: Bool[Tensor, "1 1 tokens entries"] | None,
+) -> Float[Tensor, "rows heads tokens value_dim"]:
+    """Attention of rows that share a prompt's keys and values, uncopied, and have newer ones of their own.
+
+    `own` holds these and what of them is each token's future; `hidden` differs by row, `outside` (a window) does not.
+    """
+    (keys, values), (own_keys, own_values, future) = prompt, own
+    (rows, heads, tokens, dim), kv_heads = query.shape, len(keys)
+    wide = torch.promote_types(query.dtype, torch.float32)
+    grouped = (query * scale).reshape(rows, kv_heads, -1, dim)
+    folded = grouped.transpose(0, 1).reshape(kv_heads, -1, dim)
+    old = torch.stack([part @ one.mT for part, one in zip(folded, keys, strict=True)]).to(wide)
+    old = old.view(kv_heads, rows, heads // kv_heads, tokens, -1)
+    if hidden is not None:
+        old.masked_fill_(hidden.transpose(0, 1)[:, :, None, None], float("-inf"))
+    if outside is not None:
+        old.masked_fill_(outside[:, :, None], float("-inf"))
+    new = (grouped @ own_keys.mT).to(wide).view(rows, kv_heads, heads // kv_heads, tokens, -1).transpose(0, 1)
+    new = new.masked_fill(future[:, :, None], float("-inf"))
+    most = torch.maximum(old.amax(-1, keepdim=True), new.amax(-1, keepdim=True))  # finite: a token sees itself
+    old, new = old.sub_(most).exp_(), new.sub_(most).exp_()
+    total = old.sum(-1, keepdim=True) + new.sum(-1, keepdim=True)
+    weights = old.to(query.dtype).view(kv_heads, -1, old.shape[-1])
+    output = torch.stack([part @ one for part, one in zip(weights, values, strict=True)]).view(*old.shape[:-1], -1)
+    part = new.transpose(0, 1).to(query.dtype).reshape(rows, kv_heads, -1, tokens) @ own_values
+    output = output + part.view(rows, kv_heads, -1, tokens, part.shape[-1]).transpose(0, 1)
+    return (output / total).to(query.dtype).transpose(0, 1).reshape(rows, heads, tokens, -1)
 
 
 def read(
