@@ -110,9 +110,10 @@ def frame_table(result: Result) -> Table:
 
 
 def failures(result: Result) -> list[str]:
-    """What went wrong, once for each reason."""
+    """What went wrong, once for each reason, and what was not used."""
     counts = result.rows["error"].dropna().value_counts()
-    return [f"{count} row{'s' * (count > 1)} without a value: {reason}" for reason, count in counts.items()]
+    unused = ["method and budgets are not used by this task."] if result.rows["method"].isna().all() else []
+    return [f"{count} row{'s' * (count > 1)} without a value: {reason}" for reason, count in counts.items()] + unused
 
 
 def parts_table(result: Result) -> Table | None:

@@ -4,9 +4,10 @@
 """
 
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
-ANALYSES = ("attention_patterns", "context_redundancy", "attention_consistency", "pivotal_roles")
+ANALYSES = tuple(sorted(path.stem.removesuffix("_report") for path in Path(__file__).parent.glob("*_report.py")))
 
 
 def observer(task: str) -> ModuleType:

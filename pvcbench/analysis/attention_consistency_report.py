@@ -35,7 +35,7 @@ def figures(rows: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
         found = tables(good)
         yield "overlap_by_distance", _distance_figure(good, found["overlap_by_distance"])
         yield "overlap_by_layer", _layer_figure(good, found["overlap_by_layer"])
-        for name, label in (("overlap", "share of its set held"), ("covered", "share of its attention held")):
+        for name, label in (("overlap", "later token's set: share held"), ("covered", "later attention: share held")):
             yield f"ahead_{name}", _ahead_figure(good, found["overlap_ahead"], name, label)
         yield "attention_by_rank", _rank_figure(good, found["attention_by_rank"], found["rank_laws"])
 

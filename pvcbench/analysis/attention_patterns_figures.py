@@ -12,9 +12,9 @@ from matplotlib.patches import Patch
 from pvcbench.analysis import attention_patterns_report as report
 from pvcbench.analysis.common import canvas, field, groups, intervals, layer_bar, layer_colours, observations, subject
 from pvcbench.analysis.patterns import COMPRESSIBLE, PATTERNS
-from pvcbench.looks import BLACK, BLUE, DASHED, GREEN, GREY, ORANGE, PURPLE, RED, SKY, asked, looks
+from pvcbench.looks import BLACK, BLUE, DASHED, GREEN, ORANGE, PURPLE, RED, SKY, asked, looks
 
-COLOURS = dict(zip(PATTERNS, (GREY, ORANGE, BLACK, SKY, RED, BLUE), strict=True))
+COLOURS = dict(zip(PATTERNS, (PURPLE, ORANGE, BLACK, SKY, RED, BLUE), strict=True))
 VERDICT = {True: "compressible", False: "not compressible"}
 
 
