@@ -124,4 +124,4 @@ def layer_colours(layers: int) -> matplotlib.colors.ListedColormap:
 def layer_bar(figure: Figure, panels: list, layers: int) -> None:
     """The colour bar that says which line is which layer."""
     shades = ScalarMappable(Normalize(-0.5, layers - 0.5), layer_colours(layers))
-    figure.colorbar(shades, ax=panels, label="layer", aspect=30, pad=0.02)
+    figure.colorbar(shades, ax=panels, label="layer", aspect=max(30, 7.5 * len(panels)), pad=0.02)  # as wide anywhere
