@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import dense, engine, largest, prompt
 
 from pvcbench.engine.rows import Rows
-from pvcbench.engine.variants import Variant
+from pvcbench.engine.variants import Variant, shared_attention
 
 FAMILIES = ["llama", "llama_deep", "qwen3", "mistral", "phi3", "gemma3"]
 NOISE = 1e-9  # float64: sums of a few hundred terms; the design's bound for masked attention
@@ -106,3 +107,20 @@ def test_captured_rows_take_memory_linear_in_the_prompt(inference):
 
     small, large = largest(lambda: look(1024)), largest(lambda: look(4096))
     assert large <= 4.2 * small  # linear: 4 times; quadratic: 16 times
+
+
+@pytest.mark.parametrize("heavier", ["prompt", "own"])
+def test_shared_attention_does_not_overflow(heavier):
+    """Logits of one side thousands above the other's: exp(1000) is infinite, the softmax is not."""
+    generator = torch.Generator().manual_seed(0)
+    query, keys, own = (
+        torch.rand(size, generator=generator).double() for size in ((2, 4, 3, 8), (2, 9, 8), (2, 2, 3, 8))
+    )
+    keys, own = (keys * 1e3, own) if heavier == "prompt" else (keys, own * 1e3)
+    values, own_values = torch.rand_like(keys), torch.rand_like(own)
+    future = torch.ones(1, 1, 3, 3, dtype=torch.bool).triu(1)
+    found = shared_attention(query, (keys, values), (own, own_values, future), 1.0, None, None)
+    whole = (torch.cat((old.expand(2, -1, -1, -1), new), 2) for old, new in ((keys, own), (values, own_values)))
+    causal = torch.cat((torch.ones(3, 9, dtype=torch.bool), ~future[0, 0]), 1)
+    wanted = F.scaled_dot_product_attention(query, *whole, attn_mask=causal, scale=1.0, enable_gqa=True)
+    assert torch.isfinite(found).all() and (found - wanted).abs().max() < NOISE
