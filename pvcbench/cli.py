@@ -128,7 +128,7 @@ def listing() -> int:
         for name in names:
             text = (configuration.CONF / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
             about = next((line[2:] for line in text if line.startswith("# ") and "@package" not in line), "")
-            print(f"  {name:<16} {about}")
+            print(f"  {name:<{max(map(len, names))}}  {about}")
     return 0
 
 

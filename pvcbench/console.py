@@ -94,19 +94,25 @@ def main_table(result: Result) -> tuple[Table, list[str]]:
     return table, notes
 
 
-def frame_table(result: Result) -> Table:
-    """The summary of an analysis as it is."""
-    rows = result.rows
-    table = Table(title=f"{rows['task'].iloc[0]}, {rows['model'].iloc[0]}: 95% intervals over documents or needles")
-    numeric = result.summary.select_dtypes("number").columns
-    for name in result.summary.columns:
-        side = {"justify": "right"} if name in numeric else {"no_wrap": name == result.summary.columns[0]}
-        table.add_column(str(name).replace("_", " "), **side)
-    for line in result.summary.itertuples(index=False):
-        table.add_row(
-            *("" if pd.isna(value) else f"{value:.4g}" if isinstance(value, float) else str(value) for value in line)
-        )
-    return table
+def frame_tables(result: Result) -> list[Table]:
+    """The summary of an analysis as it is, a table for each group of samples."""
+    rows, summary, tables = result.rows, result.summary, []
+    for group, lines in summary.groupby("samples", sort=False) if len(summary) else ():
+        what = f"{rows['task'].iloc[0]}, {rows['model'].iloc[0]}, {group}"
+        table = Table(title=f"{what}: 95% intervals over samples, from ten on")
+        shown = lines.drop(columns="samples")
+        for name in shown.columns:
+            right = pd.api.types.is_numeric_dtype(shown[name])
+            table.add_column(str(name).replace("_", " "), justify="right" if right else "left")
+        for line in shown.itertuples(index=False):
+            table.add_row(*("" if pd.isna(value) else _cell(value) for value in line))
+        tables.append(table)
+    return tables
+
+
+def _cell(value) -> str:
+    """A number with four significant digits, or a text as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def failures(result: Result) -> list[str]:
@@ -136,8 +142,13 @@ def parts_table(result: Result) -> Table | None:
 def show(result: Result) -> None:
     """Prints the summary of a run and the paths of its figures, rows and W&B run."""
     console = Console(width=None if Console().is_terminal else 170)
-    table, notes = main_table(result) if "score" in result.summary else (frame_table(result), failures(result))
-    console.print(table)
+    if "score" in result.summary:
+        table, notes = main_table(result)
+        tables = [table]
+    else:
+        tables, notes = frame_tables(result), failures(result)
+    for table in tables:
+        console.print(table)
     for note in notes:
         console.print(f"  {note}", highlight=False, soft_wrap=True)
     parts = parts_table(result)

@@ -6,7 +6,7 @@ import pytest
 from rows import table
 from scipy import stats as scipy_stats
 
-from pvcbench import analysis, config, runner, stats
+from pvcbench import analysis, config, console, runner, stats
 from pvcbench.analysis import common
 from pvcbench.errors import UserError
 from pvcbench.prompts import Prompter
@@ -107,6 +107,18 @@ def test_methods_are_no_part_of_a_run_that_does_not_use_them(tmp_path):
     first = small(tmp_path, "method=h2o", "budgets=[0.5]")
     assert small(tmp_path, "method=[pvc,random]", "budgets=[0.1]").folder == first.folder
     assert first.rows["method"].isna().all() and first.rows["budget"].isna().all()
+
+
+def test_the_console_shows_a_table_per_group_and_what_was_not_used(tmp_path, capsys):
+    console.show(small(tmp_path))
+    shown = capsys.readouterr().out
+    for text in (
+        "documents, 128 tokens",
+        "needle prompts, 128 tokens",
+        "method and budgets are not used",
+        "rows.jsonl",
+    ):
+        assert shown.count(text) == 1
 
 
 def test_protocols_of_a_question_are_refused(tmp_path):
