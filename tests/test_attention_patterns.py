@@ -156,13 +156,13 @@ def task(**settings):
     return AttentionPatterns(**settings)
 
 
-def observed(name="h2o", budget=20):
+def observed(name="h2o", budget=20, family="llama"):
     """Observations of a prompt of 64 tokens with a needle, and of 6 answer tokens; the value is the third to fifth."""
     ids = prompt(70, seed=11)
     own = Prompt(ids[0].tolist(), 64, {"needle": (30, 38), "answer": (66, 69)})
     point = Point(name, METHODS[name], repr(budget), budget)
     with torch.inference_mode():
-        found = observing.observe(engine("llama"), task(), own, [OBSERVATION, point], torch.zeros(1).long(), print)
+        found = observing.observe(engine(family), task(), own, [OBSERVATION, point], torch.zeros(1).long(), print)
     return ids, found[OBSERVATION]["observed"], found[point]
 
 
@@ -186,6 +186,19 @@ def test_observations_look_at_the_rows_they_name():
     assert json.loads(json.dumps(shown)) == shown and set(shown["examples"]) <= set(PATTERNS)
     for example in shown["examples"].values():
         assert sum(example["mass"]) == pytest.approx(1, abs=1e-3)  # 256 bins of five decimals
+
+
+@pytest.mark.parametrize("family", ["llama_yarn", "qwen3", "phi3", "gemma3", "mistral_sliding"])
+def test_every_family_is_observed(family):
+    """Grouped heads, partial rotation, layers that slide: regions add up, in the layers that evict."""
+    _, shown, row = observed(family=family)
+    layers = list(engine(family).shape(64).evicted)
+    assert shown["layers"] == row["observed"]["layers"] == layers
+    for kind in shown["rows"].values():
+        total = sum(np.array(kind["attention"][key]) for key in ("sink", "recent", "middle"))
+        assert total.shape == (len(layers), 4) and np.abs(total - 1).max() < 2e-3  # three numbers of three decimals
+        assert 0 < np.max(kind["attention"]["entropy"]) <= np.log(70) + 1e-3
+    assert np.array(row["observed"]["error"]["answer"]).shape == (len(layers), 4)
 
 
 def test_a_cell_says_what_it_kept_and_what_that_left():
