@@ -33,7 +33,7 @@ class Wandb:
 
 @dataclass
 class EngineSettings:
-    backend: str = "blocked"  # of attention_mass: blocked | reference
+    backend: str = "blocked"  # of attention_mass: blocked | reference | triton (on a GPU)
     chunk: int | None = None  # tokens per prefill call; None: the whole prompt
 
 

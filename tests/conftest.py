@@ -8,6 +8,9 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
+
 install_import_hook(["pvcbench.engine", "pvcbench.policy"], "beartype.beartype")
 torch.set_num_threads(1)
 

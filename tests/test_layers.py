@@ -36,7 +36,7 @@ def test_methods_import_the_policy_only(path):
 @pytest.mark.parametrize("path", sorted((ROOT / "pvcbench/engine").glob("*.py")), ids=lambda path: path.name)
 def test_engine_runs_on_a_bare_machine(path):
     ours = {"pvcbench.engine", "pvcbench.policy", "pvcbench.errors"}
-    allowed = {"torch", "transformers", "jaxtyping", "flash_attn", *STANDARD, *ours}
+    allowed = {"torch", "transformers", "jaxtyping", "flash_attn", "triton", *STANDARD, *ours}
     assert not [name for name in imports(path) if not within(name, allowed)]
 
 

@@ -17,7 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-BACKENDS = ("blocked", "reference")
+from pvcbench.engine.kernels import reduced
+
+BACKENDS = ("blocked", "reference", "triton")
 _BLOCK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}  # softmax entries formed at once: fits a CPU's cache, fills a GPU
 
 
@@ -29,14 +31,16 @@ def attention_mass(
     scale: float | None = None,
     visible: Bool[Tensor, "batch kv_heads queries keys"] | None = None,
     backend: str = "blocked",
-) -> Float[Tensor, "*sets batch heads keys"]:
+    group: str = "none",
+) -> Float[Tensor, "*sets batch columns keys"]:
     """Weighted column sums of softmax attention: `mass[j] = sum_i row_weights[i] * softmax_j(q_i . k_j * scale)`.
 
     The queries are the last rows of the context: row i sees the keys up to `keys - queries + i`. Where slots are
     not in that order (a cache after eviction), `visible` says what each row sees instead. Returns query heads, in
-    float32 or better; how a group of them becomes a KV head is the method's decision.
+    float32 or better; with `group` "sum" or "mean" KV heads, reduced over the query heads that share one.
     """
-    return observed_attention(query, key, None, row_weights, scale=scale, visible=visible, backend=backend)[1]
+    options = {"scale": scale, "visible": visible, "backend": backend, "group": group}
+    return observed_attention(query, key, None, row_weights, **options)[1]
 
 
 def observed_attention(
@@ -49,17 +53,25 @@ def observed_attention(
     visible: Bool[Tensor, "batch kv_heads queries keys"] | None = None,
     window: tuple[int, Int[Tensor, "batch keys"]] | None = None,
     backend: str = "blocked",
-) -> tuple[Float[Tensor, "batch heads queries value_dim"] | None, Float[Tensor, "*sets batch heads keys"]]:
+    group: str = "none",
+) -> tuple[Float[Tensor, "batch heads queries value_dim"] | None, Float[Tensor, "*sets batch columns keys"]]:
     """Attention output and attention mass of the same rows in one pass (see `attention_mass`).
 
-    `window` is a sliding window's width and the keys' positions, which it is measured by.
+    `window` is a sliding window's width and the keys' positions, which it is measured by. The backend "triton" sums
+    columns by a flash forward's LSE; what it does not cover (`visible`, `window`, float64) runs as "blocked" does.
     """
     if backend not in BACKENDS:
         raise ValueError(f"unknown attention backend {backend!r}: choose from {', '.join(BACKENDS)}")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     weights = row_weights.reshape(-1, row_weights.shape[-1])
-    run = _reference if backend == "reference" else _blocked
-    output, mass = run(query, key, value, weights, scale, visible, window)
+    if backend == "triton" and visible is None and window is None and query.dtype != torch.float64:
+        from pvcbench.engine.flash import observed_by_kernels  # imports Triton
+
+        output, mass = observed_by_kernels(query, key, value, weights, scale, group)
+    else:
+        run = _reference if backend == "reference" else _blocked
+        output, mass = run(query, key, value, weights, scale, visible, window)
+        mass = reduced(mass, key.shape[1], group)
     return output, mass.reshape(*row_weights.shape[:-1], *mass.shape[1:])
 
 

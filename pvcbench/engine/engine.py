@@ -18,6 +18,7 @@ from transformers import AttentionInterface
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.decode import DecodeCache, Decoder
 from pvcbench.engine.evict import Cell, Group, fork
+from pvcbench.engine.kernels import require
 from pvcbench.engine.observe import Observer, clock
 from pvcbench.engine.prefill import Prefill, PrefillCache
 from pvcbench.engine.score import Scored, score_groups, tokens_per_call
@@ -66,6 +67,7 @@ class Engine:
         chunk: int | None = None,
     ):
         self.model, self.kernel, self.backend, self.chunk = model, kernel, backend, chunk
+        require(backend, self.device)
         self.evict_sliding = evict_sliding
         self.config = model.config.get_text_config()
         self.windows = layer_windows(self.config)

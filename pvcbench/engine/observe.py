@@ -67,7 +67,8 @@ class Observer:
     def attend(self, layer: int, query, key, value, scale: float, later: int, plain: Callable, window=None):
         """Attention output of these rows; the mass of the weighed ones is taken from the same weights.
 
-        `plain(query, keys)` attends in the ordinary way to the first keys; `window` is as in observed_attention.
+        `plain(query, keys)` attends in the ordinary way to the first keys and, with `lse=True`, gives each row's LSE
+        or None beside the output; `window` is as in observed_attention.
         """
         rows, keys = query.shape[2], key.shape[2]
         weights, _ = self.row_weights(layer, rows, later, query.device)
@@ -75,19 +76,37 @@ class Observer:
         first = int(touched[0]) if len(touched) else rows
         if first == rows:
             return plain(query, keys)
+        if self.backend == "triton" and window is None and query.dtype != torch.float64:
+            return self._attend_whole(layer, query, key, weights, first, scale, plain)
         started = clock(query)
         output, mass = observed_attention(
             query[:, :, first:], key, value, weights[:, first:], scale=scale, window=window, backend=self.backend
         )
         spent = clock(query) - started
-        if layer in self._mass:
-            earlier = self._mass[layer]
-            mass[..., : earlier.shape[-1]] += earlier
-        self._mass[layer] = mass.to(torch.promote_types(query.dtype, torch.float32))
+        self._add(layer, mass, query.dtype)
         head = plain(query[:, :, :first], keys - rows + first) if first else None
         square = (rows - first) * (keys - (rows - first) / 2)  # query-key pairs of the observed rows
         self.extra_seconds += spent - square * self._plain_cost(query, keys, plain)
         return output if head is None else torch.cat((head, output), 2)
+
+    def _attend_whole(self, layer, query, key, weights, first, scale, plain):
+        """All rows by the plain kernel, then the mass of the weighed ones by their LSE."""
+        from pvcbench.engine.flash import mass_by_kernels  # imports Triton
+
+        output, lse = plain(query, key.shape[2], lse=True)
+        started = clock(query)
+        lse = None if lse is None else lse[:, :, first:]
+        mass = mass_by_kernels(query[:, :, first:], key, weights[:, first:], lse, scale)
+        self.extra_seconds += clock(query) - started
+        self._add(layer, mass, query.dtype)
+        return output
+
+    def _add(self, layer, mass, dtype):
+        """Adds a chunk's mass to that of the chunks before it."""
+        if layer in self._mass:
+            earlier = self._mass[layer]
+            mass[..., : earlier.shape[-1]] += earlier
+        self._mass[layer] = mass.to(torch.promote_types(dtype, torch.float32))
 
     def _plain_cost(self, query, keys, plain) -> float:
         """Seconds a query-key pair takes unobserved, measured once per engine and rough size of the prompt."""

@@ -109,10 +109,14 @@ class PrefillCache(AttendingCache):
         stored, window = self.stored[layer], self.windows[layer]
         self._keep(layer, query, scale)
 
-        def plain(rows, keys):
+        def plain(rows, keys, lse=False):
             parts = rows, stored.keys[:, :, :keys], stored.values[:, :, :keys]
             if window is not None:
                 return windowed_attention(*parts, scale, window, stored.positions[:, :keys])
+            if lse:
+                from pvcbench.engine.flash import attention_with_lse
+
+                return attention_with_lse(*parts, scale, self.kernel)
             return prompt_attention(*parts, scale, self.kernel)
 
         if layer not in self.observer.shape.evicted:
