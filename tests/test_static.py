@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import FAMILIES, METHODS, cell_of, engine, fork, positions, prompt
+from tiny import FAMILIES, METHODS, build, cell_of, engine, fork, positions, prompt
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pvcbench.engine.decode import Decoder
+from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.engine.rotary import angles, rotate, turn
 from pvcbench.engine.static import StaticDecoder
@@ -53,6 +54,19 @@ def test_static_steps_equal_ordinary_ones(name, family):
     close = CLOSE_ROTATED if METHODS[name].positions == "cache" else CLOSE
     torch.testing.assert_close(mine, expected, **close)
     assert own == sets
+
+
+@pytest.mark.parametrize("name, hold", [("full", False), ("h2o", True), ("streaming_llm", True)])
+def test_the_decoding_kernel_gives_the_same_logits(name, hold):
+    """With the kernel (here in Triton's interpreter) logits are those of the masked attention, to float32."""
+    host, fed, results = Engine(build("llama", torch.float32, exact=False)), prompt(3, 2, seed=3), []
+    cell = cell_of(METHODS[name], host.shape(TOKENS), hold)
+    for backend in ("blocked", "triton"):
+        groups = fork(host, prompt(TOKENS, 2), [cell], 3, DRAWS)
+        decoder = StaticDecoder(host.call, groups, backend=backend)
+        assert {slots.kernel for slots in decoder._every()} == {backend == "triton"}
+        results.append(torch.stack([decoder.step(fed[:, n : n + 1]).clone() for n in range(3)], 1))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)  # float32 logits of size 5, sums in another order
 
 
 @pytest.mark.parametrize("name", STEADY)

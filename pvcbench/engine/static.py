@@ -6,7 +6,8 @@ device, so a CUDA graph captures one step and replays it, and the time of a step
     decoder = StaticDecoder(engine.call, groups, capture=True)
     logits = decoder.step(ids)  # [rows, 1] -> [rows, vocabulary], as Decoder.step gives them
 
-Under hold the new entry takes the slot of the evicted one. The full cache runs through the same code.
+Under hold the new entry takes the slot of the evicted one. On a GPU a kernel attends that reads filled slots only (with
+the backend "triton" elsewhere too). The full cache runs through the same code.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from pvcbench.engine.attention import slot_attention, slot_weights, visible_slot
 from pvcbench.engine.cache import Entries
 from pvcbench.engine.decode import DecodeCache
 from pvcbench.engine.evict import Group
+from pvcbench.engine.kernels import available, slot_decode
 from pvcbench.engine.rotary import angles, turn
 
 
@@ -31,20 +33,22 @@ class Slots:
     used: int  # slots that a step attends to
     free: Int[Tensor, "batch kv_heads"]  # the slot that the next entry takes
     whole: bool  # whether every used slot holds an entry once the new one is in
+    kernel: bool  # whether the decoding kernel attends, which reads filled slots only
     cos: Float[Tensor, "steps rotary"] | None = None  # of the sinks' shift in each step, where they move
     sin: Float[Tensor, "steps rotary"] | None = None
     saved: list[Tensor] = field(default_factory=list)
 
     @classmethod
-    def of(cls, entries: Entries, holds: bool, seen: int) -> "Slots":
+    def of(cls, entries: Entries, holds: bool, seen: int, kernel: bool) -> "Slots":
         """Ready for the first step after a fork; `holds` where the layer evicts one entry per step."""
         room = entries.keys.shape[2] - entries.filled
         if room < 1:
             raise ValueError("static decoding needs a free slot in every layer: fork with room for what is generated")
         entries.place_sinks(seen - entries.filled)
+        kernel = kernel and entries.window is None and entries.keys.dtype != torch.float64
         if not holds:
-            return cls(entries, entries.keys.shape[2], entries.lengths, False)
-        slots = cls(entries, entries.filled + 1, entries.lengths.clone(), not entries.ragged)
+            return cls(entries, entries.keys.shape[2], entries.lengths, False, kernel)
+        slots = cls(entries, entries.filled + 1, entries.lengths.clone(), not entries.ragged, kernel)
         if entries.sinks is not None:
             slots.cos, slots.sin = angles(entries.rotary, seen - entries.filled, room)
         return slots
@@ -65,6 +69,8 @@ class Slots:
         """Attention of the new row over all entries, its own included, and its weights where they are wanted."""
         entries = self.entries
         parts = query, entries.keys[:, :, : self.used], entries.values[:, :, : self.used], scale
+        if self.kernel:
+            return slot_decode(*parts[:3], entries.lengths + 1, scale, weights)
         visible = None
         if not self.whole or entries.window is not None:
             positions = entries.positions[:, :, : self.used]
@@ -90,16 +96,10 @@ class Slots:
 
     def settle(self) -> None:
         """Moves the last entry into the free slot, so that slots are filled from the left again."""
-        entries, last = self.entries, self.entries.lengths[..., None]
-        slot = self.free[..., None]
-        for name in ("keys", "values", "positions", "totals"):
-            tensor = getattr(entries, name)
-            if tensor is not None:
-                shape = (*slot.shape, *tensor.shape[3:])
-                to, source = (index.view(*index.shape, *[1] * (tensor.dim() - 3)) for index in (slot, last))
-                tensor.scatter_(2, to.expand(shape), tensor.gather(2, source.expand(shape)))
-        entries.positions.scatter_(2, last, -1)
-        self.free = entries.lengths.clone()
+        self.entries.lengths += 1
+        self.entries.filled += 1
+        self.entries.drop(self.free[..., None])
+        self.free = self.entries.lengths.clone()
 
 
 def unsteady(group: Group) -> str | None:
@@ -120,11 +120,12 @@ class StaticCache(DecodeCache):
     def __init__(self, groups: Sequence[Group], backend: str):
         super().__init__(groups, backend)
         device = groups[0].layers[0].keys.device
+        kernel = backend == "triton" or (device.type == "cuda" and available(device) is None)
         self.place = torch.tensor([self.seen], device=device)
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
         self.slots = {
             id(group): [
-                Slots.of(entries, group.hold and layer in group.prefill.shape.evicted, self.seen)
+                Slots.of(entries, group.hold and layer in group.prefill.shape.evicted, self.seen, kernel)
                 for layer, entries in enumerate(group.layers)
             ]
             for group in groups
