@@ -38,7 +38,7 @@ class Observation:
 
     layer: int
     shape: Shape
-    seen: int  # tokens so far, prompt included: the newest has position seen - 1
+    seen: int | Int[Tensor, ""]  # tokens so far, prompt included: the newest has position seen - 1
     keys: Float[Tensor, "batch kv_heads entries dim"]  # after RoPE, at original positions
     values: Float[Tensor, "batch kv_heads entries value_dim"]
     positions: Int[Tensor, "batch kv_heads entries"]
@@ -79,6 +79,11 @@ class Method:
     def ragged_batch(self) -> bool:
         """Whether the rows of a batch may keep different numbers of entries, so that samples run one by one."""
         return False
+
+    @property
+    def steady(self) -> bool:
+        """Whether under hold every step past the budget frees one slot, by tensor operations alone (as `drop` does)."""
+        return type(self).drop is Method.drop
 
     def resolve(self, budget: int | None, shape: Shape) -> "Method":
         """The method with every hyperparameter that depends on the budget settled; raises OutOfReach."""

@@ -11,11 +11,11 @@ from pvcbench.engine.attention import (
     attention_mass,
     observed_attention,
     prompt_attention,
-    rotate,
     slot_attention,
     visible_slots,
     windowed_attention,
 )
+from pvcbench.engine.rotary import rotate
 
 # Against float64: 1e-12 leaves room for sums of a few hundred terms; a float32 product of rounded inputs is off by
 # 1e-7 of numbers up to ten; bfloat16 keeps 8 bits of a logit (2^-9 of up to 10: 2%), and so of a weight and an output.

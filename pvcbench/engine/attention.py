@@ -229,24 +229,19 @@ def slot_attention(
     return output.reshape(batch, heads, queries, value.shape[-1])
 
 
-def rotate(
+def slot_weights(
+    query: Float[Tensor, "batch heads 1 dim"],
     key: Float[Tensor, "batch kv_heads slots dim"],
-    shift: int,
-    table: tuple[Float[Tensor, "rows positions rotary"], Float[Tensor, "rows positions rotary"]],
-) -> Float[Tensor, "batch kv_heads slots dim"]:
-    """Keys after RoPE moved `shift` positions on, by the model's own cos and sin of positions 0, 1, 2, ... (row 0's).
-
-    Dividing by the table's norm leaves out YaRN's scaling, which the keys carry already. Only the first `rotary`
-    dimensions turn (partial rotary embeddings).
-    """
-    cos, sin = table
-    width, last = cos.shape[-1], cos.shape[1] - 1
-    turning, still = key[..., :width], key[..., width:]
-    while shift > 0:
-        step = min(shift, last)
-        c, s = cos[0, step].to(key.dtype), sin[0, step].to(key.dtype)
-        norm = (c * c + s * s).sqrt()
-        first, second = turning.chunk(2, -1)
-        turning = (turning * c + torch.cat((-second, first), -1) * s) / norm
-        shift -= step
-    return torch.cat((turning, still), -1)
+    value: Float[Tensor, "batch kv_heads slots value_dim"],
+    scale: float,
+    visible: Bool[Tensor, "batch kv_heads slots"] | None,
+) -> tuple[Float[Tensor, "batch heads 1 value_dim"], Float[Tensor, "batch heads slots"]]:
+    """Attention of one new row over cache slots in any order, and its weights (float32 or better)."""
+    batch, heads, _, dim = query.shape
+    logits = query.reshape(batch, key.shape[1], -1, dim) * scale @ key.mT
+    logits = logits.to(torch.promote_types(query.dtype, torch.float32))
+    if visible is not None:
+        logits = logits.masked_fill(~visible[:, :, None], float("-inf"))
+    weights = logits.softmax(-1)
+    output = weights.to(value.dtype) @ value
+    return output.reshape(batch, heads, 1, -1), weights.reshape(batch, heads, -1)

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from pvcbench.engine.attention import rotate, slot_attention, visible_slots
+from pvcbench.engine.attention import slot_attention, visible_slots
+from pvcbench.engine.rotary import rotate
 
 
 class PassThrough(CacheLayerMixin):
@@ -44,6 +45,10 @@ class AttendingCache(Cache):
     def __init__(self, layers: int):
         super().__init__(layers=[PassThrough(self) for _ in range(layers)])
         self.seen = 0
+
+    def places(self, ids: Int[Tensor, "rows tokens"]) -> Int[Tensor, "rows tokens"]:
+        """The positions of tokens about to be fed."""
+        return torch.arange(self.seen, self.seen + ids.shape[1], device=ids.device).expand(len(ids), -1)
 
     def attend(self, layer: int, query, key, value, scale: float, window: int | None):
         """Stores the new keys and values of a layer and returns the attention output of the new queries."""

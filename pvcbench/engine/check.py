@@ -2,10 +2,10 @@
 
 import torch
 
-from pvcbench.engine.attention import rotate
 from pvcbench.engine.decode import Decoder
 from pvcbench.engine.engine import NAME, Engine
 from pvcbench.engine.evict import Cell
+from pvcbench.engine.rotary import rotate
 from pvcbench.errors import UserError
 from pvcbench.policy import Method
 

@@ -32,20 +32,25 @@ class DecodeCache(AttendingCache):
     def attend(self, layer, query, key, value, scale, window):
         output = None
         for group, part in zip(self.groups, self.parts, strict=True):
-            entries = group.layers[layer]
-            before = entries.filled
-            if layer == 0:
-                self.first_layer[id(group)] = before + key.shape[2]
-            entries.place_sinks(self.seen - before)
-            entries.append(key[part], value[part], self.seen)
-            mine = entries.attend(query[part], scale, self.seen)
+            mine = self.advance(group, layer, query[part], key[part], value[part], scale)
             if len(self.groups) == 1:
                 output = mine
             else:
                 output = query.new_empty(*query.shape[:3], mine.shape[-1]) if output is None else output
                 output[part] = mine
-            if group.hold and layer in group.prefill.shape.evicted:
-                self._evict(group, layer, query[part], scale, before)
+        return output
+
+    def advance(self, group: Group, layer: int, query, key, value, scale: float) -> Tensor:
+        """One layer of one group: stores the new entries, attends, and under hold evicts."""
+        entries = group.layers[layer]
+        before = entries.filled
+        if layer == 0:
+            self.first_layer[id(group)] = before + key.shape[2]
+        entries.place_sinks(self.seen - before)
+        entries.append(key, value, self.seen)
+        output = entries.attend(query, scale, self.seen)
+        if group.hold and layer in group.prefill.shape.evicted:
+            self._evict(group, layer, query, scale, before)
         return output
 
     def _evict(self, group, layer, query, scale, before):

@@ -120,10 +120,9 @@ class Engine:
 
         A cache of variants returns more rows than are fed.
         """
-        positions = torch.arange(cache.seen, cache.seen + ids.shape[1], device=ids.device)
         output = self.model(
             input_ids=ids,
-            position_ids=positions.expand(len(ids), -1),
+            position_ids=cache.places(ids),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=keep or 1,

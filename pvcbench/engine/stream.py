@@ -14,6 +14,7 @@ from torch import Tensor
 from pvcbench.engine.attention import visible_slots, windowed_attention
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.evict import Group
+from pvcbench.engine.rotary import turn
 from pvcbench.policy import Observation
 
 BLOCK = 64  # rows whose logits are formed together
@@ -134,8 +135,8 @@ class Block:
         first, table = self.cache.tables[self.layer]
         place = torch.tensor([filled + row % self.cache.every for row, filled in enumerate(alive)])
         own = slice(self.start, self.start + self.rows)
-        query = turn(self.query, table[0][:1, own], -table[1][:1, own])
-        return turn(query, first[0][:1, place.to(query.device)], first[1][:1, place.to(query.device)])
+        query = turn(self.query, table[0][0, own], -table[1][0, own])
+        return turn(query, first[0][0, place.to(query.device)], first[1][0, place.to(query.device)])
 
     def _watching(self, logits, alive):
         """Row by row: attention over what is left, the method's totals, its choice."""
@@ -203,13 +204,3 @@ class Block:
             return None if tensor is None else tensor.gather(2, index[..., None].expand(-1, -1, -1, tensor.shape[-1]))
 
         store(self.entries, take(self.keys), take(self.values), self.positions.gather(2, index), take(self.totals))
-
-
-def turn(vectors, cos, sin):
-    """Rotary embedding by tables of cos and sin, without the scaling that they may carry."""
-    width = cos.shape[-1]
-    cos, sin = cos[:, None].to(vectors.dtype), sin[:, None].to(vectors.dtype)
-    norm = (cos * cos + sin * sin).sqrt()
-    first, second = vectors[..., :width].chunk(2, -1)
-    turned = (vectors[..., :width] * cos + torch.cat((-second, first), -1) * sin) / norm
-    return torch.cat((turned, vectors[..., width:]), -1)

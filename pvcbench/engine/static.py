@@ -1,0 +1,249 @@
+"""Decoding in steps of one shape: every step runs the same operations on tensors of the same sizes.
+
+What changes from step to step (the position, how many slots are filled, which slot is free) lies in tensors on the
+device, so a CUDA graph captures one step and replays it, and the time of a step under hold does not change:
+
+    decoder = StaticDecoder(engine.call, groups, capture=True)
+    logits = decoder.step(ids)  # [rows, 1] -> [rows, vocabulary], as Decoder.step gives them
+
+Under hold the new entry takes the slot of the evicted one. On a GPU a kernel attends that reads filled slots only (with
+the backend "triton" elsewhere too). The full cache runs through the same code.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pvcbench.engine.attention import slot_attention, slot_weights, visible_slots
+from pvcbench.engine.cache import Entries
+from pvcbench.engine.decode import DecodeCache
+from pvcbench.engine.evict import Group
+from pvcbench.engine.kernels import available, slot_decode
+from pvcbench.engine.rotary import angles, turn
+
+
+@dataclass
+class Slots:
+    """The entries of one layer of a group, as a static step sees them."""
+
+    entries: Entries
+    used: int  # slots that a step attends to
+    free: Int[Tensor, "batch kv_heads"]  # the slot that the next entry takes
+    whole: bool  # whether every used slot holds an entry once the new one is in
+    kernel: bool  # whether the decoding kernel attends, which reads filled slots only
+    cos: Float[Tensor, "steps rotary"] | None = None  # of the sinks' shift in each step, where they move
+    sin: Float[Tensor, "steps rotary"] | None = None
+    saved: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, entries: Entries, holds: bool, seen: int, kernel: bool) -> "Slots":
+        """Ready for the first step after a fork; `holds` where the layer evicts one entry per step."""
+        room = entries.keys.shape[2] - entries.filled
+        if room < 1:
+            raise ValueError("static decoding needs a free slot in every layer: fork with room for what is generated")
+        entries.place_sinks(seen - entries.filled)
+        kernel = kernel and entries.window is None and entries.keys.dtype != torch.float64
+        if not holds:
+            return cls(entries, entries.keys.shape[2], entries.lengths, False, kernel)
+        slots = cls(entries, entries.filled + 1, entries.lengths.clone(), not entries.ragged, kernel)
+        if entries.sinks is not None:
+            slots.cos, slots.sin = angles(entries.rotary, seen - entries.filled, room)
+        return slots
+
+    def write(self, key, value, place: Int[Tensor, "1"], step: Int[Tensor, "1"]) -> None:
+        """Puts the new entry into the free slot, and the sinks where they stand in this step."""
+        entries, slot = self.entries, self.free[..., None]
+        if self.cos is not None:
+            count = entries.sinks.shape[2]
+            entries.keys[:, :, :count] = turn(entries.sinks, self.cos[step], self.sin[step])
+        entries.keys.scatter_(2, slot[..., None].expand_as(key), key)
+        entries.values.scatter_(2, slot[..., None].expand_as(value), value)
+        entries.positions.scatter_(2, slot, place.expand_as(slot))
+        if entries.totals is not None:  # the slot may hold the totals of its last tenant
+            entries.totals.scatter_(2, slot[..., None].expand(*slot.shape, entries.totals.shape[-1]), 0.0)
+
+    def attend(self, query, scale: float, place: Int[Tensor, "1"], weights: bool):
+        """Attention of the new row over all entries, its own included, and its weights where they are wanted."""
+        entries = self.entries
+        parts = query, entries.keys[:, :, : self.used], entries.values[:, :, : self.used], scale
+        if self.kernel:
+            return slot_decode(*parts[:3], entries.lengths + 1, scale, weights)
+        visible = None
+        if not self.whole or entries.window is not None:
+            positions = entries.positions[:, :, : self.used]
+            visible = visible_slots(positions, place.expand(len(query))[:, None], entries.window)
+        if weights:
+            return slot_weights(*parts, None if visible is None else visible[:, :, 0])
+        return slot_attention(*parts, visible), None
+
+    def state(self) -> list[Tensor]:
+        """The small tensors that a step changes; keys and values change in the free slot only."""
+        entries = self.entries
+        known = entries.positions, entries.lengths, self.free, entries.totals
+        return [tensor for tensor in known if tensor is not None]
+
+    def save(self) -> None:
+        """Remembers the state before a trial step."""
+        self.saved = [tensor.clone() for tensor in self.state()]
+
+    def restore(self) -> None:
+        """Goes back to the state that was saved."""
+        for tensor, before in zip(self.state(), self.saved, strict=True):
+            tensor.copy_(before)
+
+    def settle(self) -> None:
+        """Moves the last entry into the free slot, so that slots are filled from the left again."""
+        self.entries.lengths += 1
+        self.entries.filled += 1
+        self.entries.drop(self.free[..., None])
+        self.free = self.entries.lengths.clone()
+
+
+def unsteady(group: Group) -> str | None:
+    """Why the steps of a group cannot all have one shape, or None."""
+    if not group.hold:
+        return None
+    method, budget = group.cells[0].method, group.cells[0].budget
+    if not method.steady:
+        return f"{type(method).__name__} does not evict one entry in every step"
+    if any(group.layers[layer].filled < (group.layers[layer].limit or 0) for layer in group.prefill.shape.evicted):
+        return f"the prompt is shorter than the budget of {budget} entries, so the first steps evict nothing"
+    return None
+
+
+class StaticCache(DecodeCache):
+    """The compressed caches of several groups, with all that changes from step to step in tensors."""
+
+    def __init__(self, groups: Sequence[Group], backend: str):
+        super().__init__(groups, backend)
+        device = groups[0].layers[0].keys.device
+        kernel = backend == "triton" or (device.type == "cuda" and available(device) is None)
+        self.place = torch.tensor([self.seen], device=device)
+        self.step = torch.zeros(1, dtype=torch.int64, device=device)
+        self.slots = {
+            id(group): [
+                Slots.of(entries, group.hold and layer in group.prefill.shape.evicted, self.seen, kernel)
+                for layer, entries in enumerate(group.layers)
+            ]
+            for group in groups
+        }
+
+    def places(self, ids):
+        return self.place.expand(len(ids), 1)
+
+    def advance(self, group, layer, query, key, value, scale):
+        slots, method = self.slots[id(group)][layer], group.cells[0].method
+        holds = group.hold and layer in group.prefill.shape.evicted
+        slots.write(key, value, self.place, self.step)
+        output, weights = slots.attend(query, scale, self.place, holds and method.watches_decoding)
+        if holds:
+            self._replace(group, layer, slots, weights)
+        else:
+            slots.entries.lengths += 1
+        return output
+
+    def _replace(self, group, layer, slots, weights):
+        """Frees the slot of the entry that the method gives up."""
+        entries, prefill, cell = slots.entries, group.prefill, group.cells[0]
+        keys, values, positions = (
+            tensor[:, :, : slots.used] for tensor in (entries.keys, entries.values, entries.positions)
+        )
+        view = prefill.observer.observation(layer, keys, values, positions[:, 0], slots.used)
+        view = replace(
+            view,
+            seen=self.place[0] + 1,
+            positions=positions,
+            mass=weights,
+            draws=prefill.observer.draws.repeat(len(group.cells)),
+            excess=1,
+            totals=None if entries.totals is None else entries.totals[:, :, : slots.used],
+        )
+        if cell.method.watches_decoding:
+            totals = cell.method.accumulate(view)
+            if totals is not None:
+                entries.totals[:, :, : slots.used] = totals
+                view = replace(view, totals=entries.totals[:, :, : slots.used])
+        freed = cell.method.drop(view, cell.budget)
+        positions.scatter_(2, freed, -1)
+        slots.free.copy_(freed[..., 0])
+
+
+class StaticDecoder:
+    """Steps groups of cells as a `Decoder` does, one token and one shape each; `capture` replays a CUDA graph.
+
+    Starts right after the fork and makes as many steps as the fork has room for. The logits of a captured step are
+    overwritten by the next one. `finish` leaves the groups as any decoder leaves them. Raises ValueError where steps
+    cannot have one shape (see `unsteady`).
+    """
+
+    def __init__(self, call: Callable, groups: Sequence[Group], capture: bool = False, backend: str = "blocked"):
+        reasons = [reason for reason in map(unsteady, groups) if reason is not None]
+        if reasons:
+            raise ValueError(f"steps of one shape are not possible: {reasons[0]}")
+        self.call, self.groups, self.cache = call, list(groups), StaticCache(groups, backend)
+        self.left = min(entries.keys.shape[2] - entries.filled for group in groups for entries in group.layers)
+        rows = self.cache.parts[-1].stop
+        self.fed = torch.zeros(rows, 1, dtype=torch.int64, device=self.cache.place.device)
+        self.graph, self.logits = self._capture() if capture else (None, None)
+
+    def _run(self, ids):
+        logits = self.call(ids, self.cache)
+        self.cache.place += 1
+        self.cache.step += 1
+        return logits
+
+    def _every(self) -> list[Slots]:
+        return [slots for layers in self.cache.slots.values() for slots in layers]
+
+    def _trial(self) -> None:
+        """One step whose traces are wiped."""
+        place, step, seen = self.cache.place.clone(), self.cache.step.clone(), self.cache.seen
+        for slots in self._every():
+            slots.save()
+        self._run(self.fed)
+        for slots in self._every():
+            slots.restore()
+        self.cache.place.copy_(place)
+        self.cache.step.copy_(step)
+        self.cache.seen = seen
+
+    def _capture(self) -> tuple["torch.cuda.CUDAGraph", Tensor]:
+        """The graph of a step and the logits that it fills; kernels are compiled in trial steps before."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._trial()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph, seen = torch.cuda.CUDAGraph(), self.cache.seen
+        with torch.cuda.graph(graph):
+            logits = self._run(self.fed)
+        self.cache.seen = seen  # nothing ran while it was captured
+        return graph, logits
+
+    @torch.inference_mode()
+    def step(self, ids: Int[Tensor, "rows 1"]) -> Float[Tensor, "rows vocabulary"]:
+        """Feeds one token per row and returns the logits after it."""
+        if self.left < 1:
+            raise RuntimeError("the cache is full: fork with more room")
+        self.left -= 1
+        if self.graph is None:
+            logits = self._run(ids)
+        else:
+            self.fed.copy_(ids)
+            self.graph.replay()
+            self.cache.seen += 1
+            logits = self.logits
+        for group in self.groups:
+            for layer, entries in enumerate(group.layers):
+                entries.filled += not (group.hold and layer in group.prefill.shape.evicted)
+        return logits
+
+    def finish(self) -> None:
+        """Puts the slots of groups that hold in order, from the left."""
+        for group in self.groups:
+            for layer in group.prefill.shape.evicted if group.hold else ():
+                self.cache.slots[id(group)][layer].settle()
