@@ -10,6 +10,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 USAGE = """python -m pvcbench KEY=VALUE ...     run; e.g. method=pvc task=needle, 'method=[pvc,h2o]', 'budgets=[64,0.5]'
 python -m pvcbench list              methods, tasks, models and experiments there are
+python -m pvcbench +experiment=NAME  a whole experiment by its name; experiment=NAME only names the results folder
 python -m pvcbench --multirun ...    one run per combination of values separated by commas
 Options: --config-dir DIR adds a folder of your own configuration; --cfg job shows the configuration and stops."""
 
@@ -92,25 +93,35 @@ def once(config) -> int:
 def multirun(arguments: list[str]) -> int:
     """One run per combination, by Hydra's own sweeper and launcher."""
     import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
     from pvcbench import config as configuration
+    from pvcbench.errors import UserError
+
+    rest, names = configuration.split_names(arguments)
 
     def job(config):
-        code = main_of(config)
+        code = main_of(config, names)
         if code:
             sys.exit(code)
 
-    sys.argv = [sys.argv[0], *arguments]
+    sys.argv = [sys.argv[0], *rest]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    hydra.main(config_path=str(configuration.CONF), config_name="config", version_base="1.3")(job)()
+    try:
+        hydra.main(config_path=str(configuration.CONF), config_name="config", version_base="1.3")(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(configuration.explain(error)) from error
     return 0
 
 
-def main_of(config) -> int:
-    """One run of a multirun, its user's errors told in one line."""
+def main_of(config, names: Sequence[str] = ()) -> int:
+    """One run of a multirun, its user's errors told in one line; `names` are those of its folder."""
+    from pvcbench import config as configuration
     from pvcbench.errors import UserError
 
     try:
+        configuration.name_run(config, names)
         return once(config)
     except UserError as error:
         print(f"pvcbench: {error}", file=sys.stderr)
