@@ -100,9 +100,11 @@ def multirun(arguments: list[str]) -> int:
     from pvcbench.errors import UserError
 
     rest, names = configuration.split_names(arguments)
+    name = configuration.composed(names).experiment if names else None  # a bad one is refused before anything runs
 
     def job(config):
-        code = main_of(config, names)
+        config.experiment = name or config.experiment
+        code = main_of(config)
         if code:
             sys.exit(code)
 
@@ -115,13 +117,11 @@ def multirun(arguments: list[str]) -> int:
     return 0
 
 
-def main_of(config, names: Sequence[str] = ()) -> int:
-    """One run of a multirun, its user's errors told in one line; `names` are those of its folder."""
-    from pvcbench import config as configuration
+def main_of(config) -> int:
+    """One run of a multirun, its user's errors told in one line."""
     from pvcbench.errors import UserError
 
     try:
-        configuration.name_run(config, names)
         return once(config)
     except UserError as error:
         print(f"pvcbench: {error}", file=sys.stderr)

@@ -199,12 +199,17 @@ def run_measurements(
     meter,
 ) -> list[dict]:
     """The rows of some samples, one after the other."""
-    return [row for item in batch for row in Turns(engine, task, item, protocol).run(meter)]
+    gc.collect()
+    gc.freeze()  # what lives on is not looked through again in every pass
+    try:
+        return [row for item in batch for row in Turns(engine, task, item, protocol).run(meter)]
+    finally:
+        gc.unfreeze()
 
 
 def weight_bytes(engine: Engine) -> int:
-    """Bytes of the model's parameters and buffers."""
-    return sum(tensor.nbytes for tensor in [*engine.model.parameters(), *engine.model.buffers()])
+    """Bytes of the model's parameters, those that layers share once."""
+    return sum(tensor.nbytes for tensor in engine.model.parameters())
 
 
 def out_of_memory(error: Exception) -> bool:

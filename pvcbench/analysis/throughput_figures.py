@@ -12,7 +12,7 @@ from pvcbench.analysis import throughput_report as report
 from pvcbench.analysis.common import canvas
 from pvcbench.looks import BLACK, BLUE, DASHED, DOTTED, ORANGE, PURPLE, asked, looks
 
-HEIGHT = 0.34  # inches a cell takes in a panel
+HEIGHT = 0.38  # inches a cell takes in a panel
 SPEEDS = {
     "decode_speed": ("decode_tokens_per_s", "decoded tokens per second (prompts not counted)"),
     "paper_speed": ("paper_tokens_per_s", "tokens per second, prompts counted (the paper's way)"),
@@ -41,15 +41,21 @@ def _panels(rows: pd.DataFrame, theirs: pd.DataFrame) -> Iterator:
     known = {name: theirs[theirs["samples"] == name] if len(theirs) else theirs for name in parts}
     tallest = max(len(part) + len(known[name]) for name, part in parts.items())
     figure, axes = canvas(
-        rows, [name.replace(", ", "\n") for name in parts], (3.9, 0.9 + HEIGHT * tallest), shared=False
+        rows, [name.replace(", ", "\n") for name in parts], (4.4, 0.9 + HEIGHT * tallest), shared=False
     )
     yield figure
     for ax, (name, part) in zip(axes, parts.items(), strict=True):
         ours = [row.method if row.reference else f"{row.method} {asked(row.budget)}" for row in part.itertuples()]
-        labels = [*ours, *(f"{line.system} (published)" for line in known[name].itertuples())]
+        labels = [*ours, *(_claim(line) for line in known[name].itertuples())]
         ax.set_yticks(range(len(labels)), labels)
         ax.set_ylim(len(labels) - 0.4, -0.6)
         yield ax, part, known[name]
+
+
+def _claim(line) -> str:
+    """A published number's label: whose, at which batch, and what it was said to be over the baseline."""
+    more = f", {line.claimed_speedup:g}x claimed" if line.claimed_speedup > 0 else ""
+    return f"{line.system}, published\nbatch {line.batch}{more}"
 
 
 def _speed(rows: pd.DataFrame, measure: str, label: str, theirs: pd.DataFrame) -> Figure:
@@ -63,24 +69,15 @@ def _speed(rows: pd.DataFrame, measure: str, label: str, theirs: pd.DataFrame) -
             mean, low, high = report.interval(np.log(values))
             ax.plot(values, np.full(len(values), place + 0.22), ".", color=colour, markersize=4, alpha=0.7)
             if not np.isnan(low):
-                ax.hlines(place, low, high, color=colour, linewidth=1.4)
-            ax.plot(mean, place, marker=marker, color=colour, markersize=7, markeredgecolor="white")
+                ax.plot([low, high], [place, place], color=colour, linewidth=1.4)
+            ax.plot(
+                mean, place, marker=marker, color=colour, markersize=8, markeredgecolor="white", markeredgewidth=0.5
+            )
             if row.reference:
                 ax.axvline(mean, color=colour, linestyle=DASHED, linewidth=1, zorder=1)
         for place, line in enumerate(known.itertuples(), start=len(part)):
             ax.plot(line.paper_tokens_per_s, place, "D", markerfacecolor="none", color=BLACK, markersize=5)
-            batch = f" batch {line.batch}" if line.setting.startswith("largest") else ""
-            note = f"  ({line.claimed_speedup:g}x claimed)" if line.claimed_speedup > 0 else ""
-            ax.annotate(
-                batch + note,
-                (line.paper_tokens_per_s, place),
-                va="center",
-                xytext=(5, 0),
-                fontsize=7,
-                textcoords="offset points",
-            )
-        ax.set_xlim(left=0)
-        ax.margins(x=0.1)
+        ax.set_xlim(0, 1.06 * max(line.get_xdata().max() for line in ax.get_lines()))
     handles = [
         Line2D([], [], color=BLACK, linestyle=DASHED, label="the full cache here"),
         Line2D([], [], color=BLACK, marker="o", markersize=5, label="mean of repeats, 95% interval"),

@@ -62,8 +62,9 @@ def ratio(row, reference, measure: str) -> tuple[float, float, float]:
 def cells(rows: pd.DataFrame):
     """Every row with the row of the full cache on the same sample, None where that failed."""
     for _, own in rows.groupby("sample", sort=False):
-        references = [row for row in own.itertuples() if row.reference and not isinstance(row.error, str)]
-        for row in own.itertuples():
+        found = list(own.itertuples())
+        references = [row for row in found if row.reference and not isinstance(row.error, str)]
+        for row in found:
             yield row, (references[0] if references else None)
 
 
