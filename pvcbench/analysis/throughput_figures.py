@@ -77,7 +77,7 @@ def _speed(rows: pd.DataFrame, measure: str, label: str, theirs: pd.DataFrame) -
                 ax.axvline(mean, color=colour, linestyle=DASHED, linewidth=1, zorder=1)
         for place, line in enumerate(known.itertuples(), start=len(part)):
             ax.plot(line.paper_tokens_per_s, place, "D", markerfacecolor="none", color=BLACK, markersize=5)
-        ax.set_xlim(0, 1.06 * max(line.get_xdata().max() for line in ax.get_lines()))
+        ax.set_xlim(0, 1.06 * max(np.max(line.get_xdata()) for line in ax.get_lines()))
     handles = [
         Line2D([], [], color=BLACK, linestyle=DASHED, label="the full cache here"),
         Line2D([], [], color=BLACK, marker="o", markersize=5, label="mean of repeats, 95% interval"),
@@ -105,7 +105,8 @@ def _peaks(rows: pd.DataFrame) -> Figure:
             ax.axvline(limit, color=BLACK, linestyle=DASHED, linewidth=1)
     handles = [Patch(color=colour, label=name) for colour, name in kinds.values()]
     handles.append(Line2D([], [], color=PURPLE, linestyle=DOTTED, label="the model's weights"))
-    handles.append(Line2D([], [], color=BLACK, linestyle=DASHED, label="limit of a largest batch"))
+    if rows["search"].map(lambda search: isinstance(search, dict)).any():
+        handles.append(Line2D([], [], color=BLACK, linestyle=DASHED, label="limit of a largest batch"))
     figure.supxlabel("peak memory, GiB (of tensors on a GPU, of the whole process on a CPU)", fontsize=9)
     figure.legend(handles=handles, loc="outside right upper")
     return figure
@@ -117,15 +118,13 @@ def _largest(rows: pd.DataFrame, theirs: pd.DataFrame) -> Figure:
     style = looks(rows["method"].unique())
     for ax, part, known in panels:
         sizes = [row.metrics["largest_batch"] for row in part.itertuples()]
-        colours = [style[name][0] for name in part["method"]]
-        bars = [*ax.barh(range(len(sizes)), sizes, 0.6, color=colours)]
-        if len(known):
-            places = range(len(sizes), len(sizes) + len(known))
-            bars += [*ax.barh(places, known["batch"], 0.6, facecolor="none", edgecolor=BLACK, hatch="////")]
-        for bar, row in zip(bars, [*part.itertuples(), *known.itertuples()], strict=True):
-            bound = "" if not hasattr(row, "search") or row.search["settled"] else " or more"
-            text = f" {bar.get_width():.0f}{bound}"
-            ax.annotate(text, (bar.get_width(), bar.get_y() + bar.get_height() / 2), va="center", fontsize=8)
+        ax.barh(range(len(sizes)), sizes, 0.6, color=[style[name][0] for name in part["method"]])
+        others = known["batch"].tolist() if len(known) else []
+        places = range(len(sizes), len(sizes) + len(others))
+        ax.barh(places, others, 0.6, facecolor="none", edgecolor=BLACK, hatch="////")
+        bounds = ["" if row.search["settled"] else " or more" for row in part.itertuples()] + [""] * len(others)
+        for place, (size, bound) in enumerate(zip([*sizes, *others], bounds, strict=True)):
+            ax.annotate(f" {size}{bound}", (size, place), va="center", fontsize=8)
         ax.margins(x=0.12)
     figure.supxlabel("largest batch that fits, prompts", fontsize=9)
     return figure
