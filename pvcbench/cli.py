@@ -10,6 +10,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 USAGE = """python -m pvcbench KEY=VALUE ...     run; e.g. method=pvc task=needle, 'method=[pvc,h2o]', 'budgets=[64,0.5]'
 python -m pvcbench list              methods, tasks, models and experiments there are
+python -m pvcbench +experiment=NAME  a whole experiment by its name; experiment=NAME only names the results folder
 python -m pvcbench --multirun ...    one run per combination of values separated by commas
 Options: --config-dir DIR adds a folder of your own configuration; --cfg job shows the configuration and stops."""
 
@@ -92,17 +93,27 @@ def once(config) -> int:
 def multirun(arguments: list[str]) -> int:
     """One run per combination, by Hydra's own sweeper and launcher."""
     import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
     from pvcbench import config as configuration
+    from pvcbench.errors import UserError
+
+    rest, names = configuration.split_names(arguments)
+    name = configuration.composed(names).experiment if names else None  # a bad one is refused before anything runs
 
     def job(config):
+        config.experiment = name or config.experiment
         code = main_of(config)
         if code:
             sys.exit(code)
 
-    sys.argv = [sys.argv[0], *arguments]
+    sys.argv = [sys.argv[0], *rest]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    hydra.main(config_path=str(configuration.CONF), config_name="config", version_base="1.3")(job)()
+    try:
+        hydra.main(config_path=str(configuration.CONF), config_name="config", version_base="1.3")(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(configuration.explain(error)) from error
     return 0
 
 

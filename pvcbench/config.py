@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -88,9 +89,11 @@ def composed(overrides: Sequence[str], extra: Sequence[str] = ()) -> DictConfig:
     for path in extra:
         if not Path(path).is_dir():
             raise UserError(f"--config-dir: there is no folder {path}")
+    rest, names = split_names(overrides)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3", job_name="pvcbench"):
-            config = compose("config", overrides=[*overrides, *paths])
+            config = compose("config", overrides=[*rest, *paths])
+        name_run(config, names)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
     allowed = list(Config.__dataclass_fields__)
@@ -98,6 +101,23 @@ def composed(overrides: Sequence[str], extra: Sequence[str] = ()) -> DictConfig:
         if key not in allowed:
             raise UserError(unknown("key", str(key), allowed))
     return config
+
+
+def split_names(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Overrides for Hydra, and those of the form experiment=NAME, which name the results folder.
+
+    Hydra would read these as a choice from the group of experiments, which is +experiment=NAME.
+    """
+    names = [one for one in overrides if re.match(r"(\+\+)?experiment=", one)]
+    return [one for one in overrides if one not in names], names
+
+
+def name_run(config: DictConfig, names: Sequence[str]) -> None:
+    """Sets the name of the results folder to the last one given."""
+    for name in OverridesParser.create().parse_overrides(list(names)):
+        if name.is_sweep_override():
+            raise UserError(f"{name.input_line}: experiment names one folder; +experiment=NAME,NAME runs several")
+        config.experiment = name.value()
 
 
 def written(value: Any) -> str:

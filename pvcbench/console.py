@@ -7,6 +7,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from pvcbench import analysis
 from pvcbench.looks import metric
 from pvcbench.runner import Result
 from pvcbench.stats import FEWEST_CLUSTERS, headline
@@ -97,9 +98,10 @@ def main_table(result: Result) -> tuple[Table, list[str]]:
 def frame_tables(result: Result) -> list[Table]:
     """The summary of an analysis as it is, a table for each group of samples."""
     rows, summary, tables = result.rows, result.summary, []
+    told = getattr(analysis.reporter(rows), "INTERVALS", "95% intervals over samples, from ten on")
     for group, lines in summary.groupby("samples", sort=False) if len(summary) else ():
         what = f"{rows['task'].iloc[0]}, {rows['model'].iloc[0]}, {group}"
-        table = Table(title=f"{what}: 95% intervals over samples, from ten on")
+        table = Table(title=f"{what}: {told}")
         shown = lines.drop(columns="samples")
         for name in shown.columns:
             right = pd.api.types.is_numeric_dtype(shown[name])
@@ -111,8 +113,10 @@ def frame_tables(result: Result) -> list[Table]:
 
 
 def _cell(value) -> str:
-    """A number with four significant digits, or a text as it is."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """A number with four significant digits or all before the point, or a text as it is."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
 def failures(result: Result) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a run ran on, for environment.json: it explains differences in time, not in numbers."""
+"""What a run ran on, for environment.json: it explains differences in time."""
 
 import importlib.metadata
 import platform
@@ -45,6 +45,11 @@ def processor() -> str:
         if names:
             return f"{names[0]} x {len(names)}"
     return platform.processor() or platform.machine()
+
+
+def hardware(device: str) -> str:
+    """The name of what a device is: the GPU's or the processor's."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else processor()
 
 
 def commit() -> str | None:

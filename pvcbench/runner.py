@@ -25,6 +25,7 @@ from pvcbench.engine.check import check
 from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
 from pvcbench.generate import Generate
+from pvcbench.measure import run_measurements
 from pvcbench.models import LoadedModel
 from pvcbench.progress import Meter
 from pvcbench.prompts import Prompt, Prompter
@@ -52,6 +53,7 @@ KINDS = {
     "streaming": partial(run_batch, Streaming),
     "lm_eval": run_documents,
     "observe": run_observations,
+    "measure": run_measurements,
 }
 
 
@@ -69,6 +71,7 @@ def run(config: DictConfig, model: LoadedModel | None = None, task: Task | None 
     cells = cells_of(config, task, methods, budgets)
     torch.set_num_threads(configuration.threads_of(config.threads))
     device = configuration.device_of(config.device)
+    task.check_device(device)
     loaded = model or configuration.build(config.model, "the model", device=device, dtype=config.dtype)
     folder = store.RunFolder(config.results, config.experiment, identity(config, loaded, task, cells))
     existing = folder.open(OmegaConf.to_container(config), environment.describe())
@@ -80,10 +83,16 @@ def run(config: DictConfig, model: LoadedModel | None = None, task: Task | None 
 
 
 def identity(config: DictConfig, loaded: LoadedModel, task: Task, cells: Sequence[Point]) -> dict:
-    """Everything that changes a number, for the run id; not limit, threads, batch, places or tracking."""
-    return {
+    """Everything that changes a number, for the run id; not limit, batch, places or tracking.
+
+    Nor threads and machine, unless the numbers are speeds.
+    """
+    device = configuration.device_of(config.device)
+    threads = configuration.threads_of(config.threads)
+    machine = {"hardware": environment.hardware(device), "threads": threads} if task.kind == "measure" else {}
+    return machine | {
         "model": loaded.identity,
-        "device": torch.device(configuration.device_of(config.device)).type,
+        "device": torch.device(device).type,
         "task": {"name": task.name, "version": task.version, "data": task.data_checksum()}
         | json.loads(json.dumps(task.settings(), default=_plain)),
         "methods": {point.name: _method_identity(point.method) for point in cells if point.method is not None},
@@ -160,8 +169,8 @@ def check_question(config: DictConfig, task: Task) -> None:
     """Refuses protocols of a question for tasks that have none."""
     if not task.has_question and not config.query_aware:
         raise UserError(f"task={task.name} does not tell a context from a question: leave query_aware=true")
-    if config.refeed_last and task.kind in ("continuation", "streaming", "observe"):
-        raise UserError(f"task={task.name} generates nothing: leave refeed_last=false")
+    if config.refeed_last and task.kind in ("continuation", "streaming", "observe", "measure"):
+        raise UserError(f"task={task.name} generates nothing to score: leave refeed_last=false")
 
 
 def check_prompts(

@@ -239,9 +239,9 @@ class Engine:
         return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
 
     @torch.inference_mode()
-    def fork(self, prefill: Prefill, cells: Sequence[Cell], room: int) -> list[Group]:
-        """Compressed copies of a prefill, one per cell, with room for new tokens."""
-        return fork(prefill, cells, room)
+    def fork(self, prefill: Prefill, cells: Sequence[Cell], room: int, consume: bool = False) -> list[Group]:
+        """Compressed copies of a prefill, one per cell, with room for new tokens; `consume` frees it layer by layer."""
+        return fork(prefill, cells, room, consume)
 
     @torch.inference_mode()
     def greedy(self, groups: Sequence[Group], **options) -> tuple[list[list[list[int]]], float]:

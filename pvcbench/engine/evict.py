@@ -124,12 +124,15 @@ def _keep_all(prefill, layer):
     return index, torch.ones_like(index, dtype=torch.bool), None
 
 
-def fork(prefill: Prefill, cells: Sequence[Cell], room: int) -> list[Group]:
+def fork(prefill: Prefill, cells: Sequence[Cell], room: int, consume: bool = False) -> list[Group]:
     """Copies what each cell keeps into slots of its own with room for new tokens; the prefill stays as it is.
 
     Cells that keep equally many entries in every layer share a group; under hold a group has one method, since its
-    evictions are decided together.
+    evictions are decided together. With `consume` each layer of the prefill is freed as soon as it is copied: at most
+    one layer is there twice, and the prefill can be forked no more.
     """
+    if prefill.consumed:
+        raise RuntimeError("this prefill was consumed by an earlier fork: prefill again, or fork without consume")
     together: dict[tuple, list[tuple[Cell, list]]] = {}
     for cell in cells:
         choices = kept_indices(prefill, cell)
@@ -141,16 +144,15 @@ def fork(prefill: Prefill, cells: Sequence[Cell], room: int) -> list[Group]:
         )
         alike = (cell.method, cell.budget) if cell.holds else sinks
         together.setdefault((lengths, cell.holds, alike), []).append((cell, choices))
-    groups = []
-    for (_, hold, _), members in together.items():
-        chosen = [cell for cell, _ in members]
-        layers = []
-        for layer in range(prefill.shape.layers):
+    groups = [Group([cell for cell, _ in members], [], prefill, key[1]) for key, members in together.items()]
+    for layer in range(prefill.shape.layers):
+        for group, members in zip(groups, together.values(), strict=True):
             index = torch.stack([choices[layer][0] for _, choices in members])
             real = torch.stack([choices[layer][1] for _, choices in members])
             limit = members[0][1][layer][2]  # the members of a group that holds have one method and one budget
-            layers.append(replace(_gather(prefill, layer, index, real, chosen[0], room), limit=limit))
-        groups.append(Group(chosen, layers, prefill, hold))
+            group.layers.append(replace(_gather(prefill, layer, index, real, group.cells[0], room), limit=limit))
+        if consume:
+            prefill.free(layer)
     return groups
 
 

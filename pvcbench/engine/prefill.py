@@ -36,12 +36,24 @@ class Prefill:
     seconds: float
     queries: list[Float[Tensor, "batch heads rows dim"]]  # of the last rows, where they were asked for
     scales: list[float]
+    consumed: bool = False  # by a fork that freed the layers: logits, shape and times are what is left
 
     def rows(self, layer: int) -> Rows:
         """The last query rows of a layer, captured while it ran."""
         stored, window = self.layers[layer], self.windows[layer]
         parts = self.queries[layer], stored.keys, stored.values, stored.positions
         return Rows(layer, *parts, self.scales[layer], window)
+
+    def free(self, layer: int) -> None:
+        """Forgets the keys, values and scores of a layer, in place: the cache that filled the list shares it."""
+        self.consumed, self.layers[layer] = True, None
+        if layer in self.shape.evicted:
+            place = self.shape.evicted.index(layer)
+            for kept in (*self.observer.scores.values(), *self.observer.totals.values()):
+                if kept:
+                    kept[place] = None
+        if self.queries:
+            self.queries[layer] = None
 
     @property
     def nbytes(self) -> int:

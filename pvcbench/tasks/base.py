@@ -29,7 +29,7 @@ class Task:
     """A task class: `prepare` it with a prompter, ask for samples by index, score outputs."""
 
     name: str = ""
-    kind: str = "generate"  # what the runner does with its samples: generate | continuation | streaming | lm_eval
+    kind: str = "generate"  # what the runner does with its samples: generate, score, ...: KINDS in runner.py
     protocols: tuple[str, ...] = ("generate",)  # what methods must support: also continuation, streaming, blockwise
     has_question: bool = True  # whether context and question can be told apart, which query_aware=false needs
     beyond: bool = False  # whether samples may be longer than the model was made for
@@ -40,6 +40,9 @@ class Task:
     def prepare(self, prompter) -> None:
         """Receives the prompter of the model, which counts tokens as the model will see them."""
         self.prompter = prompter
+
+    def check_device(self, device: str) -> None:
+        """Refuses, before anything is loaded, what this task cannot do on a device."""
 
     def size(self, seed: int) -> int:
         """How many samples there are."""
