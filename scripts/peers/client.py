@@ -1,7 +1,7 @@
 """The near end of a peer's worker: starts it in its own environment, asks it one thing at a time, tells how it failed.
 
-    with Peer(python, folder, threads=2) as peer:
-        peer.ask("prefill", press=None, length=1024)["seconds"]
+with Peer(python, folder, threads=2) as peer:
+    peer.ask("prefill", press=None, length=1024)["seconds"]
 """
 
 import json
@@ -40,7 +40,7 @@ class Peer:
 
     def start(self) -> None:
         """Starts the worker and waits until its model is loaded."""
-        self.said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self.said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed by close)
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.said}
         self.process = subprocess.Popen(self.command, text=True, encoding="utf-8", **pipes)
         self.about = self._reply()

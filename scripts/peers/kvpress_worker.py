@@ -5,8 +5,9 @@ Runs in the environment that `setup.sh` makes, where pvcbench is not installed. 
     {"do": "generate", "context": "...", "question": "...", "press": "StreamingLLM", "ratio": 0.5, "new_tokens": 32}
     {"do": "prefill", "press": null, "length": 1024, "repeats": 1}
 
-`press` is the name of a kvpress class without its `Press`, null the uncompressed cache. A request that fails is answered
-by {"error": "one line"}. With `--peak PRESS LENGTH` one prefill runs and the peak of resident memory is printed, in MiB.
+`press` is the name of a kvpress class without its `Press`, null the uncompressed cache. A request that fails is
+answered by {"error": "one line"}. With `--peak PRESS LENGTH` one prefill runs and the peak of resident memory is
+printed, in MiB.
 """
 
 import argparse
@@ -52,7 +53,9 @@ class Worker:
     """The model, the tokenizer and kvpress's own pipeline; only the attention implementation changes with the press."""
 
     def __init__(self, folder: Path, ends: list[int]):
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+        self.model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="sdpa"
+        ).eval()
         if ends:
             self.model.generation_config.eos_token_id = ends
         self.pipeline = kvpress.KVPressTextGenerationPipeline(
