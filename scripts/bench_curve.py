@@ -42,15 +42,17 @@ def cells_of(names, budgets, reference, overrides=()):
     return tuple(point for point in points(methods, budgets, "grow") if reference or not point.method.reference)
 
 
+class CellFailed(Exception):
+    """A cell of ours could not be run."""
+
+
 class Curves:
     """The curves to time, on needle prompts of one length."""
 
     def __init__(self, options):
         config.torch.set_num_threads(config.threads_of(options.threads))
-        self.methods, self.budgets = (
-            options.methods,
-            [BUDGETS[i * 8 // options.budgets] for i in range(options.budgets)],
-        )
+        self.methods = options.methods
+        self.budgets = [BUDGETS[number * len(BUDGETS) // options.budgets] for number in range(options.budgets)]
         settings = config.composed(
             [f"model={options.model}", f"task.lengths=[{options.tokens}]", "task.repeats=100"]
             + ([f"task.max_new_tokens={options.max_new_tokens}"] if options.max_new_tokens else [])
@@ -83,7 +85,7 @@ class Curves:
             rows = run_batch(Generate, self.engine, self.loaded, self.task, batch, self.protocol, Meter(1))
             seconds[name] = time.perf_counter() - started
             if any(row["error"] for row in rows) or len(rows) != len(cells):
-                sys.exit(f"a cell failed: {[row['error'] for row in rows if row['error']]}")
+                raise CellFailed(f"a cell failed: {[row['error'] for row in rows if row['error']]}")
             kept = rows if name == "curve" else kept
         return seconds, kept
 
@@ -100,7 +102,7 @@ class Comparison:
     """The peer's side of the same samples."""
 
     def __init__(self, options, curves):
-        self.curves, self.ours, self.theirs, self.error = curves, peers.Side(), peers.Side(), None
+        self.curves, self.ours, self.theirs = curves, peers.Side(), peers.Side()
         self.peer = Peer(options.peer, embedded.ensure(), config.torch.get_num_threads(), curves.loaded.ends)
         self.points = list(peers.points(curves.methods, curves.budgets))
 
@@ -122,7 +124,7 @@ class Comparison:
         curves = self.curves
         whole = (sorted(curves.methods), curves.budgets) == (sorted(METHODS), BUDGETS)
         protocol = {"query_aware": False, "decode": "grow", "overrides": list(peers.OVERRIDES)}
-        result = {"peer": self.peer.about, "protocol": protocol, "error": self.error}
+        result = {"peer": self.peer.about, "protocol": protocol}
         if not self.theirs.seconds:
             return result
         return result | peers.report(self.ours, self.theirs, curves.methods, whole, self.tokens_of)
@@ -146,7 +148,7 @@ def arguments():
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     if options.peer:
-        peers.check(options.methods)
+        peers.check(options.methods, options.peer)
         if options.model != "smollm2":
             raise UserError("--peer compares on the embedded model only: leave out --model")
     return options
@@ -156,6 +158,7 @@ def measure(options):
     """Runs sample after sample, the first as a warm-up; what a failing peer leaves unfinished is left out."""
     curves = Curves(options)
     comparison = Comparison(options, curves) if options.peer else None
+    failed = None
     try:
         for index in range(options.samples + 1):
             sample, prompt = curves.sample(index)
@@ -169,15 +172,15 @@ def measure(options):
                 print(f"sample {index}: {name} of {len(curves.cells[name])} cells {spent:.2f} s", file=sys.stderr)
             if comparison:
                 comparison.run(sample, prompt, seconds, rows)
-    except PeerFailed as error:
+    except (PeerFailed, CellFailed) as error:
         if not curves.seconds["curve"]:
             raise
-        comparison.error = str(error)
+        failed = str(error)
     finally:
         if comparison:
             comparison.peer.close()
     result = {"tokens": options.tokens, "samples": options.samples, "threads": config.torch.get_num_threads()}
-    return result | curves.report() | (comparison.report() if comparison else {})
+    return result | curves.report() | {"error": failed} | (comparison.report() if comparison else {})
 
 
 def main():
@@ -185,11 +188,11 @@ def main():
     try:
         options = arguments()
         result = measure(options)
-    except (UserError, PeerFailed) as error:
+    except (UserError, PeerFailed, CellFailed) as error:
         print(f"bench_curve: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     bench.finish(result, options.out)
-    if result.get("error"):
+    if result["error"]:
         sys.exit(f"bench_curve: {result['error']}")
     if not result.get("full_caches_agree", True):
         sys.exit("bench_curve: the full caches of the two sides disagree on most answers: the ratios mean nothing")

@@ -27,13 +27,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from methods.h2o import H2O
 from methods.pvc import PvC
-from peers.client import Peer, PeerFailed, peak_of
+from peers.client import Peer, PeerFailed, check_python, peak_of
 from peers.scoring import PeerColumn, median, ratios
 from pvcbench import bench
 from pvcbench.embedded import ensure
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.observe import clock
-from pvcbench.errors import UserError
+from pvcbench.errors import OutOfReach, UserError
 from pvcbench.policy import Method
 
 TARGETS = {"h2o": 1.15, "window": 1.02}  # of the plain prefill on a CPU, at TARGET_LENGTH
@@ -83,7 +83,7 @@ def tokens(engine, length):
 def added_mib(name, length, options):
     """Growth of the peak of one prefill over the plain one's, each in a process of its own."""
     command = [sys.executable, __file__, "--model", str(options.model), "--device", options.device]
-    command += ["--threads", str(torch.get_num_threads())]
+    command += ["--threads", str(torch.get_num_threads()), "--budget", str(options.budget)]
     plain, own = (peak_of([*command, "--peak", which, str(length)]) for which in ("plain", name))
     return round(own - plain, 1)
 
@@ -147,10 +147,12 @@ def arguments():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--peer", type=Path, default=None, help="the python of kvpress's environment")
-    parser.add_argument("--peer-limit", type=float, default=1800, help="seconds for the peer at one length")
+    parser.add_argument("--peer-limit", type=float, default=3600, help="seconds for the peer at one length")
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--peak", nargs=2, default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.peer:
+        check_python(options.peer)
     if options.peer and (options.device != "cpu" or options.model.endswith(".json")):
         raise UserError("--peer runs on the CPU, on the embedded model or a model folder")
     return options
@@ -192,9 +194,9 @@ def main():
     """Measures and prints; 2 for a user's error, 1 for a failure."""
     try:
         run(arguments())
-    except (UserError, PeerFailed) as error:
+    except (UserError, OutOfReach, PeerFailed) as error:
         print(f"bench_scoring: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
+        sys.exit(1 if isinstance(error, PeerFailed) else 2)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,7 @@ def test_a_curve_is_compared_point_by_point(worker, task):
     assert report["peer_over_ours_without_observed_target"] == {"at_least": 10.0, "met": True}
     assert report["answers"]["full"] == {"ours": 1, "peer": 1, "same_text": 1, "of": 1}
     assert report["answers"]["random"] == {"ours": 2, "peer": 0, "same_text": 0, "of": 2}
+    assert report["peer_point_s"] == {"full": 2.0, "h2o": 30.0, "random": 4.0}
     assert report["full_caches_agree"] and report["kept_entries_difference"] == 0.5
     assert report["answer_tokens"] == {"ours": 5 * len("It is tulip."), "peer": 3 * 12 + 2 * len("No idea.")}
 
@@ -128,7 +129,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"setup\.sh"):
         Peer(tmp_path / "python", tmp_path, 1)
     with pytest.raises(UserError, match="no counterpart of 'pvc'"):
-        curve.check(["h2o", "pvc"])
+        curve.check(["h2o", "pvc"], Path(sys.executable))
     with pytest.raises(PeerDied, match="code 3: no room"):
         peak_of([sys.executable, "-c", "import sys; print('no room', file=sys.stderr); sys.exit(3)"])
 

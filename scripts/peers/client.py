@@ -32,8 +32,7 @@ class Peer:
     def __init__(
         self, python: Path, model: Path, threads: int, ends: Sequence[int] = (), worker: Path = WORKER
     ) -> None:
-        if not Path(python).is_file():
-            raise UserError(f"--peer: there is no {python}; scripts/peers/setup.sh makes the environment")
+        check_python(python)
         self.command = [str(python), str(worker), str(model), "--threads", str(threads)]
         self.command += ["--ends", *map(str, ends)] if ends else []
         self.start()
@@ -97,6 +96,12 @@ class Peer:
     def peak_mib(self, press: str | None, length: int) -> float:
         """Peak memory of one prefill in a new process of the same kind."""
         return peak_of([*self.command, "--peak", press or "none", str(length)])
+
+
+def check_python(python: Path) -> None:
+    """Refuses an environment that is not there."""
+    if not Path(python).is_file():
+        raise UserError(f"--peer: there is no {python}; scripts/peers/setup.sh makes the environment")
 
 
 def peak_of(command: Sequence[str]) -> float:

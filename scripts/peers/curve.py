@@ -3,8 +3,9 @@
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from peers.client import Peer, PeerFailed
+from peers.client import Peer, PeerFailed, check_python
 from pvcbench.errors import UserError
 
 PRESSES = {"h2o": "ObservedAttention", "streaming_llm": "StreamingLLM", "random": "Random"}
@@ -20,11 +21,12 @@ class Side:
 
     seconds: list[float] = field(default_factory=list)
     seconds_without_observed: list[float] = field(default_factory=list)
-    answers: list[dict] = field(default_factory=list)  # sample, method, budget, kept entries, text, score
+    answers: list[dict] = field(default_factory=list)  # sample, method, budget, kept entries, text, score; seconds
 
 
-def check(methods: Sequence[str]) -> None:
-    """Refuses methods that have no counterpart there."""
+def check(methods: Sequence[str], python: Path) -> None:
+    """Refuses methods that have no counterpart there, and an environment that is not there."""
+    check_python(python)
     unknown = [name for name in methods if name not in PRESSES]
     if unknown:
         raise UserError(f"--peer: kvpress has no counterpart of {unknown[0]!r}: choose from {', '.join(PRESSES)}")
@@ -49,8 +51,8 @@ def ask(peer: Peer, task, sample, prompt, wanted: Sequence[tuple], side: Side) -
             raise PeerFailed(f"the peer read sample {sample.id} as other tokens than we do")
         seconds[name, budget] = reply["seconds"]
         said = {"text": reply["answer"], "score": next(iter(task.score(sample, reply["answer"]).values()))}
-        kept = statistics.mean(reply["kept"])
-        side.answers.append({"sample": sample.id, "method": name, "budget": budget, "kept": kept, **said})
+        said |= {"kept": statistics.mean(reply["kept"]), "seconds": reply["seconds"]}
+        side.answers.append({"sample": sample.id, "method": name, "budget": budget, **said})
     side.seconds.append(sum(seconds.values()))
     side.seconds_without_observed.append(sum(spent for (name, _), spent in seconds.items() if name not in OBSERVED))
 
@@ -80,6 +82,10 @@ def report(ours: Side, theirs: Side, methods: Sequence[str], whole: bool, tokens
         result[f"{key}_target"] = {"at_least": TARGETS[key], "met": met}
         result[f"ours_{name}"] = spread([own for own, _ in pairs])
         result[f"peer_{name}"] = spread([peer for _, peer in pairs])
+    alone = {}
+    for row in theirs.answers:
+        alone.setdefault(row["method"], []).append(row["seconds"])
+    result["peer_point_s"] = {method: round(statistics.median(values), 3) for method, values in alone.items()}
     return result | sanity(ours, theirs, methods, tokens_of)
 
 
