@@ -121,6 +121,10 @@ def test_a_worker_that_fails_is_told_in_one_line(worker):
     with pytest.raises(PeerDied, match=r"^the peer's worker ended with code 1: out of memory$"):
         peer.ask("prefill", press="Dies")
     peer.start()
+    peer.process.kill()
+    with pytest.raises(PeerDied, match="killed by signal 9, out of memory perhaps"):
+        peer.ask("prefill", press="Good")
+    peer.start()
     with pytest.raises(PeerFailed, match="'hello', which is not JSON"):
         peer.ask("prefill", press="Noise")
 

@@ -6,6 +6,7 @@ with Peer(python, folder, threads=2) as peer:
 
 import json
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -74,7 +75,7 @@ class Peer:
         self.said.seek(0)
         lines = [line.strip() for line in self.said if line.strip()]
         self.close()
-        return PeerDied(f"the peer's worker ended with code {code}: {lines[-1][:300] if lines else 'no message'}")
+        return PeerDied(f"the peer's worker {ending(code, lines)}")
 
     def close(self) -> None:
         """Ends the worker."""
@@ -109,6 +110,13 @@ def peak_of(command: Sequence[str]) -> float:
     environment = {**os.environ, **EXACT_MEMORY}
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if run.returncode:
-        lines = [line for line in run.stderr.splitlines() if line.strip()]
-        raise PeerDied(f"a process ended with code {run.returncode}: {lines[-1][:300] if lines else 'no message'}")
+        lines = [line.strip() for line in run.stderr.splitlines() if line.strip()]
+        raise PeerDied(f"a process that measures its memory {ending(run.returncode, lines)}")
     return float(run.stdout.strip().splitlines()[-1])
+
+
+def ending(code: int, lines: Sequence[str]) -> str:
+    """How a process ended, by its exit code and the last line it wrote."""
+    if code < 0:
+        return f"was killed by signal {-code}" + (", out of memory perhaps" if code == -signal.SIGKILL else "")
+    return f"ended with code {code}: {lines[-1][:300] if lines else 'no message'}"

@@ -27,6 +27,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import kvpress
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 EAGER = ("ObservedAttention",)  # presses that read attention weights, which SDPA does not return
 PACKAGES = ("kvpress", "torch", "transformers", "tokenizers", "numpy")
@@ -130,6 +131,7 @@ def main() -> None:
     options = parser.parse_args()
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever libraries print goes to stderr; replies alone use the pipe
+    logging.disable_progress_bar()  # the last line on stderr is to say what went wrong
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)  # of the Random press
     started = time.perf_counter()
