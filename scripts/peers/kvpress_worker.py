@@ -1,0 +1,151 @@
+"""kvpress behind a pipe: loads a model folder once, then answers one line of JSON for each line of JSON it reads.
+
+Runs in the environment that `setup.sh` makes, where pvcbench is not installed. Requests:
+
+    {"do": "generate", "context": "...", "question": "...", "press": "StreamingLLM", "ratio": 0.5, "new_tokens": 32}
+    {"do": "prefill", "press": null, "length": 1024, "repeats": 1}
+
+`press` is the name of a kvpress class without its `Press`, null the uncompressed cache. A request that fails is
+answered by {"error": "one line"}. With `--peak PRESS LENGTH` one prefill runs and the peak of resident memory is
+printed, in MiB.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as pvcbench does: a waiting worker must not starve the other side
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import kvpress
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+EAGER = ("ObservedAttention",)  # presses that read attention weights, which SDPA does not return
+PACKAGES = ("kvpress", "torch", "transformers", "tokenizers", "numpy")
+PROBE = "Spaces between words,\n\nnew lines and 1234567890 digits.\n\tTabs too."
+
+
+def tokenizer_of(folder: Path) -> PreTrainedTokenizerFast:
+    """The folder's tokenizer by its file alone; another version's AutoTokenizer may read it differently."""
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    special = {key: settings[key] for key in ("bos_token", "eos_token", "pad_token", "unk_token") if key in settings}
+    template = folder / "chat_template.jinja"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        chat_template=template.read_text(encoding="utf-8") if template.is_file() else settings.get("chat_template"),
+        clean_up_tokenization_spaces=False,
+        **special,
+    )
+    if tokenizer.decode(tokenizer.encode(PROBE, add_special_tokens=False)) != PROBE:
+        raise SystemExit("the model's tokenizer does not give a text back in this version of transformers")
+    return tokenizer
+
+
+class Worker:
+    """The model, the tokenizer and kvpress's own pipeline; only the attention implementation changes with the press."""
+
+    def __init__(self, folder: Path, ends: list[int]):
+        self.model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="sdpa"
+        ).eval()
+        if ends:
+            self.model.generation_config.eos_token_id = ends
+        self.pipeline = kvpress.KVPressTextGenerationPipeline(
+            model=self.model, tokenizer=tokenizer_of(folder), device="cpu"
+        )
+
+    def press(self, name: str | None, ratio: float):
+        """A press, or None for the uncompressed cache, and the attention it needs set in the model."""
+        self.model.set_attn_implementation("eager" if name in EAGER else "sdpa")
+        return None if name is None else getattr(kvpress, f"{name}Press")(compression_ratio=ratio)
+
+    def generate(self, context: str, question: str, press: str | None, ratio: float, new_tokens: int) -> dict:
+        """One point of a curve: the answer, the seconds it took, what was kept and a hash of the prompt's tokens."""
+        chosen, cache = self.press(press, ratio), DynamicCache()
+        started = time.perf_counter()
+        said = self.pipeline(context, question=question, press=chosen, max_new_tokens=new_tokens, cache=cache)
+        seconds = time.perf_counter() - started
+        parts = self.pipeline.preprocess(context, [question], "", sys.maxsize)
+        read, asked = parts["context_ids"][0], parts["questions_ids"][0][0]
+        whole = torch.cat((read, asked)).to(torch.int64).numpy().tobytes()
+        return {
+            "answer": said["answer"],
+            "seconds": seconds,
+            "kept": [layer.keys.shape[2] for layer in cache.layers],
+            "context_tokens": len(read),
+            "question_tokens": len(asked),
+            "prompt_sha256": hashlib.sha256(whole).hexdigest(),
+        }
+
+    def prefill(self, press: str | None, length: int, repeats: int = 1, ratio: float = 0.5) -> dict:
+        """Seconds of prefills of random tokens, as the pipeline does them: compressed layer by layer, no head."""
+        ids = torch.randint(
+            5, self.model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(length)
+        )
+        seconds = []
+        for _ in range(repeats):
+            chosen, cache = self.press(press, ratio), DynamicCache()
+            started = time.perf_counter()
+            with torch.inference_mode():
+                if chosen is None:
+                    self.model.model(input_ids=ids, past_key_values=cache)
+                else:
+                    with chosen(self.model):
+                        self.model.model(input_ids=ids, past_key_values=cache)
+            seconds.append(time.perf_counter() - started)
+        return {"seconds": seconds}
+
+    def answer(self, request: dict) -> dict:
+        """The reply to one request; a failure is a reply too, and the worker goes on."""
+        try:
+            what = {"generate": self.generate, "prefill": self.prefill}[request.pop("do")]
+            return what(**request)
+        except Exception as error:
+            return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+
+
+def peak_mib(worker: Worker, press: str | None, length: int) -> float:
+    """Peak of this process's resident memory during one prefill."""
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak of loading the model
+    worker.prefill(press, length)
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(peak.split()[1]) / 2**10
+
+
+def main() -> None:
+    """Loads, says so, and answers until its input ends."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path, help="a folder with safetensors and tokenizer.json")
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--ends", type=int, nargs="*", default=[], help="token ids that end an answer")
+    parser.add_argument("--peak", nargs=2, default=None, metavar=("PRESS", "LENGTH"), help="PRESS may be none")
+    options = parser.parse_args()
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever libraries print goes to stderr; replies alone use the pipe
+    logging.disable_progress_bar()  # the last line on stderr is to say what went wrong
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)  # of the Random press
+    started = time.perf_counter()
+    worker = Worker(options.model, options.ends)
+    if options.peak:
+        press, length = options.peak
+        print(peak_mib(worker, None if press == "none" else press, int(length)), file=replies, flush=True)
+        return
+    ready = {"ready": True, "load_s": round(time.perf_counter() - started, 2), "threads": torch.get_num_threads()}
+    ready |= {"python": platform.python_version(), "packages": {name: version(name) for name in PACKAGES}}
+    print(json.dumps(ready), file=replies, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(worker.answer(json.loads(line))), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()
