@@ -91,7 +91,9 @@ class Profile:
     def of(cls, method: Method, shape: Shape, reaching: Sequence[int] | None = None) -> "Profile":
         """By what the method declares; `reaching` where it prunes, else every position reaches every layer."""
         reaching = [shape.tokens] * shape.layers if reaching is None else reaching
-        declared = [method.row_weights(shape, layer) if layer in shape.evicted else None for layer in range(shape.layers)]
+        declared = [
+            method.row_weights(shape, layer) if layer in shape.evicted else None for layer in range(shape.layers)
+        ]
         rows = [0 if weights is None else len(weights) for weights in declared]
         return cls(tuple(reaching), tuple(map(min, rows, reaching)))
 

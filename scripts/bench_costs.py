@@ -123,7 +123,9 @@ class Bench:
             built = AutoModelForCausalLM.from_pretrained(ensure(), dtype=self.dtype)
         else:
             torch.manual_seed(0)
-            built = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPES[model], max_position_embeddings=16384), dtype=self.dtype)
+            built = AutoModelForCausalLM.from_config(
+                LlamaConfig(**SHAPES[model], max_position_embeddings=16384), dtype=self.dtype
+            )
         return Engine(built.eval().to(self.device))
 
     @cache  # noqa: B019
