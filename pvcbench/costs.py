@@ -1,4 +1,4 @@
-"""What a prefill, a fork, a decoding step and their memory cost, counted from a model's shape: the model of docs/scale.md.
+"""The cost model of docs/scale.md: a prefill, a fork, a decoding step and their memory, counted from a model's shape.
 
 Work is counted in terms that one machine does at one rate; seconds are the sum of amounts times rates. The rates come
 from measured points (`fit`) or are assumed. Nothing here asks which method it has: a method says which rows it weighs
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.optimize import nnls
 
 from pvcbench.policy import Method, Shape
@@ -91,9 +92,10 @@ class Profile:
     def of(cls, method: Method, shape: Shape, reaching: Sequence[int] | None = None) -> "Profile":
         """By what the method declares; `reaching` where it prunes, else every position reaches every layer."""
         reaching = [shape.tokens] * shape.layers if reaching is None else reaching
-        declared = [
-            method.row_weights(shape, layer) if layer in shape.evicted else None for layer in range(shape.layers)
-        ]
+        with torch.device("meta"):  # only how many they are counts
+            declared = [
+                method.row_weights(shape, layer) if layer in shape.evicted else None for layer in range(shape.layers)
+            ]
         rows = [0 if weights is None else len(weights) for weights in declared]
         return cls(tuple(reaching), tuple(map(min, rows, reaching)))
 

@@ -33,9 +33,9 @@ from pvcbench.engine.decode import Decoder
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.engine.observe import clock
+from pvcbench.measured import STEPS
 from pvcbench.policy import Method
 
-STEPS = 8  # decoding steps of one measurement
 NAMES = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size".split()
 SHAPES = {  # of random models: another width, depth and head size than the embedded one's; two toys for quick runs
     "wide": dict(zip(NAMES, (1024, 2816, 8, 8, 2, 8192), strict=True)),
@@ -70,9 +70,10 @@ class Point:
     rows: int = 1  # caches that step together
 
 
-def plan(quick: bool) -> list[Point]:
-    """The points, fitted and checked; a quick run has the same kinds at toy sizes."""
-    unit, one, other, low, high = (64, "toy", "wide_toy", 0.85, 0.9) if quick else (256, "smollm2", "wide", 0.5, 0.8)
+def plan(quick: bool, unit: int | None = None) -> list[Point]:
+    """The points, fitted and checked, of 1 to 16 units of tokens; a quick run has the same kinds at toy sizes."""
+    one, other, low, high = ("toy", "wide_toy", 0.85, 0.9) if quick else ("smollm2", "wide", 0.5, 0.8)
+    unit = unit or (64 if quick else 256)
 
     def prefills(role, model, lengths, methods):
         for length in lengths:
@@ -86,7 +87,7 @@ def plan(quick: bool) -> list[Point]:
         *prefills("fit", other, (2, 8), (plain, observed)),
         *prefills("check", one, (2, 6), (plain, observed, window, ("pvc", low), ("pvc", high))),
         *prefills("check", one, (16,), (plain, observed, ("pvc", low))),
-        *prefills("check", other, (4,), (plain, observed, ("pvc", low))),
+        *prefills("check", other, (4,), (plain, observed, ("pvc", high))),
     ]
     for role, model, cells in (
         ("fit", one, ((1, 1), (8, 1), (1, 8), (8, 8))),
@@ -260,6 +261,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="toy sizes, a random model only: for tests")
+    parser.add_argument("--unit", type=int, default=None, help="tokens; prompts have 1 to 16 times as many")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out", type=Path, default=None)
@@ -271,13 +273,14 @@ def main():
     if options.point:
         print(*peak(bench, Point(**json.loads(options.point))))
         return
-    points, rounds = plan(options.quick), options.rounds
+    points, rounds = plan(options.quick, options.unit), options.rounds
+    ratios = {point: ratios_of(bench.engine(point.model), point) for point in points}  # a budget out of reach fails now
     spent = timed(bench, [point for point in points if point.kind != "memory"], rounds)
     machine = {name: spread(values) for name, values in rates(options.device, rounds, options.quick).items()}
     rows = []
     for point in points:
         value = spread(spent[point]) if point in spent else {"bytes": peak_apart(point, options)}
-        rows.append(asdict(point) | ratios_of(bench.engine(point.model), point) | value)
+        rows.append(asdict(point) | ratios[point] | value)
         print(rows[-1], file=sys.stderr)
     shapes = {model: asdict(Architecture.of(bench.engine(model).config)) for model in {point.model for point in points}}
     element = bench.dtype.itemsize

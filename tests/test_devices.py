@@ -12,7 +12,6 @@ from accelerate import dispatch_model
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
 from pvcbench import models
-from pvcbench.engine.decode import Decoder
 from pvcbench.engine.engine import Engine
 from tests import tiny
 

@@ -234,7 +234,7 @@ class Engine:
             self.active = None
 
     def free_bytes(self) -> int:
-        """Memory that new caches may take: what is free; of several GPUs, which share the layers, the fullest decides."""
+        """Memory that new caches may take: what is free; of several GPUs, which share layers, the fullest decides."""
         gpus = {weight.device for weight in self.model.parameters() if weight.is_cuda}
         if gpus:
             return len(gpus) * min(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus)
