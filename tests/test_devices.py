@@ -14,6 +14,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from pvcbench import models
 from pvcbench.engine.engine import Engine
 from tests import tiny
+from tests.two_devices import DevicesMeet, Places, place
 
 # float64; products round differently where a weight lies at another alignment in memory
 CLOSE = {"rtol": 0.0, "atol": 1e-9}
@@ -119,11 +120,61 @@ def test_a_device_map_runs_from_the_command_line(tmp_path, capsys):
     items = [{"context": "The word is lantern. " * 4, "question": "Which word?", "answers": ["lantern"]}] * 2
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     scores = {}
-    for place in ("auto", "null"):
-        options = ["model=hf", f"model.name={tmp_path / 'model'}", f"model.device_map={place}", "task=jsonl"]
+    for devices in ("auto", "null"):
+        options = ["model=hf", f"model.name={tmp_path / 'model'}", f"model.device_map={devices}", "task=jsonl"]
         options += [f"task.path={tmp_path / 'items.jsonl'}", "method=h2o", "budgets=[0.5]", "wandb.mode=disabled"]
-        options += [f"results={tmp_path / place}", "threads=1", "device=cpu"]
+        options += [f"results={tmp_path / devices}", "threads=1", "device=cpu"]
         assert cli.main(options) == 0, capsys.readouterr()
-        rows = [line for path in (tmp_path / place).rglob("rows.jsonl") for line in path.read_text().splitlines()]
-        scores[place] = [json.loads(row)["output"] for row in rows]
+        rows = [line for path in (tmp_path / devices).rglob("rows.jsonl") for line in path.read_text().splitlines()]
+        scores[devices] = [json.loads(row)["output"] for row in rows]
     assert len(scores["auto"]) == 4 and scores["auto"] == scores["null"]
+
+
+# ---------------------------------------------------------------------------------------------- two pretended devices
+
+
+@pytest.fixture
+def apart():
+    """An engine on a model whose second half, norm and output lie on another (pretended) device than the first."""
+    model, first, second = tiny.build("llama"), "maia:0", "maia:1"
+    for name, module in model.named_modules():
+        behind = name.startswith(("model.layers.2", "model.layers.3", "model.norm", "lm_head"))
+        for kind in (module._parameters, module._buffers):
+            for own, tensor in ((own, tensor) for own, tensor in kind.items() if tensor is not None):
+                kind[own] = place(tensor.detach(), second if behind else first)
+        hooked = name in ("model.norm", "lm_head") or (name.startswith("model.layers.") and name.count(".") == 2)
+        if hooked or not name:
+            skipped = ["past_key_values"]
+            hook = AlignDevicesHook(second if behind else first, io_same_device=not name, skip_keys=skipped)
+            add_hook_to_module(module, hook)
+    engine = Engine(model)
+    with Places():
+        yield engine
+    engine.release()
+
+
+def test_pretended_devices_refuse_to_meet():
+    one, other = (place(torch.arange(3.0), device) for device in ("maia:0", "maia:1"))
+    with pytest.raises(DevicesMeet):
+        one + other
+    moved = other.to("maia:0")
+    assert (one + moved).device == torch.device("maia:0") and (one + moved).held.tolist() == [0, 2, 4]
+    with Places():
+        assert torch.arange(3, device=one.device).device == one.device
+    assert one.sum().item() == 3
+
+
+@pytest.mark.parametrize("hold", [False, True], ids=["grow", "hold"])
+@pytest.mark.parametrize("name", tiny.METHODS)
+def test_two_devices_answer_as_one(apart, inference, name, hold):
+    method = tiny.METHODS[name]
+    if hold and "hold" not in method.decodes:
+        pytest.skip("grows only")
+    with pytest.MonkeyPatch.context() as patched:
+        real_prompt = tiny.prompt
+        patched.setattr(tiny, "prompt", lambda *args, **options: place(real_prompt(*args, **options), "maia:0"))
+        logits, kept = answers(apart, method, hold)
+    expected, whole = answers(tiny.engine("llama"), method, hold)
+    assert [part.device.index for part in kept] == [0, 0, 1, 1] and logits[0].device.index == 0
+    for one, other in zip([*kept, *logits], [*whole, *expected], strict=True):
+        torch.testing.assert_close(one.held, other, **CLOSE)
