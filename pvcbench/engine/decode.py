@@ -70,7 +70,7 @@ class DecodeCache(AttendingCache):
                 view,
                 seen=seen,
                 positions=entries.positions[:, :, :filled],
-                draws=prefill.observer.draws.repeat(len(group.cells)),
+                draws=view.draws.repeat(len(group.cells)),
                 first_layer_entries=self.first_layer[id(group)],
                 later=query.shape[2] - 1 - row,
                 excess=excess,

@@ -97,7 +97,10 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
-        return self.model.get_input_embeddings().weight.device
+        """Where token ids go: to the embedding, or where accelerate brings its weights when they are offloaded."""
+        embedding = self.model.get_input_embeddings()
+        place = embedding.weight.device
+        return torch.device(embedding._hf_hook.execution_device) if place.type == "meta" else place
 
     def shape(self, tokens: int) -> Shape:
         """Which layers evict for a prompt of this length: all but the sliding ones that it outgrows."""
@@ -232,9 +235,10 @@ class Engine:
             self.active = None
 
     def free_bytes(self) -> int:
-        """Memory that new caches may take: what is free on the device."""
-        if self.device.type == "cuda":
-            return torch.cuda.mem_get_info(self.device)[0]
+        """Memory that new caches may take: what is free; of several GPUs, which share layers, the fullest decides."""
+        gpus = {weight.device for weight in self.model.parameters() if weight.is_cuda}
+        if gpus:
+            return len(gpus) * min(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus)
         pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
         return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
 

@@ -44,9 +44,7 @@ class Observer:
         self.check_seconds = 0.0  # spent on measuring that
         self._mass: dict[int, Tensor] = {}
 
-    def row_weights(
-        self, layer: int, rows: int, later: int, device: torch.device
-    ) -> tuple[Float[Tensor, "sets rows"], dict[Method, int]]:
+    def row_weights(self, layer: int, rows: int, later: int) -> tuple[Float[Tensor, "sets rows"], dict[Method, int]]:
         """The distinct weights of these rows, `later` rows before the prompt's end, and the set of each method."""
         distinct, users = [], {}
         for method in self.methods:
@@ -62,7 +60,7 @@ class Observer:
         for target, weights in zip(chunk, distinct, strict=True):
             mine = weights[max(0, len(weights) - later - rows) : max(0, len(weights) - later)]
             target[rows - len(mine) :] = mine
-        return chunk.to(device), users
+        return chunk, users
 
     def attend(self, layer: int, query, key, value, scale: float, later: int, plain: Callable, window=None):
         """Attention output of these rows; the mass of the weighed ones is taken from the same weights.
@@ -71,7 +69,7 @@ class Observer:
         or None beside the output; `window` is as in observed_attention.
         """
         rows, keys = query.shape[2], key.shape[2]
-        weights, _ = self.row_weights(layer, rows, later, query.device)
+        weights, _ = self.row_weights(layer, rows, later)
         touched = weights.ne(0).any(0).nonzero()
         first = int(touched[0]) if len(touched) else rows
         if first == rows:
@@ -80,7 +78,13 @@ class Observer:
             return self._attend_whole(layer, query, key, weights, first, scale, plain)
         started = clock(query)
         output, mass = observed_attention(
-            query[:, :, first:], key, value, weights[:, first:], scale=scale, window=window, backend=self.backend
+            query[:, :, first:],
+            key,
+            value,
+            weights[:, first:].to(query.device),
+            scale=scale,
+            window=window,
+            backend=self.backend,
         )
         spent = clock(query) - started
         self._add(layer, mass, query.dtype)
@@ -130,14 +134,14 @@ class Observer:
             positions=positions[:, None].expand(-1, keys.shape[1], -1),
             mass=None,
             totals=None,
-            draws=self.draws,
+            draws=self.draws.to(keys.device),
             first_layer_entries=first_layer_entries,
         )
 
     def finish(self, seen: Observation, pruner: Method | None) -> Int[Tensor, "batch kept"] | None:
         """Lets every method score the layer; returns what the pruner, if any, sends on to the next layer."""
         mass = self._mass.pop(seen.layer, None)
-        _, users = self.row_weights(seen.layer, 0, 0, seen.keys.device)
+        _, users = self.row_weights(seen.layer, 0, 0)
         chosen = None
         for method in self.methods:
             started = clock(seen.keys)

@@ -109,8 +109,9 @@ class PrefillCache(AttendingCache):
 
     def attend(self, layer, query, key, value, scale, window):
         new, later = key.shape[2], self.observer.shape.tokens - self.seen - key.shape[2]
-        positions = self.alive
-        if positions is None:
+        if self.alive is not None:
+            positions = self.alive.to(key.device)  # the layer before may lie on another device
+        else:
             positions = torch.arange(self.seen, self.seen + new, device=key.device).expand(len(key), -1)
         if len(self.stored) <= layer:
             self.stored.append(PromptLayer(key, value, positions))
@@ -155,10 +156,12 @@ class PrefillCache(AttendingCache):
     def finished(self, logits: Float[Tensor, "batch vocabulary"], seconds: float) -> Prefill:
         """What remains once the last chunk has run."""
         tables, known = [], {}
-        for parts in self.rotary:
-            name = id(parts[0][0]) if parts else None
+        for layer, parts in enumerate(self.rotary):
+            device = self.stored[layer].keys.device  # the model makes its tables where its embedding is
+            name = (id(parts[0][0]), device) if parts else None
             if name not in known:
-                known[name] = tuple(torch.cat(column, 1) for column in zip(*parts, strict=True)) if parts else None
+                columns = [torch.cat(column, 1).to(device) for column in zip(*parts, strict=True)]
+                known[name] = tuple(columns) or None
             tables.append(known[name])
         shape = self.observer.shape
         seen = self.observer, self.pruner, seconds, self.queries, self.scales
@@ -167,5 +170,5 @@ class PrefillCache(AttendingCache):
 
 def _take(tensor: Shaped[Tensor, "rows tokens width"], index: Int[Tensor, "batch kept"]):
     """The tokens of each row that an index names; one row serves every row of the batch."""
-    index = index[..., None].expand(-1, -1, tensor.shape[-1])
+    index = index.to(tensor.device)[..., None].expand(-1, -1, tensor.shape[-1])
     return tensor.expand(len(index), -1, -1).gather(1, index)

@@ -157,7 +157,7 @@ class StaticCache(DecodeCache):
             seen=self.place[0] + 1,
             positions=positions,
             mass=weights,
-            draws=prefill.observer.draws.repeat(len(group.cells)),
+            draws=view.draws.repeat(len(group.cells)),
             excess=1,
             totals=None if entries.totals is None else entries.totals[:, :, : slots.used],
         )

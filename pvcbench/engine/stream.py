@@ -35,6 +35,7 @@ class StreamCache(AttendingCache):
         table = kwargs.get("position_embeddings")
         if table is not None and self.tables[layer] is not None:
             first, *rest = self.tables[layer]
+            table = tuple(part.to(first[0].device) for part in table)
             if not rest:
                 first = tuple(torch.cat((old, new), 1) for old, new in zip(first, table, strict=True))
             self.tables[layer] = [first, table]
@@ -188,7 +189,7 @@ class Block:
             positions=self.positions,
             mass=attention,
             totals=self.totals,
-            draws=prefill.observer.draws,
+            draws=prefill.observer.draws.to(self.keys.device),
             first_layer_entries=0,
             later=min(self.cache.every - 1 - row % self.cache.every, self.rows - 1 - row),
             excess=excess,
