@@ -19,8 +19,9 @@ from pvcbench.attempt import Protocol, base_row, draw_of, explain
 from pvcbench.cells import Point
 from pvcbench.engine.decode import Decoder
 from pvcbench.engine.engine import Engine
-from pvcbench.engine.evict import Cell, Group
+from pvcbench.engine.evict import Cell
 from pvcbench.engine.observe import clock
+from pvcbench.engine.static import StaticDecoder, fastest
 from pvcbench.errors import OutOfReach, UserError
 from pvcbench.memory import Meter, Search, largest_batch
 from pvcbench.models import LoadedModel
@@ -31,9 +32,11 @@ from pvcbench.tasks.throughput import GIB, LARGEST, Throughput
 FEW = 9  # tokens that a warm-up and a trial of a batch generate, in caches with room for all
 
 
-def decode(engine: Engine, group: Group, first: Int[Tensor, " rows"], new_tokens: int) -> Int[Tensor, "rows tokens"]:
+def decode(
+    decoder: Decoder | StaticDecoder, first: Int[Tensor, " rows"], new_tokens: int
+) -> Int[Tensor, "rows tokens"]:
     """Goes on greedily after the first token, `new_tokens - 1` steps; nothing in here waits for the device."""
-    decoder, tokens = Decoder(engine.call, [group], engine.backend), [first]
+    tokens = [first]
     for _ in range(new_tokens - 1):
         tokens.append(decoder.step(tokens[-1][:, None]).argmax(-1))
     return torch.stack(tokens, 1)
@@ -46,6 +49,7 @@ class Pass:
     ttft_s: float
     compress_s: float
     decode_s: float
+    capture_s: float  # getting steps ready (on a GPU: capturing one); in none of the speeds
     prefill_peak_bytes: int | None  # compression included
     decode_peak_bytes: int | None
     kept_entries: float  # after the prefill, mean over rows, evictable layers and KV heads
@@ -75,6 +79,7 @@ class Turns:
         self.cells: dict[Point, Cell] = {}
         self.failed: dict[Point, str] = {}
         self.searches: dict[Point, Search] = {}
+        self.steps: dict[Point, str] = {}  # how each cell's steps run
         for point in points:
             try:
                 self.cells[point] = point.cell(self.shape, protocol.decode == "hold")
@@ -151,13 +156,17 @@ class Turns:
         before, sizes = self.memory.peak(), [group.measure(0, row) for row in range(batch)]
         self.memory.reset()
         times.append(clock(ids))
-        decode(engine, group, first, new)
+        decoder = fastest(engine.call, [group], engine.backend)
+        self.steps[point] = "one shape" if isinstance(decoder, StaticDecoder) else "ordinary"
+        times.append(clock(ids))
+        decode(decoder, first, new)
         times.append(clock(ids))
         kept = [one.entries[layer] for one in sizes for layer in self.shape.evicted]
         return Pass(
             ttft_s=times[1] - times[0],
             compress_s=times[2] - times[1],
-            decode_s=times[4] - times[3],
+            decode_s=times[5] - times[4],
+            capture_s=times[4] - times[3],
             prefill_peak_bytes=before,
             decode_peak_bytes=self.memory.peak(),
             kept_entries=sum(kept) / len(kept),
@@ -180,9 +189,9 @@ class Turns:
         middle = {key: None if None in values else median(values) for key, values in lists.items()}
         peaks = middle["prefill_peak_bytes"], middle["decode_peak_bytes"]
         names = ("decode_tokens_per_s", "generated_per_s", "paper_tokens_per_s", "ttft_s", "compress_s", "decode_s")
-        names += ("prefill_peak_bytes", "decode_peak_bytes", "kv_bytes", "kv_bytes_end")
+        names += ("capture_s", "prefill_peak_bytes", "decode_peak_bytes", "kv_bytes", "kv_bytes_end")
         metrics = {name: middle[name] for name in names} | {"batch": batch, "weight_bytes": weight_bytes(self.engine)}
-        metrics |= {} if search is None else {"largest_batch": batch}
+        metrics |= {"steps": self.steps[point]} | ({} if search is None else {"largest_batch": batch})
         row |= {"score": middle["decode_tokens_per_s"], "metrics": metrics, "repeats": lists}
         row |= {"kept_entries": middle["kept_entries"], "kept_fraction": middle["kept_entries"] / self.shape.tokens}
         row |= {"budget_entries": self.cells[point].budget, "kv_bytes": done[0].kv_bytes}

@@ -11,7 +11,6 @@ GPU they are replayed as CUDA graphs. The last line is one JSON document.
 import argparse
 import statistics
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -52,9 +51,8 @@ def copy_bandwidth(device, mib=256, repeats=5):
 
 
 @torch.inference_mode()
-def steps_of(engine, ids, cell, steps, static):
+def steps_of(engine, prefill, cell, steps, static):
     """Seconds of each step of a freshly forked cell, and its cache bytes at the end."""
-    prefill = engine.prefill(ids, [] if cell.everything else [cell.method])
     groups = engine.fork(prefill, [cell], steps)
     fed = prefill.logits.argmax(-1, keepdim=True)
     if static:
@@ -66,7 +64,7 @@ def steps_of(engine, ids, cell, steps, static):
         started = clock(fed)
         fed = decoder.step(fed).argmax(-1, keepdim=True)
         seconds.append(clock(fed) - started)
-    return seconds, sum(groups[0].measure(0, row).kv_bytes for row in range(len(ids)))
+    return seconds, sum(groups[0].measure(0, row).kv_bytes for row in range(len(prefill.logits)))
 
 
 def summary(runs, kv_bytes, weights, bandwidth):
@@ -110,14 +108,14 @@ def main() -> None:
         ids = torch.randint(5, engine.config.vocab_size, (batch, options.tokens), generator=generator).to(
             options.device
         )
-        measured = {}
+        cells, measured = cells_of(engine, options.tokens, options.budget), {}
+        prefill = engine.prefill(ids, [cell.method for cell in cells.values() if not cell.everything])
         for repeat in range(options.repeats):
-            for name, cell in cells_of(engine, options.tokens, options.budget).items():
+            for name, cell in cells.items():
                 for static in (False, True):
-                    started = time.perf_counter()
-                    seconds, kv_bytes = steps_of(engine, ids, cell, options.steps, static)
+                    seconds, kv_bytes = steps_of(engine, prefill, cell, options.steps, static)
                     measured.setdefault((name, static), ([], kv_bytes))[0].append(seconds)
-                    print(batch, repeat, name, static, round(time.perf_counter() - started, 1), file=sys.stderr)
+                    print(f"batch {batch}, repeat {repeat}: {name}, {sum(seconds):.1f} s", file=sys.stderr)
         for (name, static), (runs, kv_bytes) in measured.items():
             line = {"batch": batch, "cell": name, "static": static, **summary(runs, kv_bytes, weights, bandwidth)}
             result["cells"].append(line)

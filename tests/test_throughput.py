@@ -20,6 +20,7 @@ from pvcbench import cli, config, console, figures, measure, memory, runner, sto
 from pvcbench.analysis import throughput_report as report
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
+from pvcbench.engine.static import StaticDecoder, fastest
 from pvcbench.errors import UserError
 from pvcbench.models import byte_tokenizer
 from pvcbench.prompts import Prompter
@@ -137,7 +138,9 @@ def test_decoding_is_greedy_and_feeds_nothing_twice(inference):
     expected = host.greedy(host.fork(host.prefill(ids), [cell], 12), feed=None, new_tokens=12, ends=())[0]
     prefill = host.prefill(ids)
     [group] = host.fork(prefill, [cell], 11, consume=True)  # room for all but the last token
-    tokens = measure.decode(host, group, prefill.logits.argmax(-1), 12)
+    decoder = fastest(host.call, [group])
+    assert isinstance(decoder, StaticDecoder)
+    tokens = measure.decode(decoder, prefill.logits.argmax(-1), 12)
     assert tokens.tolist() == expected[0]
 
 
@@ -148,14 +151,14 @@ def test_speeds_by_hand():
 
 
 def test_rows_hold_medians_of_hand_made_clocks(tmp_path, monkeypatch, undrawn):
-    """Each pass reads the clock five times: prefill 2 s, fork 1 s, a pause, decoding 5 s times the pass's number."""
+    """A pass reads the clock six times: prefill 2 s, fork 1 s, a pause, capture 4 s, decoding 5 s times its number."""
     passes, ticks = [0], [0.0]
-    steps = [7.0, 2.0, 1.0, 30.0, 5.0]  # since the reading before
+    steps = [7.0, 2.0, 1.0, 30.0, 4.0, 5.0]  # since the reading before
 
     def clock(_):
         number = passes[0]
         passes[0] += 1
-        ticks[0] += steps[number % 5] * (number // 5 if number % 5 == 4 else 1)
+        ticks[0] += steps[number % 6] * (number // 6 if number % 6 == 5 else 1)
         return ticks[0]
 
     monkeypatch.setattr(measure, "clock", clock)
@@ -163,6 +166,7 @@ def test_rows_hold_medians_of_hand_made_clocks(tmp_path, monkeypatch, undrawn):
     assert row["repeats"]["decode_s"] == [5.0, 10.0, 15.0] and row["decode_s"] == 10.0  # pass 0 is the warm-up
     assert row["repeats"]["ttft_s"] == [2.0] * 3 and row["prefill_s"] == 2.0
     found = row["metrics"]
+    assert found["capture_s"] == 4.0 and found["steps"] == "one shape"
     assert next(iter(found)) == "decode_tokens_per_s" and row["score"] == found["decode_tokens_per_s"] == 2 * 5 / 10
     assert found["generated_per_s"] == 2 * 6 / 13 and found["paper_tokens_per_s"] == 2 * (64 + 6) / 13
     # 4 layers, 2 KV heads, 16 floats for key and value each, 2 prompts; the last token is never fed
@@ -208,10 +212,10 @@ def test_cells_run_alone_in_turn_and_leave_nothing(tmp_path, prefills, undrawn):
 def test_what_fails_is_a_row_and_sinks_no_other(tmp_path, monkeypatch, undrawn):
     real = measure.decode
 
-    def short(host, group, first, new_tokens):
-        if type(group.cells[0].method).__name__ == "H2O" and new_tokens > 4:
+    def short(decoder, first, new_tokens):
+        if type(decoder.groups[0].cells[0].method).__name__ == "H2O" and new_tokens > 4:
             raise torch.OutOfMemoryError("CUDA out of\nmemory")
-        return real(host, group, first, new_tokens)
+        return real(decoder, first, new_tokens)
 
     monkeypatch.setattr(measure, "decode", short)
     first = run(tmp_path)

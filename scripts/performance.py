@@ -1,0 +1,197 @@
+"""Rewrites docs/performance.md's tables and figures from results/bench alone: python scripts/performance.py
+
+Needs results/bench/{scoring,curve,curve_long,decode}.json, which the benchmark scripts write with `--out`, and the rows
+of results/pyramidinfer_throughput. The same files give the same bytes.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from pvcbench import store
+from pvcbench.analysis import throughput_report
+from pvcbench.errors import UserError
+from pvcbench.figures import save
+from pvcbench.looks import BLACK, BLUE, DASHED, GREEN, GREY, ORANGE, RED
+from pvcbench.scale_report import fill, table
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ("scoring", "curve", "curve_long", "decode")
+CURVES = (("seconds", "peer_over_ours"), ("seconds_without_observed", "peer_over_ours_without_observed"))
+SIDES = {"ours": ("pvcbench, one shared prefill", BLUE, -0.2), "peer": ("kvpress, point by point", ORANGE, 0.2)}
+COLUMNS = {  # of the scoring benchmark: key, words, colour, marker
+    "h2o": ("h2o_ratio", "H2O: every row", BLUE, "s"),
+    "window": ("window_ratio", "a window of 64 rows", GREEN, "^"),
+    "pvc": ("pvc_prefill_ratio", "PvC at 50%, pruned", RED, "o"),
+    "peer": ("peer_ratio", "kvpress: ObservedAttention", BLACK, "X"),
+}
+
+
+def ranged(value, ends) -> str:
+    """A ratio with its smallest and largest, or a dash where there is none."""
+    return "-" if value is None else f"{value:.2f} [{ends[0]:.2f}, {ends[1]:.2f}]"
+
+
+def machine(found: dict) -> str:
+    """What the numbers were measured on, a line per benchmark."""
+    rows = []
+    for name, one in found.items():
+        own = one["machine"]
+        where = f"{own['processor']}, {one.get('threads', own['threads'])} threads"
+        packages = f"torch {own['packages']['torch']}, transformers {own['packages']['transformers']}"
+        rows.append([f"`{name}.json`", f"`{one['command']}`", where, packages, own["started"][:10]])
+    return table(["file in results/bench", "command", "machine", "packages", "day"], rows)
+
+
+def scoring(one: dict) -> str:
+    """Prefill ratios and added memory at every length."""
+    head = [
+        "tokens",
+        "plain, s",
+        *(words for _, words, _, _ in COLUMNS.values()),
+        "MiB added, H2O",
+        "MiB added, kvpress",
+    ]
+    rows = []
+    for at, length in enumerate(one["lengths"]):
+        row = [f"{length:,}", f"{one['plain_s'][at]:.2f}"]
+        row += [ranged(one[key][at], one[f"{key}_range"][at]) for key, *_ in COLUMNS.values()]
+        added = one["h2o_added_mib"][at], one["peer_added_mib"][at]
+        rows.append([*row, *("-" if mib is None else f"{mib:,.1f}" for mib in added)])
+    notes = sorted({note for note in one["peer_note"] if note})
+    return table(head, rows) + "".join(f"\n\nkvpress: {note}." for note in notes)
+
+
+def scoring_figure(one: dict) -> Figure:
+    """What scoring makes of a plain prefill, by length."""
+    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(1, color=GREY, linewidth=1, label="plain prefill, the full cache's")
+    for key, words, colour, marker in COLUMNS.values():
+        known = [(n, r, *ends) for n, r, ends in zip(one["lengths"], one[key], one[f"{key}_range"], strict=True) if r]
+        x, middle, low, high = zip(*known, strict=True)
+        bars = [
+            [m - end for m, end in zip(middle, low, strict=True)],
+            [end - m for m, end in zip(middle, high, strict=True)],
+        ]
+        axes.errorbar(x, middle, yerr=bars, color=colour, marker=marker, markersize=5, capsize=2, label=words)
+    axes.set(xscale="log", yscale="log", xlabel="prompt, tokens", ylabel="prefill, of each side's own plain prefill")
+    axes.set_xticks(one["lengths"], [f"{length:,}" for length in one["lengths"]])
+    axes.minorticks_off()
+    ticks = [0.5, 1, 2, 4, 8]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.legend(loc="upper left", fontsize=8)
+    repeats = one["repeats"]
+    axes.set_title(f"SmolLM2-135M, {one['machine']['processor']}; median of {repeats} repeats, smallest and largest")
+    return figure
+
+
+def curve(found: dict) -> str:
+    """Whole curves against the peer's points, by prompt length."""
+    head = ["tokens", "samples", "cells", "ours, s", "kvpress, s", "kvpress / ours", "ours without H2O, s"]
+    head += ["kvpress without ObservedAttention, s", "kvpress / ours, without", "full caches: same text"]
+    rows = []
+    for one in found.values():
+        full = one["answers"]["full"]
+        row = [f"{one['tokens']:,}", str(len(one["peer_seconds"]["each"])), str(one["cells"])]
+        for name, key in CURVES:
+            row += [f"{one[f'{side}_{name}']['median']:.1f}" for side in ("ours", "peer")]
+            row.append(ranged(one[key], one[f"{key}_range"]))
+        rows.append([*row, f"{full['same_text']} of {full['of']}"])
+    return table(head, rows)
+
+
+def curve_figure(found: dict) -> Figure:
+    """Seconds of a sample's whole curve, ours and the peer's."""
+    figure = Figure(figsize=(6.8, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
+    for axes, one in zip(panels, found.values(), strict=True):
+        for at, (name, _) in enumerate(CURVES):
+            for side, (words, colour, shift) in SIDES.items():
+                own = one[f"{side}_{name}"]
+                bars = [[own["median"] - own["smallest"]], [own["largest"] - own["median"]]]
+                label = None if at else words
+                axes.bar(at + shift, own["median"], 0.36, color=colour, yerr=bars, capsize=3, label=label)
+                place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": 8}
+                axes.annotate(f"{own['median']:.0f} s", (at + shift, own["median"]), **place)
+        axes.set_xticks([0, 1], ["3 methods x 8 budgets", "without H2O"])
+        axes.set_title(f"{one['tokens']:,} tokens, {len(one['peer_seconds']['each'])} samples")
+        axes.margins(y=0.15)
+    panels[0].set_ylabel("seconds per sample, median (smallest to largest)")
+    panels[0].legend(fontsize=8)
+    return figure
+
+
+def decode(one: dict) -> str:
+    """Steps against their floor."""
+    head = ["batch", "cache", "steps of one shape", "step, ms", "floor, ms", "step / floor", "drift", "KV, MiB"]
+    rows = [
+        [str(cell["batch"]), cell["cell"], "yes" if cell["static"] else "no", f"{1e3 * cell['step_s']:.1f}",
+         f"{1e3 * cell['floor_s']:.1f}", f"{cell['over_floor']:.2f}", f"{cell['drift']:.2f}", f"{cell['kv_mib']:.1f}"]
+        for cell in one["cells"]
+    ]  # fmt: skip
+    return f"Copy bandwidth {one['copy_gb_per_s']} GB/s, weights {one['weight_mib']} MiB.\n\n{table(head, rows)}"
+
+
+def decode_figure(one: dict) -> Figure:
+    """A bar for every cache: its step over its floor."""
+    batches = sorted({cell["batch"] for cell in one["cells"]})
+    figure = Figure(figsize=(7.6, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(batches), squeeze=False, sharey=True)[0]
+    for axes, batch in zip(panels, batches, strict=True):
+        cells = [cell for cell in one["cells"] if cell["batch"] == batch]
+        names = list(dict.fromkeys(cell["cell"] for cell in cells))
+        for static, colour, shift in ((False, GREY, 0.2), (True, BLUE, -0.2)):
+            own = [next(c["over_floor"] for c in cells if (c["cell"], c["static"]) == (name, static)) for name in names]
+            label = "steps of one shape" if static else "ordinary steps"
+            axes.barh([at + shift for at in range(len(names))], own, 0.36, color=colour, label=label)
+        axes.axvline(1, color=BLACK, linestyle=DASHED, linewidth=1)
+        axes.set_yticks(range(len(names)), names)
+        axes.set(xlabel="step / (weights + cache read once)", title=f"batch {batch}")
+    panels[0].invert_yaxis()
+    panels[-1].legend(fontsize=8)
+    figure.suptitle(
+        f"Decoding at {one['tokens']:,} prompt tokens, budget {one['budget']}; dashed: the floor", fontsize=9
+    )
+    return figure
+
+
+def throughput(rows: pd.DataFrame) -> str:
+    """The summary of the committed throughput run."""
+    found = throughput_report.tables(rows)["summary"]
+    head = [name.replace("_", " ") for name in found.columns]
+    lines = [["" if pd.isna(value) else f"{value:.4g}" if isinstance(value, float) else str(value) for value in line]
+             for line in found.itertuples(index=False)]  # fmt: skip
+    return table(head, lines)
+
+
+def main() -> int:
+    """Rewrites tables and figures and prints their paths; 2 where a file is missing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    parser.add_argument("--doc", type=Path, default=ROOT / "docs/performance.md")
+    options = parser.parse_args()
+    folder = options.results / "bench"
+    try:
+        found = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in NAMES}
+        rows = store.load(options.results / "pyramidinfer_throughput")
+        curves = {name: found[name] for name in ("curve", "curve_long")}
+        parts = {"machine": machine(found), "scoring": scoring(found["scoring"]), "curve": curve(curves)}
+        fill(options.doc, parts | {"decode": decode(found["decode"]), "throughput": throughput(rows)})
+    except (OSError, UserError) as error:
+        print(f"performance: {error}; the benchmark scripts write these files with --out", file=sys.stderr)
+        return 2
+    drawn = {"scoring": scoring_figure(found["scoring"]), "curve": curve_figure(curves)}
+    for path in [options.doc, *save((drawn | {"decode": decode_figure(found["decode"])}).items, folder / "figures")]:
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
