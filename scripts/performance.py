@@ -1,6 +1,6 @@
 """Rewrites docs/performance.md's tables and figures from results/bench alone: python scripts/performance.py
 
-Needs results/bench/{scoring,curve,curve_long,decode}.json, which the benchmark scripts write with `--out`, and the rows
+Needs results/bench/{scoring,scoring_long,curve,curve_short,decode}.json, which the benchmark scripts write with `--out`, and the rows
 of results/pyramidinfer_throughput. The same files give the same bytes.
 """
 
@@ -22,7 +22,7 @@ from pvcbench.looks import BLACK, BLUE, DASHED, GREEN, GREY, ORANGE, RED
 from pvcbench.scale_report import fill, table
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("scoring", "curve", "curve_long", "decode")
+NAMES = ("scoring", "scoring_long", "curve", "curve_short", "decode")
 CURVES = (("seconds", "peer_over_ours"), ("seconds_without_observed", "peer_over_ours_without_observed"))
 SIDES = {"ours": ("pvcbench, one shared prefill", BLUE, -0.2), "peer": ("kvpress, point by point", ORANGE, 0.2)}
 COLUMNS = {  # of the scoring benchmark: key, words, colour, marker
@@ -47,6 +47,14 @@ def machine(found: dict) -> str:
         packages = f"torch {own['packages']['torch']}, transformers {own['packages']['transformers']}"
         rows.append([f"`{name}.json`", f"`{one['command']}`", where, packages, own["started"][:10]])
     return table(["file in results/bench", "command", "machine", "packages", "day"], rows)
+
+
+def joined(short: dict, long: dict) -> dict:
+    """The columns of two runs of the scoring benchmark, one after the other; `repeats` names both counts."""
+    both = {key: value + long[key] if isinstance(value, list) else value for key, value in short.items()}
+    return both | {
+        "repeats": f"{short['repeats']} repeats, {long['repeats']} at {long['lengths'][0]:,} tokens and more"
+    }
 
 
 def scoring(one: dict) -> str:
@@ -87,8 +95,7 @@ def scoring_figure(one: dict) -> Figure:
     ticks = [0.5, 1, 2, 4, 8]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.legend(loc="upper left", fontsize=8)
-    repeats = one["repeats"]
-    axes.set_title(f"SmolLM2-135M, {one['machine']['processor']}; median of {repeats} repeats, smallest and largest")
+    axes.set_title(f"SmolLM2-135M, {one['machine']['processor']}; medians, smallest and largest\nof {one['repeats']}")
     return figure
 
 
@@ -181,13 +188,14 @@ def main() -> int:
     try:
         found = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in NAMES}
         rows = store.load(options.results / "pyramidinfer_throughput")
-        curves = {name: found[name] for name in ("curve", "curve_long")}
-        parts = {"machine": machine(found), "scoring": scoring(found["scoring"]), "curve": curve(curves)}
+        curves = {name: found[name] for name in ("curve_short", "curve")}
+        scored = joined(found["scoring"], found["scoring_long"])
+        parts = {"machine": machine(found), "scoring": scoring(scored), "curve": curve(curves)}
         fill(options.doc, parts | {"decode": decode(found["decode"]), "throughput": throughput(rows)})
     except (OSError, UserError) as error:
         print(f"performance: {error}; the benchmark scripts write these files with --out", file=sys.stderr)
         return 2
-    drawn = {"scoring": scoring_figure(found["scoring"]), "curve": curve_figure(curves)}
+    drawn = {"scoring": scoring_figure(scored), "curve": curve_figure(curves)}
     for path in [options.doc, *save((drawn | {"decode": decode_figure(found["decode"])}).items, folder / "figures")]:
         print(path)
     return 0
