@@ -195,7 +195,7 @@ def engine_agreement(setup, name):
     overlap = ((kept[0] * kept[1]).sum() / kept[0].sum()).item()
     off = ((scores[0] - scores[1]).abs() / scores[1].abs().clamp(min=1e-3)).max().item()
     # bfloat16 rounds the blocked path's weights; float32 differs by the order of its sums
-    passed = overlap > (0.98 if name == "bfloat16" else 0.999)
+    passed = overlap > (0.95 if name == "bfloat16" else 0.999)
     return {"dtype": name, "score_error": off, "overlap": overlap, "passed": passed}
 
 

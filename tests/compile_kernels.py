@@ -32,7 +32,7 @@ def shared_memory(program, element, tiles, capability, **constants):
     names = list(types)
     values = {(names.index(name),): value for name, value in constants.items() if name in types}
     strides = ("_batch", "_head", "_row", "_slot")
-    aligned = [name for name in names if types[name][0] == "*" or name.endswith(strides) and name != "length_head"]
+    aligned = [name for name in names if types[name][0] == "*" or (name.endswith(strides) and name != "length_head")]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     source = ASTSource(fn=program, signature=types, constexprs=values, attrs=attributes)
     options = {"num_warps": tiles[2], "num_stages": tiles[3], "enable_fp_fusion": True}

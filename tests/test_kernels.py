@@ -254,8 +254,8 @@ def test_decoding_every_head_size_and_dtype(dim, value_dim, dtype):
     torch.testing.assert_close(weights.double(), attention, **CLOSE)
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4, 7, 8, 17])
-@pytest.mark.parametrize("splits", [1, 2, 8])
+@pytest.mark.parametrize("groups", [1, 4, 7, 17])
+@pytest.mark.parametrize("splits", [1, 8])
 def test_decoding_reads_the_filled_slots_alone(groups, splits):
     """Ragged lengths, one slot and all of them among them; what lies beyond is never read, not even where NaN."""
     query, key, value = tensors(groups, 2, 2, groups, 1, 200, 16)

@@ -6,6 +6,7 @@ Triton's interpreter (TRITON_INTERPRET=1, set before Triton is imported).
 """
 
 import os
+from functools import wraps
 
 import torch
 from jaxtyping import Float, Int
@@ -53,6 +54,18 @@ def reduced(
     return grouped.sum(3) if group == "sum" else grouped.mean(3)
 
 
+def _on_its_device(function):
+    """Launches on the GPU that the query is on, where a model is spread over several."""
+
+    @wraps(function)
+    def run(query, *args, **kwargs):
+        with torch.cuda.device_of(query):
+            return function(query, *args, **kwargs)
+
+    return run
+
+
+@_on_its_device
 def row_lse(
     query: Float[Tensor, "batch heads queries dim"],
     key: Float[Tensor, "batch kv_heads keys dim"],
@@ -75,6 +88,7 @@ def row_lse(
     return lse
 
 
+@_on_its_device
 def column_mass(
     query: Float[Tensor, "batch heads queries dim"],
     key: Float[Tensor, "batch kv_heads keys dim"],
@@ -111,6 +125,7 @@ def column_mass(
     return mass
 
 
+@_on_its_device
 def slot_decode(
     query: Float[Tensor, "batch heads 1 dim"],
     keys: Float[Tensor, "batch kv_heads slots dim"],
