@@ -1,7 +1,7 @@
 """Rewrites docs/performance.md's tables and figures from results/bench alone: python scripts/performance.py
 
-Needs results/bench/{scoring,scoring_long,curve,curve_short,decode}.json, which the benchmark scripts write with `--out`, and the rows
-of results/pyramidinfer_throughput. The same files give the same bytes.
+Needs results/bench/{scoring,scoring_long,curve,curve_short,decode}.json, which the benchmark scripts write with `--out`,
+and the rows of results/pyramidinfer_throughput. The same files give the same bytes.
 """
 
 import argparse

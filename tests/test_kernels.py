@@ -1,6 +1,7 @@
 """The Triton kernels in Triton's interpreter (on a GPU where there is one) against softmax in float64."""
 
 import math
+import os
 import subprocess
 import sys
 from itertools import chain
@@ -253,8 +254,8 @@ def test_decoding_every_head_size_and_dtype(dim, value_dim, dtype):
     torch.testing.assert_close(weights.double(), attention, **CLOSE)
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4, 7, 8, 17])
-@pytest.mark.parametrize("splits", [1, 2, 8])
+@pytest.mark.parametrize("groups", [1, 4, 7, 17])
+@pytest.mark.parametrize("splits", [1, 8])
 def test_decoding_reads_the_filled_slots_alone(groups, splits):
     """Ragged lengths, one slot and all of them among them; what lies beyond is never read, not even where NaN."""
     query, key, value = tensors(groups, 2, 2, groups, 1, 200, 16)
@@ -338,7 +339,12 @@ def test_a_machine_that_cannot_run_the_kernels_says_so(monkeypatch):
     assert "pip install triton" in available(torch.device("cuda"))
 
 
-def test_the_engine_imports_without_triton():
-    code = "import sys; sys.modules['triton'] = None; import pvcbench.engine.engine, pvcbench.engine.check"
+def test_every_program_compiles_for_a_gpu():
+    """Triton's compiler takes what its interpreter ran, and no program needs more shared memory than GPUs have."""
     root = Path(__file__).parent.parent
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, timeout=120)
+    command = [sys.executable, root / "tests/compile_kernels.py", "80", "bf16", "90"]
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(root)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    needed = [int(line.split()[1]) for line in done.stdout.splitlines()]
+    assert len(needed) == 6 and max(needed) <= 99 * 1024  # of a consumer GPU; a data centre's have more

@@ -11,7 +11,11 @@ STANDARD = {"dataclasses", "collections", "functools", "itertools", "typing", "m
 
 def imports(path):
     """The names of all modules a file imports, at any depth of it."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    return names(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def names(tree):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -38,6 +42,14 @@ def test_engine_runs_on_a_bare_machine(path):
     ours = {"pvcbench.engine", "pvcbench.policy", "pvcbench.errors"}
     allowed = {"torch", "transformers", "jaxtyping", "flash_attn", "triton", *STANDARD, *ours}
     assert not [name for name in imports(path) if not within(name, allowed)]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pvcbench/engine").glob("*.py")), ids=lambda path: path.name)
+def test_triton_and_flash_attn_are_imported_where_they_are_used(path):
+    """Modules load without these; the programs alone cannot be written without Triton."""
+    top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    heavy = {"triton", "flash_attn", "pvcbench.engine.triton_kernels"}
+    assert path.name == "triton_kernels.py" or not [name for name in names(ast.Module(top, [])) if within(name, heavy)]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "pvcbench/tasks").glob("*.py")), ids=lambda path: path.name)

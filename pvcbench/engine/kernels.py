@@ -6,6 +6,7 @@ Triton's interpreter (TRITON_INTERPRET=1, set before Triton is imported).
 """
 
 import os
+from functools import wraps
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +19,7 @@ LOG2E = 1.4426950408889634
 # Tiles by bytes of a padded head: keys, rows, warps, stages. A block of keys stays, tiles of rows pass by.
 COLUMN_TILES = {128: (128, 64, 8, 3), 256: (128, 64, 8, 3), 512: (64, 64, 4, 2)}
 LSE_TILES = {128: (128, 64, 4, 3), 256: (128, 64, 8, 3), 512: (64, 64, 4, 2)}  # rows, keys, warps, stages
-EXACT_TILES = (32, 32, 4, 1)  # float32 products are formed without tensor cores
+EXACT_TILES = (32, 32, 8, 1)  # float32 products are formed without tensor cores
 INTERPRETED_TILES = (64, 64, 4, 1)
 DECODE_COLUMNS = 64
 
@@ -53,6 +54,18 @@ def reduced(
     return grouped.sum(3) if group == "sum" else grouped.mean(3)
 
 
+def _on_its_device(function):
+    """Launches on the GPU that the query is on, where a model is spread over several."""
+
+    @wraps(function)
+    def run(query, *args, **kwargs):
+        with torch.cuda.device_of(query):
+            return function(query, *args, **kwargs)
+
+    return run
+
+
+@_on_its_device
 def row_lse(
     query: Float[Tensor, "batch heads queries dim"],
     key: Float[Tensor, "batch kv_heads keys dim"],
@@ -75,6 +88,7 @@ def row_lse(
     return lse
 
 
+@_on_its_device
 def column_mass(
     query: Float[Tensor, "batch heads queries dim"],
     key: Float[Tensor, "batch kv_heads keys dim"],
@@ -111,6 +125,7 @@ def column_mass(
     return mass
 
 
+@_on_its_device
 def slot_decode(
     query: Float[Tensor, "batch heads 1 dim"],
     keys: Float[Tensor, "batch kv_heads slots dim"],
@@ -130,6 +145,7 @@ def slot_decode(
     query, keys, values = _contiguous(query), _contiguous(keys), _contiguous(values)
     (batch, heads, _, dim), (kv_heads, slots), value_dim = query.shape, keys.shape[1:3], values.shape[3]
     sharing, device, wide = heads // kv_heads, query.device, torch.float32
+    columns = DECODE_COLUMNS if _width(dim) * query.element_size() <= 256 else DECODE_COLUMNS // 2
     splits = splits or _splits(batch * kv_heads, slots, device)
     partial = torch.empty(batch * heads, splits, value_dim, dtype=wide, device=device)
     norms = torch.empty(batch * heads, splits, dtype=wide, device=device)
@@ -140,7 +156,7 @@ def slot_decode(
         query, keys, values, lengths, partial, norms, attention,
         *query.stride()[:2], *keys.stride()[:3], *values.stride()[:3], *lengths.stride(),
         kv_heads, slots, scale * LOG2E, GROUP=sharing, TILE=_width(sharing), DIM=dim, WIDTH=_width(dim),
-        VALUE_DIM=value_dim, VALUE_WIDTH=_width(value_dim), COLUMNS=DECODE_COLUMNS if dim <= 128 else 32,
+        VALUE_DIM=value_dim, VALUE_WIDTH=_width(value_dim), COLUMNS=columns,
         SPLITS=splits, WEIGHTS=weights, WIDEN=_widen(query), num_warps=4, num_stages=2, enable_fp_fusion=True,
     )  # fmt: skip
     combine_program[(batch * heads,)](
