@@ -1,6 +1,6 @@
 """Rewrites docs/performance.md's tables and figures from results/bench alone: python scripts/performance.py
 
-Needs results/bench/{scoring,scoring_long,curve,curve_short,decode}.json, which the benchmark scripts write with `--out`,
+Needs results/bench/{scoring,scoring_long,curve,curve_short,decode}.json, which the benchmark scripts write by `--out`,
 and the rows of results/pyramidinfer_throughput. The same files give the same bytes.
 """
 
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from pvcbench import store
 from pvcbench.analysis import throughput_report
+from pvcbench.costs import ARCHITECTURES
 from pvcbench.errors import UserError
 from pvcbench.figures import save
 from pvcbench.looks import BLACK, BLUE, DASHED, GREEN, GREY, ORANGE, RED
@@ -169,6 +170,20 @@ def decode_figure(one: dict) -> Figure:
     return figure
 
 
+def bound(batch: int = 32, prompt: int = 512, new: int = 256, memory: float = 80e9) -> str:
+    """What bytes allow in the paper's setting: a step's traffic at the mean cache, and batches that fit at the end."""
+    model = ARCHITECTURES["Llama-2-13B"]
+    entry = model.layers * model.entry_bytes(2)
+    full = 2 * model.read_weights + batch * (prompt + new / 2) * entry
+    rows = []
+    for words, share in (("full cache", 1.0), ("published setting", 0.723), ("claimed", 0.454)):
+        traffic = 2 * model.read_weights + batch * (share * prompt + new / 2) * entry
+        fits = int((memory - 2 * model.parameters) / ((share * prompt + new) * entry))
+        rows.append([words, f"{share:.1%}", f"{traffic / 2**30:.1f}", f"{full / traffic:.2f}", str(fits)])
+    head = ["cache", "of the prompt kept", "a step reads, GiB", "faster than full at most", "batch that fits"]
+    return table(head, rows)
+
+
 def throughput(rows: pd.DataFrame) -> str:
     """The summary of the committed throughput run."""
     found = throughput_report.tables(rows)["summary"]
@@ -191,7 +206,8 @@ def main() -> int:
         curves = {name: found[name] for name in ("curve_short", "curve")}
         scored = joined(found["scoring"], found["scoring_long"])
         parts = {"machine": machine(found), "scoring": scoring(scored), "curve": curve(curves)}
-        fill(options.doc, parts | {"decode": decode(found["decode"]), "throughput": throughput(rows)})
+        parts |= {"decode": decode(found["decode"]), "throughput": throughput(rows), "bound": bound()}
+        fill(options.doc, parts)
     except (OSError, UserError) as error:
         print(f"performance: {error}; the benchmark scripts write these files with --out", file=sys.stderr)
         return 2
