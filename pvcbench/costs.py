@@ -22,6 +22,7 @@ TERMS = {
     "pair_flop": "operation of plain attention (4 per query-key pair, head and dimension)",
     "observed_flop": "operation of attention whose weights are summed as well",
     "weight_byte": "byte of weights read in a call",
+    "shared_byte": "byte of weights in a call of several rows, beyond that (CPUs pack them for it)",
     "cache_byte": "byte of cached keys and values read in a decoding step",
     "copied_byte": "byte of keys and values copied into a fork",
     "ranked_entry": "entry of a KV head ranked by a cell that evicts",
@@ -117,6 +118,7 @@ def call(model: Architecture, positions: Sequence[int], rows: int, element: int)
     return {
         "linear_flop": float(flops),
         "weight_byte": float(model.read_weights * element),
+        "shared_byte": float(model.read_weights * element) if max(positions) > 1 else 0.0,
         "layer_call": float(model.layers),
     }
 

@@ -37,7 +37,7 @@ def spell(value: float) -> str:
 def pace(term: str, own: float) -> str:
     """Seconds per unit as units per second; of a layer's call as they are."""
     if not own:
-        return "none found"
+        return "none"
     if term.endswith("call"):
         return spell(own)
     unit = "Gflop/s" if term.endswith(("flop", "product")) else "G entries/s" if term.endswith("entry") else "GB/s"

@@ -46,6 +46,7 @@ ASSUMED = {  # assumed, not measured: shares of those peaks, a nanosecond per ra
     "pair_flop": 1 / (0.35 * FLOPS),
     "observed_flop": 1 / (0.1 * FLOPS),
     "weight_byte": 1 / (0.6 * BYTES),
+    "shared_byte": 0.0,
     "cache_byte": 1 / (0.6 * BYTES),
     "copied_byte": 2 / (0.6 * BYTES),
     "ranked_entry": 1e-9,
