@@ -22,6 +22,7 @@ TERMS = {
     "pair_flop": "operation of plain attention (4 per query-key pair, head and dimension)",
     "observed_flop": "operation of attention whose weights are summed as well",
     "weight_byte": "byte of weights read in a call",
+    "shared_byte": "byte of weights in a call of several rows, beyond that (CPUs pack them for it)",
     "cache_byte": "byte of cached keys and values read in a decoding step",
     "copied_byte": "byte of keys and values copied into a fork",
     "ranked_entry": "entry of a KV head ranked by a cell that evicts",
@@ -117,6 +118,7 @@ def call(model: Architecture, positions: Sequence[int], rows: int, element: int)
     return {
         "linear_flop": float(flops),
         "weight_byte": float(model.read_weights * element),
+        "shared_byte": float(model.read_weights * element) if max(positions) > 1 else 0.0,
         "layer_call": float(model.layers),
     }
 
@@ -174,17 +176,12 @@ def fit(points: Sequence[tuple[Mapping[str, float], float]]) -> dict[str, float]
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the peak of a prefill: what stays (weights, cache, scores) and what only its largest layer needs."""
+    """Bytes of a prefill: what stays when it is done, and the peak while it runs."""
 
     weights: int
     cache: int
     scores: int
-    passing: int  # activations, and the block of attention weights while rows are observed
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.weights + self.cache + self.scores + self.passing
+    peak: int
 
 
 def memory(
@@ -197,23 +194,22 @@ def memory(
 ) -> Memory:
     """Memory of one prefill.
 
-    `channels` running totals and, where `scored`, a score (8 bytes each) stay per entry and KV head. The passing part
-    is the larger of the MLP's (gate, up and their product, the normed input and the residual) and of attention's
-    (queries, keys and values before and after RoPE, the output, and where rows are observed a block of attention
-    weights, a copy of keys and values, and a float32 mass per head). `block` is the engine's: weights at once, and rows
-    at most (at least 16).
+    `channels` running totals and, where `scored`, a score (8 bytes each) stay per entry and KV head. The peak is that
+    of the layer in which what was stored so far and what only passes are largest together. What passes is the larger
+    of the MLP's (gate, up and their product, the normed input and the residual) and of attention's (queries, keys and
+    values before and after RoPE, the output, and where rows are observed a block of attention weights, a copy of keys
+    and values, and a float32 mass per head). `block` is the engine's: weights at once, and rows at most (16 at least).
     """
-    longest, observing = max(profile.reaching), any(profile.observed)
     query, key = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    mlp = longest * (2 * model.hidden + 3 * model.intermediate) * element
-    attention = longest * (2 * model.hidden + 3 * query + 3 * key) * element
-    if observing:
-        rows = max(16, min(block[1], block[0] // (model.heads * longest)))
-        attention += (rows * model.heads + 2 * key) * longest * element + 4 * longest * model.heads
-    entries = sum(profile.reaching) * model.kv_heads
-    return Memory(
-        weights=model.parameters * element,
-        cache=sum(profile.reaching) * model.entry_bytes(element),
-        scores=entries * 8 * (channels + 1) if scored else 0,
-        passing=max(mlp, attention),
-    )
+    weights, stored, most = model.parameters * element, 0, 0
+    stays = model.entry_bytes(element), model.kv_heads * 8 * (channels + 1) if scored else 0
+    for tokens, observed in zip(profile.reaching, profile.observed, strict=True):
+        mlp = tokens * (2 * model.hidden + 3 * model.intermediate) * element
+        attention = tokens * (2 * model.hidden + 3 * query + 3 * key) * element
+        if observed:
+            rows = min(observed, max(16, min(block[1], block[0] // (model.heads * tokens))))
+            attention += (rows * model.heads + 2 * key) * tokens * element + 4 * tokens * model.heads
+        stored += tokens * sum(stays)
+        most = max(most, stored + max(mlp, attention))
+    entries = sum(profile.reaching)
+    return Memory(weights, entries * stays[0], entries * stays[1], weights + most)

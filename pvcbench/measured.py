@@ -66,7 +66,7 @@ class Measured:
         profile = self.profile_of(point, every_layer(point["tokens"], model.layers))
         scored = point["method"] in ("observed", "window")
         found = costs.memory(model, profile, self.element, point["method"] == "observed", scored)
-        return found.total - found.weights
+        return found.peak - found.weights
 
     def compared(self, role: str) -> str:
         """The points of a role beside what the model says of them, as a table."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from pvcbench.errors import UserError
-from pvcbench.figures import save
 from pvcbench.looks import BLACK, BLUE, DASHED, GREEN, GREY, MIXED, ORANGE, PURPLE, RED, SKY
 
 UNITS = {"d": 86400, "h": 3600, "min": 60, "s": 1, "ms": 1e-3, "µs": 1e-6}
@@ -37,7 +36,7 @@ def spell(value: float) -> str:
 def pace(term: str, own: float) -> str:
     """Seconds per unit as units per second; of a layer's call as they are."""
     if not own:
-        return "none found"
+        return "none"
     if term.endswith("call"):
         return spell(own)
     unit = "Gflop/s" if term.endswith(("flop", "product")) else "G entries/s" if term.endswith("entry") else "GB/s"
@@ -110,8 +109,3 @@ def length_figure(
         axes.legend(fontsize=7)
     figure.suptitle(title, fontsize=9)
     return figure
-
-
-def draw(folder: Path, **figures: Figure) -> list[Path]:
-    """Writes the figures as PNG and SVG."""
-    return save(figures.items, folder)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pvcbench.costs import Architecture, Profile, Work, add, fork, prefill, seconds, step, times
 from pvcbench.policy import Method, Shape
-from pvcbench.scale_report import table
+from pvcbench.scale_report import spell, table
 from pvcbench.tasks.longbench_sets import SETS
 
 PARTS = ("prefill", "fork", "decode")
@@ -118,6 +118,7 @@ def hours(
     for name, items, tokens, new in longbench(longest):
         cells = cells_of(tokens)
         row = {"set": name, "items": items, "tokens": tokens, "new": new, "cells": len(cells)}
+        row["prefills"] = sum(cell.own_prefill for cell in cells) + 1
         for way, works in (("apart", per_point), ("shared", shared)):
             for part, work in works(model, cells, new, element).items():
                 row[f"{way} {part}"] = items * seconds(work, rates) / 3600
@@ -134,3 +135,19 @@ def swept(rows: Sequence[Mapping]) -> str:
         sizes = [f"{row[key]:,}" if key in row else "" for key in ("items", "tokens", "new", "cells")]
         lines.append([row["set"], *sizes, *(f"{row[key]:,.2f}" for key in columns), *(f"{each:,.1f}" for each in sums)])
     return table(["set", "items", "tokens", "new", "cells", *columns, "apart", "shared"], lines)
+
+
+def worked(row: Mapping) -> str:
+    """The arithmetic of one set in words."""
+    item = {key: row[key] * 3600 / row["items"] for key in row if key.startswith(("apart", "shared"))}
+    cells, steps = row["cells"], row["new"] - 1
+    apart = item["apart prefill"] / cells, item["apart fork"] / cells, item["apart decode"] / (cells * steps)
+    whole = [sum(item[f"{way} {part}"] for part in PARTS) for way in ("apart", "shared")]
+    each, total = item["shared decode"] / steps, [row["items"] * spent / 3600 for spent in whole]
+    return (
+        f"{row['set']}, an item of {row['tokens']:,} tokens. Apart: {cells} prefills of {spell(apart[0])} on average, "
+        f"{cells} forks of {spell(apart[1])} and {cells} x {steps} steps of {spell(apart[2])}, {spell(whole[0])} in all. "
+        f"Shared: {row['prefills']} prefills that take {spell(item['shared prefill'])} together, the same forks, and "
+        f"{steps} steps of {cells} caches, {spell(each)} each: {spell(whole[1])}. Times {row['items']} items: "
+        f"{total[0]:.1f} and {total[1]:.1f} hours."
+    )

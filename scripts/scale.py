@@ -21,9 +21,10 @@ from methods.pvc_ladder import ladder
 from pvcbench import costs, sweep
 from pvcbench.costs import ARCHITECTURES, Architecture, Profile
 from pvcbench.errors import OutOfReach, UserError
+from pvcbench.figures import save
 from pvcbench.measured import Measured, constants, every_layer
 from pvcbench.policy import Method, Shape
-from pvcbench.scale_report import check_figure, draw, fill, gib, length_figure, spell, table
+from pvcbench.scale_report import check_figure, fill, gib, length_figure, spell, table
 from scripts.bench_costs import Window
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,6 +47,7 @@ ASSUMED = {  # assumed, not measured: shares of those peaks, a nanosecond per ra
     "pair_flop": 1 / (0.35 * FLOPS),
     "observed_flop": 1 / (0.1 * FLOPS),
     "weight_byte": 1 / (0.6 * BYTES),
+    "shared_byte": 0.0,
     "cache_byte": 1 / (0.6 * BYTES),
     "copied_byte": 2 / (0.6 * BYTES),
     "ranked_entry": 1e-9,
@@ -119,8 +121,8 @@ def one_length(
     for name, share in (("step", 1.0), ("step_tenth", 0.1)):
         found[name] = costs.seconds(costs.step(model, share * tokens * model.layers, 1, element), rates)
     found["cache"] = tokens * model.layers * model.entry_bytes(element)
-    found["peak"] = costs.memory(model, profiles["plain"], element, scored=False, block=block).total
-    found["peak_observed"] = costs.memory(model, profiles["observed"], element, 1, block=block).total
+    found["peak"] = costs.memory(model, profiles["plain"], element, scored=False, block=block).peak
+    found["peak_observed"] = costs.memory(model, profiles["observed"], element, 1, block=block).peak
     return found
 
 
@@ -151,7 +153,8 @@ def figures(measured: Measured, rates: Mapping[str, float], title: str, folder: 
     lines = {way: [(n, one[key]) for n, one in found["Llama-3-8B"] if one[key]] for way, key in WAYS.items()}
     steps = {name: [(n, one["step"], one["step_tenth"]) for n, one in line] for name, line in found.items()}
     seen = f"{measured.about}: the cost model on\npoints it was fitted on (hollow) and on others (filled)"
-    return draw(folder, costs_check=check_figure(points, seen), costs_lengths=length_figure(lines, steps, title))
+    made = {"costs_check": (check_figure, points, seen), "costs_lengths": (length_figure, lines, steps, title)}
+    return save(lambda: ((name, make(*what)) for name, (make, *what) in made.items()), folder)
 
 
 def tables(measured: Measured, gpu: Measured | None) -> dict[str, str]:
@@ -167,13 +170,14 @@ def tables(measured: Measured, gpu: Measured | None) -> dict[str, str]:
         )
     }
     lengths = [label for label, tokens in LENGTHS.items() if tokens <= 2**17]
+    long = f"{sweep.swept(hours[eight])}\n\nThe first line: {sweep.worked(hours[eight][0])}"
     return {
         "constants": constants(measured, source, rates),
         "check": measured.compared("check"),
         "fit": measured.compared("fit"),
         "lengths": f"{source}; bfloat16.\n\n{scaled(ARCHITECTURES, LENGTHS, rates, 2, GPU_BLOCK)}",
         "embedded": scaled(embedded, lengths, measured.constants, measured.element, CPU_BLOCK),
-        "longbench": f"{eight} in bfloat16; {source}; GPU hours.\n\n{sweep.swept(hours[eight])}",
+        "longbench": f"{eight} in bfloat16; {source}; GPU hours.\n\n{long}",
         "longbench embedded": f"{own}; {measured.about}; hours.\n\n{sweep.swept(hours[own][-1:])}",
     }
 

@@ -178,3 +178,12 @@ def test_two_devices_answer_as_one(apart, inference, name, hold):
     assert [part.device.index for part in kept] == [0, 0, 1, 1] and logits[0].device.index == 0
     for one, other in zip([*kept, *logits], [*whole, *expected], strict=True):
         torch.testing.assert_close(one.held, other, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["streaming_llm", "h2o", "random"])
+def test_two_devices_stream_as_one(apart, inference, name):
+    ids, found = tiny.prompt(60), []
+    for engine, fed in ((apart, place(ids, "maia:0")), (tiny.engine("llama"), ids)):
+        cell = tiny.Cell("20", tiny.METHODS[name].resolve(20, engine.shape(60)), 20)
+        found.append(engine.stream(fed, cell)[0].logprobs)
+    torch.testing.assert_close(found[0].held, found[1], **CLOSE)

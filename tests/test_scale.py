@@ -211,6 +211,14 @@ def test_decoding_counts_the_entries_it_adds(plans):
     assert sweep.decoding(model, [full], 20, 2) == pytest.approx(costs.add(*by_hand))
 
 
+def test_the_peak_is_where_stored_and_passing_are_largest_together():
+    model = Architecture(hidden=8, intermediate=100, layers=3, heads=2, kv_heads=1, head_dim=4, vocabulary=10)
+    found = costs.memory(model, Profile((50, 40, 1), (0, 0, 0)), 2, scored=False)
+    passing = 2 * (2 * 8 + 3 * 100)  # bytes of the MLP's activations per position
+    assert found.peak - found.weights == max(50 * 16 + 50 * passing, 90 * 16 + 40 * passing, 91 * 16 + passing)
+    assert found.cache == 91 * 16 and found.scores == 0
+
+
 def test_longbench_is_whole():
     rows = sweep.longbench(7950)
     assert len(rows) == 21 and sum(items for _, items, _, _ in rows) == 4750
