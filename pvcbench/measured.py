@@ -100,4 +100,5 @@ def constants(measured: Measured, other: str, others: Mapping[str, float]) -> st
     """The fitted constants as rates, beside another machine's, as a table."""
     rows = [[about, pace(term, measured.constants[term]), pace(term, others[term])] for term, about in TERMS.items()]
     alone = [[about, pace(name, 1 / measured.data["rates"][name]["median"]), ""] for name, about in PEAK.items()]
-    return table(["per", measured.about, other], rows + alone)
+    source = f"`{measured.data['command']}`, {measured.data['rounds']} round(s) after a warm-up, {measured.about}."
+    return f"{source}\n\n{table(['per', measured.about, other], rows + alone)}"

@@ -143,11 +143,11 @@ def worked(row: Mapping) -> str:
     cells, steps = row["cells"], row["new"] - 1
     apart = item["apart prefill"] / cells, item["apart fork"] / cells, item["apart decode"] / (cells * steps)
     whole = [sum(item[f"{way} {part}"] for part in PARTS) for way in ("apart", "shared")]
-    each, total = item["shared decode"] / steps, [row["items"] * spent / 3600 for spent in whole]
+    step_s, total = item["shared decode"] / steps, [row["items"] * spent / 3600 for spent in whole]
     return (
         f"{row['set']}, an item of {row['tokens']:,} tokens. Apart: {cells} prefills of {spell(apart[0])} on average, "
-        f"{cells} forks of {spell(apart[1])} and {cells} x {steps} steps of {spell(apart[2])}, {spell(whole[0])} in all. "
-        f"Shared: {row['prefills']} prefills that take {spell(item['shared prefill'])} together, the same forks, and "
-        f"{steps} steps of {cells} caches, {spell(each)} each: {spell(whole[1])}. Times {row['items']} items: "
+        f"{cells} forks of {spell(apart[1])}, {cells} x {steps} steps of {spell(apart[2])}, {spell(whole[0])} in all. "
+        f"Shared: {row['prefills']} prefills that take {spell(item['shared prefill'])} together, the same forks, "
+        f"{steps} steps of {cells} caches, {spell(step_s)} each: {spell(whole[1])}. Times {row['items']} items: "
         f"{total[0]:.1f} and {total[1]:.1f} hours."
     )

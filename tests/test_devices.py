@@ -50,6 +50,7 @@ def answers(engine, method, hold):
     return trace.logits, tiny.positions(groups[0])
 
 
+@pytest.mark.parametrize("placed", [(0, 3)], indirect=True, ids=["ends on disk"])
 @pytest.mark.parametrize("hold", [False, True], ids=["grow", "hold"])
 @pytest.mark.parametrize("name", tiny.METHODS)
 def test_offloaded_layers_answer_as_the_whole_model(placed, inference, name, hold):
