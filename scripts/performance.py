@@ -1,6 +1,6 @@
 """Rewrites docs/performance.md's tables and figures from results/bench alone: python scripts/performance.py
 
-Needs results/bench/{scoring,scoring_long,curve,curve_short,decode}.json, which the benchmark scripts write by `--out`,
+Needs results/bench/{scoring,curve,decode}.json, which the benchmark scripts write by `--out`,
 and the rows of results/pyramidinfer_throughput. The same files give the same bytes.
 """
 
@@ -23,7 +23,7 @@ from pvcbench.looks import BLACK, BLUE, DASHED, GREEN, GREY, ORANGE, RED
 from pvcbench.scale_report import fill, table
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("scoring", "scoring_long", "curve", "curve_short", "decode")
+NAMES = ("scoring", "curve", "decode")
 CURVES = (("seconds", "peer_over_ours"), ("seconds_without_observed", "peer_over_ours_without_observed"))
 SIDES = {"ours": ("pvcbench, one shared prefill", BLUE, -0.2), "peer": ("kvpress, point by point", ORANGE, 0.2)}
 COLUMNS = {  # of the scoring benchmark: key, words, colour, marker
@@ -48,14 +48,6 @@ def machine(found: dict) -> str:
         packages = f"torch {own['packages']['torch']}, transformers {own['packages']['transformers']}"
         rows.append([f"`{name}.json`", f"`{one['command']}`", where, packages, own["started"][:10]])
     return table(["file in results/bench", "command", "machine", "packages", "day"], rows)
-
-
-def joined(short: dict, long: dict) -> dict:
-    """The columns of two runs of the scoring benchmark, one after the other; `repeats` names both counts."""
-    both = {key: value + long[key] if isinstance(value, list) else value for key, value in short.items()}
-    return both | {
-        "repeats": f"{short['repeats']} repeats, {long['repeats']} at {long['lengths'][0]:,} tokens and more"
-    }
 
 
 def scoring(one: dict) -> str:
@@ -96,43 +88,45 @@ def scoring_figure(one: dict) -> Figure:
     ticks = [0.5, 1, 2, 4, 8]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.legend(loc="upper left", fontsize=8)
-    axes.set_title(f"SmolLM2-135M, {one['machine']['processor']}; medians, smallest and largest\nof {one['repeats']}")
+    axes.set_title(
+        f"SmolLM2-135M, {one['machine']['processor']}; medians, smallest and largest\nof {one['repeats']} repeats"
+    )
     return figure
 
 
-def curve(found: dict) -> str:
-    """Whole curves against the peer's points, by prompt length."""
-    head = ["tokens", "samples", "cells", "ours, s", "kvpress, s", "kvpress / ours", "ours without H2O, s"]
-    head += ["kvpress without ObservedAttention, s", "kvpress / ours, without", "full caches: same text"]
+def curve(one: dict) -> str:
+    """Whole curves against the peer's points, with all methods and without H2O."""
+    head = ["tokens", "samples", "curve", "ours, s", "kvpress, s", "kvpress / ours", "target"]
     rows = []
-    for one in found.values():
-        full = one["answers"]["full"]
-        row = [f"{one['tokens']:,}", str(len(one["peer_seconds"]["each"])), str(one["cells"])]
-        for name, key in CURVES:
-            row += [f"{one[f'{side}_{name}']['median']:.1f}" for side in ("ours", "peer")]
-            row.append(ranged(one[key], one[f"{key}_range"]))
-        rows.append([*row, f"{full['same_text']} of {full['of']}"])
-    return table(head, rows)
+    for (name, key), words in zip(CURVES, ("3 methods, 25 cells", "without H2O, 17 cells"), strict=True):
+        row = [f"{one['tokens']:,}", str(len(one["peer_seconds"]["each"])), words]
+        row += [f"{one[f'{side}_{name}']['median']:.1f}" for side in ("ours", "peer")]
+        rows.append([*row, ranged(one[key], one[f"{key}_range"]), f"at least {one[f'{key}_target']['at_least']}"])
+    answers = one["answers"].items()
+    told = [f"{name} {own['ours']} and {own['peer']} of {own['of']}" for name, own in answers]
+    full = one["answers"]["full"]
+    same = f"The full caches' texts are the same in {full['same_text']} of {full['of']}."
+    return f"{table(head, rows)}\n\nRight answers, ours and kvpress': {'; '.join(told)}. {same}"
 
 
-def curve_figure(found: dict) -> Figure:
+def curve_figure(one: dict) -> Figure:
     """Seconds of a sample's whole curve, ours and the peer's."""
-    figure = Figure(figsize=(6.8, 3.6), layout="constrained")
-    panels = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
-    for axes, one in zip(panels, found.values(), strict=True):
-        for at, (name, _) in enumerate(CURVES):
-            for side, (words, colour, shift) in SIDES.items():
-                own = one[f"{side}_{name}"]
-                bars = [[own["median"] - own["smallest"]], [own["largest"] - own["median"]]]
-                label = None if at else words
-                axes.bar(at + shift, own["median"], 0.36, color=colour, yerr=bars, capsize=3, label=label)
-                place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": 8}
-                axes.annotate(f"{own['median']:.0f} s", (at + shift, own["median"]), **place)
-        axes.set_xticks([0, 1], ["3 methods x 8 budgets", "without H2O"])
-        axes.set_title(f"{one['tokens']:,} tokens, {len(one['peer_seconds']['each'])} samples")
-        axes.margins(y=0.15)
-    panels[0].set_ylabel("seconds per sample, median (smallest to largest)")
-    panels[0].legend(fontsize=8)
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for at, (name, _) in enumerate(CURVES):
+        for side, (words, colour, shift) in SIDES.items():
+            own = one[f"{side}_{name}"]
+            bars = [[own["median"] - own["smallest"]], [own["largest"] - own["median"]]]
+            label = None if at else words
+            axes.bar(at + shift, own["median"], 0.36, color=colour, yerr=bars, capsize=3, label=label)
+            place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": 8}
+            axes.annotate(f"{own['median']:.0f} s", (at + shift, own["median"]), **place)
+    axes.set_xticks([0, 1], ["3 methods x 8 budgets, full cache", "without H2O"])
+    number = len(one["peer_seconds"]["each"])
+    axes.set_title(f"Needle, SmolLM2-135M, {one['tokens']:,} tokens, {number} sample{'s' * (number > 1)}")
+    axes.margins(y=0.15)
+    axes.set_ylabel("seconds per sample, median (smallest to largest)")
+    axes.legend(fontsize=8)
     return figure
 
 
@@ -203,15 +197,13 @@ def main() -> int:
     try:
         found = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in NAMES}
         rows = store.load(options.results / "pyramidinfer_throughput")
-        curves = {name: found[name] for name in ("curve_short", "curve")}
-        scored = joined(found["scoring"], found["scoring_long"])
-        parts = {"machine": machine(found), "scoring": scoring(scored), "curve": curve(curves)}
+        parts = {"machine": machine(found), "scoring": scoring(found["scoring"]), "curve": curve(found["curve"])}
         parts |= {"decode": decode(found["decode"]), "throughput": throughput(rows), "bound": bound()}
         fill(options.doc, parts)
     except (OSError, UserError) as error:
         print(f"performance: {error}; the benchmark scripts write these files with --out", file=sys.stderr)
         return 2
-    drawn = {"scoring": scoring_figure(scored), "curve": curve_figure(curves)}
+    drawn = {"scoring": scoring_figure(found["scoring"]), "curve": curve_figure(found["curve"])}
     for path in [options.doc, *save((drawn | {"decode": decode_figure(found["decode"])}).items, folder / "figures")]:
         print(path)
     return 0
