@@ -144,7 +144,7 @@ def decode(one: dict) -> str:
 def decode_figure(one: dict) -> Figure:
     """A bar for every cache: its step over its floor."""
     batches = sorted({cell["batch"] for cell in one["cells"]})
-    figure = Figure(figsize=(7.6, 3.6), layout="constrained")
+    figure = Figure(figsize=(7.6, 3.9), layout="constrained")
     panels = figure.subplots(1, len(batches), squeeze=False, sharey=True)[0]
     for axes, batch in zip(panels, batches, strict=True):
         cells = [cell for cell in one["cells"] if cell["batch"] == batch]
