@@ -157,10 +157,9 @@ def decode_figure(one: dict) -> Figure:
         axes.set_yticks(range(len(names)), names)
         axes.set(xlabel="step / (weights + cache read once)", title=f"batch {batch}")
     panels[0].invert_yaxis()
-    panels[-1].legend(fontsize=8)
-    figure.suptitle(
-        f"Decoding at {one['tokens']:,} prompt tokens, budget {one['budget']}; dashed: the floor", fontsize=9
-    )
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    title = f"Decoding after {one['tokens']:,} prompt tokens, budget {one['budget']}; dashed: the floor"
+    figure.suptitle(title, fontsize=9)
     return figure
 
 
