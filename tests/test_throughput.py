@@ -371,7 +371,7 @@ def test_figures_show_every_cell_the_reference_and_what_was_published(tmp_path):
     assert any(len(line.get_xdata()) == 2 for line in lines)  # the reference line
     widths = [bar.get_width() for bar in drawn["largest_batch"].axes[0].patches]
     assert widths == [85, 85, 42, 40, 48, 88]
-    assert all("second" in figure.get_supxlabel() for name, figure in drawn.items() if name.endswith("speed"))
+    assert all("second" in figure.axes[0].get_xlabel() for name, figure in drawn.items() if name.endswith("speed"))
     paths = figures.save(lambda: report.figures(rows), tmp_path)
     assert len(paths) == 8 and all(path.stat().st_size > 1000 for path in paths)
 

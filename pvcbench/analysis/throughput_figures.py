@@ -77,7 +77,7 @@ def _speed(rows: pd.DataFrame, measure: str, label: str, theirs: pd.DataFrame) -
                 ax.axvline(mean, color=colour, linestyle=DASHED, linewidth=1, zorder=1)
         for place, line in enumerate(known.itertuples(), start=len(part)):
             ax.plot(line.paper_tokens_per_s, place, "D", markerfacecolor="none", color=BLACK, markersize=5)
-        ax.set_xlim(0, 1.06 * max(np.max(line.get_xdata()) for line in ax.get_lines()))
+        ax.set_xlim(0, 1.12 * max(np.max(line.get_xdata()) for line in ax.get_lines()))
     handles = [
         Line2D([], [], color=BLACK, linestyle=DASHED, label="the full cache here"),
         Line2D([], [], color=BLACK, marker="o", markersize=5, label="mean of repeats, 95% interval"),
@@ -86,8 +86,9 @@ def _speed(rows: pd.DataFrame, measure: str, label: str, theirs: pd.DataFrame) -
     if len(theirs):
         where = f"published: {theirs['source'].iloc[0]},\n{theirs['hardware'].iloc[0]}"
         handles.append(Line2D([], [], color=BLACK, marker="D", markerfacecolor="none", linestyle="none", label=where))
-    figure.supxlabel(label, fontsize=9)
-    figure.legend(handles=handles, loc="outside right upper")
+    for ax, *_ in panels:
+        ax.set_xlabel(label, fontsize=9)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -107,8 +108,9 @@ def _peaks(rows: pd.DataFrame) -> Figure:
     handles.append(Line2D([], [], color=PURPLE, linestyle=DOTTED, label="the model's weights"))
     if rows["search"].map(lambda search: isinstance(search, dict)).any():
         handles.append(Line2D([], [], color=BLACK, linestyle=DASHED, label="limit of a largest batch"))
-    figure.supxlabel("peak memory, GiB (of tensors on a GPU, of the whole process on a CPU)", fontsize=9)
-    figure.legend(handles=handles, loc="outside right upper")
+    for ax, *_ in panels:
+        ax.set_xlabel("peak memory, GiB\n(of tensors on a GPU, of the whole process on a CPU)", fontsize=9)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -126,5 +128,6 @@ def _largest(rows: pd.DataFrame, theirs: pd.DataFrame) -> Figure:
         for place, (size, bound) in enumerate(zip([*sizes, *others], bounds, strict=True)):
             ax.annotate(f" {size}{bound}", (size, place), va="center", fontsize=8)
         ax.margins(x=0.12)
-    figure.supxlabel("largest batch that fits, prompts", fontsize=9)
+    for ax, *_ in panels:
+        ax.set_xlabel("largest batch that fits, prompts", fontsize=9)
     return figure
