@@ -16,7 +16,6 @@ import argparse
 import os
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line does: a side that waits must not spin
@@ -34,23 +33,10 @@ from pvcbench.embedded import ensure
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.observe import clock
 from pvcbench.errors import OutOfReach, UserError
-from pvcbench.policy import Method
+from scripts.bench_costs import Window
 
 TARGETS = {"h2o": 1.15, "window": 1.02}  # of the plain prefill on a CPU, at TARGET_LENGTH
 TARGET_LENGTH = 4096
-
-
-@dataclass(frozen=True)
-class Window(Method):
-    """Scores entries by the attention of the last `rows` queries, as SnapKV and its kin do before they pool."""
-
-    rows: int = 64
-
-    def row_weights(self, shape, layer):
-        return torch.ones(min(self.rows, shape.tokens), dtype=torch.float64)
-
-    def scores(self, seen):
-        return seen.grouped_mass()
 
 
 def engine_of(model, device):

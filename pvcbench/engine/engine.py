@@ -24,6 +24,7 @@ from pvcbench.engine.prefill import Prefill, PrefillCache
 from pvcbench.engine.score import Scored, score_groups, tokens_per_call
 from pvcbench.engine.stream import StreamCache
 from pvcbench.engine.variants import Reading, Variant, VariantCache, read
+from pvcbench.engine.windows import layer_windows
 from pvcbench.errors import UserError
 from pvcbench.policy import Method, Shape
 
@@ -44,15 +45,6 @@ def attention(module, query, key, value, attention_mask, scaling=None, cache_of_
 
 
 AttentionInterface.register(NAME, attention)
-
-
-def layer_windows(config) -> list[int | None]:
-    """The sliding window of each decoder layer, None where it attends to everything."""
-    window, layers = getattr(config, "sliding_window", None), config.num_hidden_layers
-    if window is None or getattr(config, "use_sliding_window", True) is False:
-        return [None] * layers
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
-    return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
 class Engine:
