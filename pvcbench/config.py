@@ -53,6 +53,7 @@ class Config:
     results: str = "results"
     experiment: str = "default"
     limit: int | None = None
+    shard: str | None = None  # 2/4: the samples whose index % 4 is 1, in a row file of their own
     retry_failed: bool = False
     device: str = "auto"
     threads: int | None = None
@@ -137,6 +138,8 @@ def explain(error: Exception) -> str:
     text = str(error)
     missing = re.search(r"Could not find '(?:([\w/]+)/)?([\w.\-]+)'", text)
     if missing and missing[1]:
+        if missing[2].startswith("submitit_"):
+            return f"{missing[1]}={missing[2]} needs the extra slurm: pip install 'pvcbench[slurm]'"
         return unknown(missing[1], missing[2], options(missing[1]))
     if "Could not override" in text or "is not in struct" in text or "not in 'Config'" in text:
         key = re.search(r"override '([^']+)'|Key '([^']+)'", text)
