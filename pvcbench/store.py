@@ -63,8 +63,8 @@ class RunFolder:
             found = parts(self.path)
             self._homes = {key_of(row): path for path, rows in found.items() for row in rows}
             stored = {"run": self.id, "identity": self.identity, "config": dict(config)}
-            texts = {"config.yaml": yaml.safe_dump(stored, sort_keys=False, allow_unicode=True)}
-            texts["environment.json"] = json.dumps(dict(environment), indent=1) + "\n"
+            texts = {"environment.json": json.dumps(dict(environment), indent=1) + "\n"}
+            texts["config.yaml"] = yaml.safe_dump(stored, sort_keys=False, allow_unicode=True)  # last: then both stand
             for name, text in texts.items():
                 if not (self.path / name).exists():
                     write_whole(self.path / name, text)
