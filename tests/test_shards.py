@@ -76,7 +76,7 @@ def test_shards_joined_are_the_plain_run(tmp_path, drawn, capsys):
     assert timeless(store.read_rows(last.folder)) == timeless(store.read_rows(plain.folder / "rows.jsonl"))
     times = ["prefill_s"]
     pd.testing.assert_frame_equal(plain.summary.drop(columns=times), last.summary.drop(columns=times))
-    assert "shard" not in (last.folder / "config.yaml").read_text()
+    assert "shard:" not in (last.folder / "config.yaml").read_text()
 
     before = {path.name: path.read_bytes() for path in last.folder.glob("rows*")}
     again = run(tmp_path / "cut")

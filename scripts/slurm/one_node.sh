@@ -25,7 +25,7 @@ install_packages() {
   # no service may start by itself while the packages are unpacked
   local policy=/usr/sbin/policy-rc.d
   [[ -e $policy ]] || { printf '#!/bin/sh\nexit 101\n' >"$policy"; chmod +x "$policy"; trap "rm -f $policy" EXIT; }
-  apt-get -qq install --no-install-recommends slurmctld slurmd slurm-client munge >/dev/null
+  apt-get -qq -o DPkg::Lock::Timeout=300 install --no-install-recommends slurmctld slurmd slurm-client munge >/dev/null
 }
 
 write_config() {
