@@ -86,7 +86,7 @@ MISTAKES = [
     (["seed=interval(0,1)"], "one by one"),
     (["results=a,b"], "one results folder"),
     (["experiment=a,b"], "names one folder"),
-    (["seed=[1"], "seed"),
+    (["seed=[1"], "no viable alternative"),
     (["--shards", "0"], "--shards must be 1 or more"),
 ]
 
