@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # waiting threads spin briefly: longer starves other programs
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -15,25 +15,34 @@ python -m pvcbench --multirun ...    one run per combination of values separated
 Options: --config-dir DIR adds a folder of your own configuration; --cfg job shows the configuration and stops."""
 
 
+class RunFailed(Exception):
+    """A run of a multirun failed and has said why; carries its exit code."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, 1 for a failure, 2 for a user's error."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return told(lambda: dispatch(arguments))
+
+
+def told(action: Callable[[], int], note: Callable[[str], None] = lambda line: None) -> int:
+    """The exit code of an action; what goes wrong becomes one line on stderr, which `note` is given too."""
     from pvcbench.errors import UserError
 
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return dispatch(arguments)
+        return action()
     except UserError as error:
-        print(f"pvcbench: {error}", file=sys.stderr)
-        return 2
+        code, line = 2, str(error)
     except KeyboardInterrupt:
-        print("pvcbench: stopped; the same command continues where it stopped", file=sys.stderr)
-        return 130
+        code, line = 130, "stopped; the same command continues where it stopped"
     except Exception as error:
         if os.environ.get("PVCBENCH_DEBUG"):
             raise
         text = " ".join(str(error).split())
-        print(f"pvcbench: {type(error).__name__}: {text} (PVCBENCH_DEBUG=1 shows where)", file=sys.stderr)
-        return 1
+        code, line = 1, f"{type(error).__name__}: {text} (PVCBENCH_DEBUG=1 shows where)"
+    print(f"pvcbench: {line}", file=sys.stderr)
+    note(line)
+    return code
 
 
 def dispatch(arguments: list[str]) -> int:
@@ -91,7 +100,7 @@ def once(config) -> int:
 
 
 def multirun(arguments: list[str]) -> int:
-    """One run per combination, by Hydra's own sweeper and launcher."""
+    """One run per combination, by Hydra's own sweeper and launcher; where one fails, the others go on."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -102,30 +111,23 @@ def multirun(arguments: list[str]) -> int:
     rest, names = configuration.split_names(arguments)
     name = configuration.composed(names).experiment if names else None  # a bad one is refused before anything runs
 
-    def job(config):
+    def job(config):  # submitit's launchers pickle it: it may hold nothing but text
         config.experiment = name or config.experiment
-        code = main_of(config)
+        code = told(lambda: once(config))
+        if code == 130:
+            raise KeyboardInterrupt
         if code:
-            sys.exit(code)
+            raise RunFailed(code)
 
     sys.argv = [sys.argv[0], *rest]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         hydra.main(config_path=str(configuration.CONF), config_name="config", version_base="1.3")(job)()
+    except RunFailed as error:
+        return error.args[0]
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(configuration.explain(error)) from error
     return 0
-
-
-def main_of(config) -> int:
-    """One run of a multirun, its user's errors told in one line."""
-    from pvcbench.errors import UserError
-
-    try:
-        return once(config)
-    except UserError as error:
-        print(f"pvcbench: {error}", file=sys.stderr)
-        return 2
 
 
 def listing() -> int:

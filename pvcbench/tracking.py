@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 
+from pvcbench import store
 from pvcbench.errors import UserError
 
 MODES = ("offline", "online", "disabled")
@@ -49,7 +50,7 @@ def track(
         return _mirror(settings, run_id, name, config, summary, figures, folder, task)
     except Exception as error:  # a run must not fail because its mirror does
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"pvcbench: wandb failed ({reason}); the results are safe in {folder / 'rows.jsonl'}", file=sys.stderr)
+        print(f"pvcbench: wandb failed ({reason}); the results are safe in {store.shown(folder)}", file=sys.stderr)
         return None
 
 
