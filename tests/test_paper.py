@@ -1,9 +1,7 @@
 """Pictures and tables over runs: what they show, what they are named, and that --check finds what is not fresh."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,17 +10,25 @@ import yaml
 from matplotlib.colors import to_rgba
 from rows import PROTOCOL, needle_rows, table, write_run
 
+import figures as command
 from pvcbench import claims, drawn, figures, paper, paper_tables, published, significance, store
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "figures.py"
 METHODS, BUDGETS = ("full", "pvc", "h2o", "random"), (0.1, 0.55)
 PICTURES = ("pareto", "differences")
 
 
-def script(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, SCRIPT, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300, check=False
-    )
+@pytest.fixture
+def script(tmp_path, monkeypatch, capsys):
+    """The script's main function in a folder of its own: exit code, lines on stdout, stderr."""
+
+    def run(*arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["figures.py", *arguments])
+        code = command.main()
+        said = capsys.readouterr()
+        return code, said.out.splitlines(), said.err
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -42,38 +48,35 @@ def legend(figure):
 # --------------------------------------------------------------------------------------------------- the whole folder
 
 
-def test_everything_is_drawn_twice_the_same_and_checked(tmp_path):
+def test_everything_is_drawn_twice_the_same_and_checked(script, tmp_path):
     results = tmp_path / "results"
-    write_run(results / "default" / "0123456789ab", needle_rows(repeats=2, methods=METHODS, budgets=BUDGETS))
-    done = script("results", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    over = [f"results/figures/{name}_default.{ending}" for name in PICTURES for ending in ("png", "svg")]
-    assert set(done.stdout.splitlines()) >= {*over, "results/tables/default.md", "results/tables/default.tex"}
-    before = {path: path.read_bytes() for path in sorted(results.rglob("*")) if path.is_file()}
-    assert script("results/", cwd=tmp_path).returncode == 0
-    assert before == {path: path.read_bytes() for path in sorted(results.rglob("*")) if path.is_file()}
-    checked = script("results", "--check", cwd=tmp_path)
-    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
-
     own = results / "default" / "0123456789ab"
+    write_run(own, needle_rows(repeats=2, methods=METHODS, budgets=BUDGETS))
+    code, paths, _ = script("results")
+    over = [f"results/figures/{name}_default.{ending}" for name in PICTURES for ending in ("png", "svg")]
+    assert code == 0 and set(paths) >= {*over, "results/tables/default.md", "results/tables/default.tex"}
+    before = {path: path.read_bytes() for path in sorted(results.rglob("*")) if path.is_file()}
+    assert script("results/")[0] == 0
+    assert before == {path: path.read_bytes() for path in sorted(results.rglob("*")) if path.is_file()}
+    assert script("results", "--check") == (0, [], "")
+
     lines = (own / "rows.jsonl").read_text().splitlines()
     changed = [json.dumps(json.loads(lines[0]) | {"output": "another"}), *lines[1:]]
     (own / "rows.jsonl").write_text("\n".join(changed) + "\n")
     (own / "figures" / "curve.png").unlink()
     (results / "tables" / "old.md").write_text("x")
-    checked = script("results", "--check", cwd=tmp_path)
-    assert checked.returncode == 1 and "not fresh" in checked.stderr
-    found = checked.stdout.splitlines()
+    code, found, said = script("results", "--check")
+    assert code == 1 and "not fresh" in said and said.count("\n") == 1
     assert any(line.startswith("missing: results/default/0123456789ab/figures/curve.png") for line in found)
     for name in ("default/0123456789ab/figures/curve.svg", "figures/pareto_default.png", "tables/default.tex"):
         assert any(line.startswith(f"stale: results/{name}") for line in found), name
     assert any(line.startswith("orphaned: results/tables/old.md") for line in found)
     assert not (own / "figures" / "curve.png").exists()  # nothing was drawn
 
-    one = script("results/default", "--check", cwd=tmp_path)
-    assert one.returncode == 1 and "results/figures/" not in one.stdout
+    code, found, _ = script("results/default", "--check")
+    assert code == 1 and not [line for line in found if "results/figures/" in line]
     (results / "tables" / "old.md").unlink()
-    assert script("results", cwd=tmp_path).returncode == script("results", "--check", cwd=tmp_path).returncode == 0
+    assert script("results")[0] == script("results", "--check")[0] == 0
 
 
 def test_runs_that_are_gone_leave_orphans_until_the_next_drawing(tmp_path):
