@@ -2,8 +2,8 @@
 
     paper.draw(store.load("results"), Path("results"))
 
-Runs that differ in their seed alone are joined. What one experiment's folder holds in several settings gets a picture
-and a table each, named after the experiment and a run.
+Runs of one experiment that differ in seed, methods and budgets alone are joined. What an experiment's folder holds in
+several settings gets pictures and tables each, named after the experiment and a run.
 """
 
 import json
@@ -16,7 +16,7 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from pvcbench import analysis, claims, drawn, figures, paper_tables, published, significance
+from pvcbench import analysis, claims, drawn, figures, paper_tables, published, significance, stats
 from pvcbench.errors import UserError
 
 Table = Callable[[], pd.DataFrame]  # computed once, when it is first asked for
@@ -32,31 +32,61 @@ class Drawing:
     make: Callable[[], "Figure | dict[str, str] | None"]
 
 
+@dataclass
+class Setting:
+    """Runs that belong together: what they measured, by which methods, and their rows."""
+
+    experiment: str
+    measured: str
+    methods: dict
+    runs: list[pd.DataFrame]
+
+    @classmethod
+    def of(cls, run: pd.DataFrame) -> "Setting":
+        """The setting of one run, by its config.yaml; of analyses and speeds methods and budgets are part of it."""
+        folder = Path(run["folder"].iloc[0])
+        try:
+            identity = dict(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["identity"])
+        except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+            raise UserError(f"{folder} has no readable config.yaml: move it out of the results") from error
+        aside = ("seed", "methods", "budgets") if analysis.reporter(run) is None else ("seed",)
+        measured = {key: value for key, value in identity.items() if key not in aside}
+        text = json.dumps(measured, sort_keys=True, default=str)
+        return cls(run["experiment"].iloc[0], text, identity.get("methods") or {}, [run])
+
+    def fits(self, other: "Setting") -> bool:
+        """Whether another run may join: the same but for seed, methods and budgets, and no name for two methods."""
+        shared = self.methods.keys() & other.methods.keys()
+        alike = all(self.methods[name] == other.methods[name] for name in shared)
+        return alike and (self.experiment, self.measured) == (other.experiment, other.measured)
+
+    def rows(self) -> pd.DataFrame:
+        """The rows of all runs; of a cell that several have, the first with a value. A document stays one cluster."""
+        if len(self.runs) == 1:
+            return self.runs[0]
+        rows = pd.concat(self.runs, ignore_index=True)
+        if rows["seed"].nunique() > 1:
+            rows["sample"] = rows["seed"].astype(str) + "/" + rows["sample"]
+        order = rows["error"].notna().sort_values(kind="stable").index
+        kept = rows.loc[order].drop_duplicates(["sample", "method", "budget"]).index
+        return rows.loc[kept.sort_values()].reset_index(drop=True)
+
+
 def groups(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """The rows of each setting by name: the experiment's, with a run's id where the experiment has several settings."""
-    settings: dict[tuple[str, str], list[pd.DataFrame]] = {}
-    for folder, run in rows.groupby("folder"):
-        settings.setdefault((run["experiment"].iloc[0], setting_of(Path(folder))), []).append(run)
-    experiments = [experiment for experiment, _ in settings]
-    for (experiment, _), runs in settings.items():
-        alone = experiments.count(experiment) == 1
-        yield experiment if alone else f"{experiment}-{runs[0]['run'].iloc[0]}", joined(runs)
-
-
-def setting_of(folder: Path) -> str:
-    """What a run measured, its seed aside."""
-    try:
-        stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["identity"]
-    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f"{folder} has no readable config.yaml: move it out of the results") from error
-    return json.dumps({key: value for key, value in stored.items() if key != "seed"}, sort_keys=True)
-
-
-def joined(runs: list[pd.DataFrame]) -> pd.DataFrame:
-    """The rows of runs of several seeds as one table; a document that two seeds drew stays one cluster."""
-    if len(runs) == 1:
-        return runs[0]
-    return pd.concat([run.assign(sample=run["run"] + "/" + run["sample"]) for run in runs], ignore_index=True)
+    settings: list[Setting] = []
+    for _, run in rows.groupby("folder"):
+        new = Setting.of(run)
+        known = next((one for one in settings if one.fits(new)), None)
+        if known is None:
+            settings.append(new)
+        else:
+            known.runs += new.runs
+            known.methods |= new.methods
+    experiments = [one.experiment for one in settings]
+    for one in settings:
+        alone = experiments.count(one.experiment) == 1
+        yield one.experiment if alone else f"{one.experiment}-{one.runs[0]['run'].iloc[0]}", one.rows()
 
 
 def drawings(rows: pd.DataFrame) -> Iterator[Drawing]:
@@ -67,6 +97,8 @@ def drawings(rows: pd.DataFrame) -> Iterator[Drawing]:
         if report is not None and own["error"].isna().any():
             yield Drawing("tables", name, data, partial(_frame, report, own, name, data))
         if report is None and own["score"].notna().any():
+            if own["run"].nunique() > 1:  # of one run its own folder has it
+                yield Drawing("figures", f"curve_{name}", data, partial(figures.curve, own))
             compared, times = cache(partial(significance.compared, own)), claims.decode_times(rows, own)
             made = partial(_pareto, own, compared, times)
             yield Drawing("figures", f"pareto_{name}", drawn.fingerprint(own, times), made)
@@ -74,6 +106,8 @@ def drawings(rows: pd.DataFrame) -> Iterator[Drawing]:
                 made = partial(_differences, own, compared)
                 yield Drawing("figures", f"differences_{name}", drawn.fingerprint(own), made)
             yield Drawing("tables", name, data, partial(_scores, own, compared, beside, name, data))
+            if stats.headline(own)["stratum"].nunique() > 1:
+                yield Drawing("tables", f"{name}_sets", drawn.fingerprint(own), partial(_sets, own, name))
 
 
 def _paired(rows: pd.DataFrame) -> bool:
@@ -94,6 +128,11 @@ def _differences(rows: pd.DataFrame, compared: Table) -> Figure | None:
 def _scores(rows: pd.DataFrame, compared: Table, beside: pd.DataFrame, name: str, data: str) -> dict[str, str]:
     table, notes = paper_tables.scores(rows, compared(), beside)
     return paper_tables.texts(table, notes, name.replace("_", " "), data)
+
+
+def _sets(rows: pd.DataFrame, name: str) -> dict[str, str]:
+    frame, notes = paper_tables.by_set(rows)
+    return paper_tables.texts(frame, notes, f"{name.replace('_', ' ')} by data set", drawn.fingerprint(rows))
 
 
 def _frame(report, rows: pd.DataFrame, name: str, data: str) -> dict[str, str]:

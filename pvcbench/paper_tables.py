@@ -1,8 +1,10 @@
 """The tables of a paper, as Markdown and as LaTeX (booktabs), each with the hash of its data in a comment."""
 
+import math
+
 import pandas as pd
 
-from pvcbench import drawn
+from pvcbench import drawn, stats
 from pvcbench.looks import asked, metric, subject
 from pvcbench.significance import ALPHA
 
@@ -37,6 +39,23 @@ def scores(rows: pd.DataFrame, compared: pd.DataFrame, published: pd.DataFrame) 
     notes.insert(1, _method_note(compared))
     notes += [f"Published: {source}." for source in (published["source"].unique() if len(published) else ())]
     return pd.DataFrame(lines), notes
+
+
+def by_set(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The scores of every data set, a column each, and their mean; summary.csv in a run's folder has the intervals."""
+    parts = stats.breakdown(stats.headline(rows))
+    share = rows["score"].dropna().astype(float).between(0, 1).all()
+    scale, digits = (100, 1) if share else (1, 2)
+    lines = []
+    for line in parts[parts["kind"] == "all"].itertuples():
+        own = parts[(parts["method"] == line.method) & (parts["budget"] == line.budget)]
+        cell = {"method": line.method, "asked": "all" if line.reference else asked(line.budget)}
+        for kind in ("set", "all"):
+            found = own[own["kind"] == kind]
+            cell |= {one.part: _ends(one.score, math.nan, math.nan, scale, digits) for one in found.itertuples()}
+        lines.append(cell)
+    notes = [subject(rows).replace("\n", "; "), "Per cent." if scale == 100 else "Scores."]
+    return pd.DataFrame(lines).fillna(NO_VALUE), notes
 
 
 def _method_note(compared: pd.DataFrame) -> str:

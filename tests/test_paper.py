@@ -100,19 +100,47 @@ def test_what_was_never_drawn_is_missing(tmp_path):
     assert found == [f"missing: {tmp_path / name} (never drawn)" for name in names]
 
 
+def write(results, name, seed, rows, lengths=1, **methods):
+    """A run of the experiment `exp` with an identity of its own."""
+    write_run(results / "exp" / name, rows)
+    identity = {"model": {"name": "m"}, "seed": seed, "task": {"lengths": lengths}, "budgets": [name]}
+    stored = {"run": name, "identity": identity | {"methods": {"full": {}} | methods}, "config": {}}
+    (results / "exp" / name / "config.yaml").write_text(yaml.safe_dump(stored))
+
+
 def test_seeds_are_joined_and_settings_are_not(tmp_path):
     made = needle_rows(repeats=1, methods=("full", "h2o"), budgets=(0.55,))
-    for name, seed, length in (("aaaaaaaaaaaa", 0, 1), ("bbbbbbbbbbbb", 1, 1), ("cccccccccccc", 0, 2)):
-        write_run(tmp_path / "exp" / name, made)
-        identity = {"model": {"name": "m"}, "seed": seed, "task": {"lengths": length}}
-        stored = {"run": name, "identity": identity, "config": {}}
-        (tmp_path / "exp" / name / "config.yaml").write_text(yaml.safe_dump(stored))
+    for name, seed, lengths in (("aaaaaaaaaaaa", 0, 1), ("bbbbbbbbbbbb", 1, 1), ("cccccccccccc", 0, 2)):
+        write(tmp_path, name, seed, made, lengths, h2o={"normalize": False})
     found = dict(paper.groups(store.load(tmp_path)))
     assert set(found) == {"exp-aaaaaaaaaaaa", "exp-cccccccccccc"}
     both, alone = found["exp-aaaaaaaaaaaa"], found["exp-cccccccccccc"]
     assert both["sample"].nunique() == 2 * alone["sample"].nunique()
     assert both["cluster"].nunique() == alone["cluster"].nunique()  # the same documents
     assert significance.compared(both)["samples"].tolist() == [10, 10]
+    names = {(one.folder, one.name) for one in paper.drawings(store.load(tmp_path))}
+    assert ("figures", "curve_exp-aaaaaaaaaaaa") in names and ("figures", "curve_exp-cccccccccccc") not in names
+
+
+def test_methods_of_several_runs_are_joined_unless_a_name_means_two(tmp_path):
+    for name, method in (("aaaaaaaaaaaa", "h2o"), ("bbbbbbbbbbbb", "random")):
+        write(tmp_path, name, 0, needle_rows(repeats=1, methods=("full", method), budgets=(0.55,)), **{method: {}})
+    lost = needle_rows(repeats=1, methods=("full", "h2o"), budgets=(0.25,))
+    lost = [row | ({"score": None, "error": "out of memory"} if row["reference"] else {}) for row in lost]
+    write(tmp_path, "000000000000", 0, lost, h2o={})
+    [(name, rows)] = paper.groups(store.load(tmp_path))
+    assert name == "exp" and rows["error"].isna().all()  # the full cache of a run that has it
+    found = significance.compared(rows)
+    assert found[["method", "budget"]].values.tolist() == [
+        ["full", "1.0"],
+        ["h2o", "0.25"],
+        ["h2o", "0.55"],
+        ["random", "0.55"],
+    ]
+    assert set(found["samples"]) == {5}
+    other = needle_rows(repeats=1, methods=("full", "h2o"), budgets=(0.75,))
+    write(tmp_path, "cccccccccccc", 0, other, h2o={"normalize": True})
+    assert {name for name, _ in paper.groups(store.load(tmp_path))} == {"exp-000000000000", "exp-cccccccccccc"}
 
 
 # ----------------------------------------------------------------------------------------------------------- the front
@@ -275,6 +303,10 @@ def test_published_scores_are_drawn_hollow_and_in_the_table():
     assert any("2406.02069" in text for text in legend(figure))
     frame, notes = paper_tables.scores(rows, significance.compared(rows), published.beside(rows))
     assert frame["published"].tolist() == ["41.46", "39.35"] and "2406.02069" in notes[-1]
+    sets, _ = paper_tables.by_set(rows)
+    assert list(sets.columns) == ["method", "asked", *(f"set{number}" for number in range(16)), "mean"]
+    score = rows[(rows["method"] == "h2o") & (rows["stratum"] == "set3")]["score"].mean()
+    assert sets.iloc[1][["method", "set3"]].tolist() == ["h2o", f"{100 * score:.1f}"]
     assert drawn.data_of(rows) != drawn.fingerprint(rows) and not published.mark(axes, rows.assign(model="m"), {})
 
 
