@@ -20,7 +20,8 @@ from pvcbench import stats
 from pvcbench.looks import DOTTED, looks
 
 HERE = Path(__file__).parent
-FOLDER = next((one for one in (HERE, HERE.parent / "results") if (one / "published").is_dir()), HERE) / "published"
+PLACES = (HERE / "published_data", HERE.parent / "results" / "published")  # of a wheel, of the sources
+FOLDER = next((one for one in PLACES if one.is_dir()), PLACES[0])
 SPEEDS, CLAIMS = "_throughput", "_claims"  # endings of files whose lines are no scores of ours
 
 
