@@ -28,7 +28,8 @@ def fingerprint(*tables: Table) -> str:
     digest = hashlib.sha256()
     for table in tables:
         lines = table.drop(columns=[*PLACES], errors="ignore").to_dict("records") if _is_frame(table) else table
-        digest.update("".join(f"{text}\n" for text in sorted(map(_line, lines))).encode() + b"\n")
+        texts = sorted(map(_line, lines))
+        digest.update("".join(f"{text}\n" for text in [*texts, ""] if texts).encode())
     return digest.hexdigest()
 
 

