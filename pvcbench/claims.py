@@ -77,8 +77,8 @@ def pareto(rows: pd.DataFrame, compared: pd.DataFrame, times: pd.DataFrame) -> F
     handles.append(Line2D([], [], color=GREY, marker="o", markerfacecolor="none", linestyle="none", label="behind it"))
     handles.append(Line2D([], [], color=GREY, linewidth=0.8, label="95% intervals"))
     if wide == 1:
-        handles.append(Line2D([], [], linestyle="none", label="no step of this model\nwas timed alone"))
-    figure.legend(handles=handles, loc="outside right upper")
+        handles.append(Line2D([], [], linestyle="none", label="no steps of these cells\nwere timed alone"))
+    figure.legend(handles=handles, loc="outside right center")
     return figure
 
 
@@ -86,16 +86,17 @@ def _points(axes, table: pd.DataFrame, cost: str, style: Mapping[str, tuple]) ->
     """Points with intervals, filled on the front and hollow behind it, and the front as a staircase."""
     sign = -1 if "perplexity" in table else 1
     best = front(table[cost].to_numpy(float), sign * table["score"].to_numpy(float))
-    axes.vlines(table[cost], table["low"], table["high"], color=GREY, linewidth=0.8, zorder=1)
     for line, ahead in zip(table.itertuples(), best, strict=True):
         colour, marker, _ = style[line.method]
         face = colour if ahead else "white"
+        axes.vlines(getattr(line, cost), line.low, line.high, color=colour, linewidth=0.8, alpha=0.7, zorder=1)
         look = {"marker": marker, "markersize": 9 if line.reference else 6, "linestyle": "none", "clip_on": False}
         axes.plot(getattr(line, cost), line.score, color=colour, markerfacecolor=face, zorder=3, **look)
     ahead = table[best].sort_values([cost, "score"])
     x, y = ahead[cost].to_numpy(float), ahead["score"].to_numpy(float)
     axes.plot(x, y, drawstyle="steps-post", color=BLACK, linewidth=1, zorder=2, label="front")
-    axes.set_xlim(left=0, right=1.06 * table[cost].max())
+    if table[cost].min() < table[cost].max() / 2:
+        axes.set_xlim(left=0, right=1.06 * table[cost].max())
 
 
 def differences(rows: pd.DataFrame, compared: pd.DataFrame) -> Figure | None:
@@ -118,8 +119,11 @@ def differences(rows: pd.DataFrame, compared: pd.DataFrame) -> Figure | None:
             face, mark = (colour if p < ALPHA else "white", marker) if not np.isnan(p) else ("none", "_")
             axes.plot(place, value, marker=mark, color=colour, markerfacecolor=face, markersize=6, clip_on=False)
         axes.set(title=method, xlim=(0, 100))
+        if nll:
+            axes.set_yscale("symlog", linthresh=0.01)
     figure.supxlabel(size_label(rows))
-    unit = "NLL, nats per token (above: worse)" if nll else metric(rows) + (", percentage points" * (scale == 100))
+    points = metric(rows) + ", percentage points" * (scale == 100)
+    unit = "NLL, nats per token (above: worse; linear below 0.01)" if nll else points
     figure.supylabel(f"minus the full cache:\n{unit}", fontsize=9)
     number = int(compared["p_holm"].notna().sum())
     handles = [
@@ -130,5 +134,5 @@ def differences(rows: pd.DataFrame, compared: pd.DataFrame) -> Figure | None:
     ]
     if compared.loc[table.index, "p_holm"].isna().any():
         handles.append(Line2D([], [], color=BLACK, marker="_", linestyle="none", label="too few clusters for a test"))
-    figure.legend(handles=handles, loc="outside right upper")
+    figure.legend(handles=handles, loc="outside right center")
     return figure

@@ -18,7 +18,7 @@ def scores(rows: pd.DataFrame, compared: pd.DataFrame, published: pd.DataFrame) 
     scale, digits = (100, 1) if share and not nll else (1, 2)
     label = "perplexity" if nll else metric(rows) + (", %" if scale == 100 else "")
     kind, heading = ("nll_difference", "NLL - full") if nll else ("difference", "minus full")
-    lines, notes = [], [subject(rows).replace("\n", "; ")]
+    lines, lost, notes = [], {}, [subject(rows).replace("\n", "; ")]
     for line in compared.itertuples():
         cell = {"method": line.method, "asked": "all" if line.reference else asked(line.budget)}
         empty = line.samples == 0
@@ -35,8 +35,9 @@ def scores(rows: pd.DataFrame, compared: pd.DataFrame, published: pd.DataFrame) 
         lines.append(cell)
         if line.errors:
             why = f"{line.errors} of {line.errors + line.samples} samples have no value: {line.error}"
-            notes.append(f"{line.method} at {asked(line.budget)}: {why}.")
-    notes.insert(1, _method_note(compared))
+            lost.setdefault((line.method, why), []).append(asked(line.budget))
+    notes.append(_method_note(compared))
+    notes += [f"{method} at {', '.join(sizes)}: {why}." for (method, why), sizes in lost.items()]
     notes += [f"Published: {source}." for source in (published["source"].unique() if len(published) else ())]
     return pd.DataFrame(lines), notes
 

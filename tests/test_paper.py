@@ -164,7 +164,7 @@ def test_pareto_shows_every_cell_hollow_behind_the_front(rows, compared):
     assert filled == best.tolist() and not all(filled)
     np.testing.assert_allclose(sorted(stairs.get_xdata()), sorted(scored["mib"][best]))
     assert axes.get_xlabel() == "KV cache, MiB (measured)" and axes.get_ylabel() == "accuracy"
-    assert "no step of this model\nwas timed alone" in legend(figure)
+    assert "no steps of these cells\nwere timed alone" in legend(figure)
 
 
 def speeds(model="SmolLM2-135M-Instruct"):
