@@ -89,8 +89,9 @@ def scoring_figure(one: dict) -> Figure:
     ticks = [0.5, 1, 2, 4, 8]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.legend(loc="upper left", fontsize=8)
+    repeats = ", ".join(map(str, one["repeats"]))
     axes.set_title(
-        f"SmolLM2-135M, {one['machine']['processor']}; medians, smallest and largest\nof {one['repeats']} repeats"
+        f"SmolLM2-135M, {one['machine']['processor']}; medians, smallest and largest\nof {repeats} repeats, by length"
     )
     return figure
 
