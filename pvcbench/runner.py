@@ -73,8 +73,9 @@ def run(config: DictConfig, model: LoadedModel | None = None, task: Task | None 
     device = configuration.device_of(config.device)
     task.check_device(device)
     loaded = model or configuration.build(config.model, "the model", device=device, dtype=config.dtype)
-    folder = store.RunFolder(config.results, config.experiment, identity(config, loaded, task, cells))
-    existing = folder.open(OmegaConf.to_container(config), environment.describe())
+    known = identity(config, loaded, task, cells)
+    folder = store.RunFolder(config.results, config.experiment, known)
+    existing = folder.open(OmegaConf.to_container(config), environment.of_run(known, loaded.model))
     try:
         measured = _measure(config, loaded, task, cells, folder, existing)
     finally:

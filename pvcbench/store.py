@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from pvcbench import sessions
 from pvcbench.errors import UserError
 
 KEY = ("sample", "method", "budget")
@@ -36,6 +37,8 @@ class RunFolder:
         self.path = Path(results).expanduser() / experiment / self.id
         self.rows_path = self.path / "rows.jsonl"
         self._lock = None
+        self._environment = {}
+        self._noted = False  # whether sessions.jsonl tells of this session
 
     def open(self, config: Mapping, environment: Mapping) -> list[dict]:
         """Creates or resumes the run and returns the rows it has; drops a last line that a kill tore."""
@@ -49,10 +52,14 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"another process is writing run {self.id}: wait for it or stop it") from error
         rows = self._recover()
+        self._environment = dict(environment)
         if not (self.path / "config.yaml").exists():
             stored = {"run": self.id, "identity": self.identity, "config": dict(config)}
-            _write(self.path / "config.yaml", yaml.safe_dump(stored, sort_keys=False, allow_unicode=True))
-            _write(self.path / "environment.json", json.dumps(dict(environment), indent=1) + "\n")
+            try:  # config.yaml last: where it stands, both do
+                _write(self.path / "environment.json", json.dumps(self._environment, indent=1) + "\n")
+                _write(self.path / "config.yaml", yaml.safe_dump(stored, sort_keys=False, allow_unicode=True))
+            except OSError as error:
+                raise self._unwritable(self.path, error) from error
         return rows
 
     def _recover(self) -> list[dict]:
@@ -70,6 +77,9 @@ class RunFolder:
         text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
         size = self.rows_path.stat().st_size if self.rows_path.exists() else 0
         try:
+            if not self._noted:
+                sessions.add(self.rows_path, self._environment)
+                self._noted = True
             with self.rows_path.open("ab") as file:
                 file.write(text.encode())
                 file.flush()
@@ -77,10 +87,14 @@ class RunFolder:
         except OSError as error:
             with contextlib.suppress(OSError):  # the disk is full or gone; what was measured before stays whole
                 os.truncate(self.rows_path, size)
-            raise RuntimeError(
-                f"cannot write {self.rows_path}: {error.strerror}; free some space and run the same command again, "
-                "it continues after the last finished sample"
-            ) from error
+            raise self._unwritable(self.rows_path, error) from error
+
+    @staticmethod
+    def _unwritable(path: Path, error: OSError) -> RuntimeError:
+        return RuntimeError(
+            f"cannot write {path}: {error.strerror}; free some space and run the same command again, "
+            "it continues after the last finished sample"
+        )
 
     def close(self) -> None:
         """Releases the lock."""
