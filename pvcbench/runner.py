@@ -213,8 +213,8 @@ def report(config: DictConfig, folder: store.RunFolder, task: Task, measured: in
     task.finish(rows, folder.path)
     drawn = outcome.draw(rows, folder.path / "figures")
     tracked = None
-    if measured:
+    if measured or not tracking.mirrored(config.wandb, folder.path, len(rows)):
         stored = OmegaConf.to_container(config)
-        name = f"{config.experiment}-{folder.id}"
-        tracked = tracking.track(config.wandb, folder.id, name, stored, summary, drawn, folder.path, task=task.name)
+        run = (config.wandb, folder.id, config.experiment, stored)
+        tracked = tracking.track(*run, summary, drawn, folder.path, task.name, len(rows))
     return Result(folder.path, rows, summary, parts, drawn, tracked, measured)
