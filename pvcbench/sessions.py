@@ -14,7 +14,8 @@ from pathlib import Path
 from pvcbench.errors import UserError
 
 NAME = "sessions.jsonl"
-IGNORED = ("started", "commit", "dirty", "source", "platform", "variables", "seeds", "data", "model")
+IGNORED = {"started", "commit", "dirty", "source", "platform", "variables", "seeds", "data", "model"}
+IGNORED |= {"pvcbench", "wandb", "matplotlib"}  # packages that change no number, or whose parts the identity tells
 
 
 def add(rows: Path, environment: Mapping) -> None:
@@ -62,7 +63,7 @@ def differences(one: Mapping, other: Mapping) -> list[str]:
     What only one of them tells (older files tell less) is not compared.
     """
     found = []
-    for key in sorted(one.keys() & other.keys() - set(IGNORED)):
+    for key in sorted(one.keys() & other.keys() - IGNORED):
         if isinstance(one[key], Mapping) and isinstance(other[key], Mapping):
             found += [f"{key}.{line}" for line in differences(one[key], other[key])]
         elif one[key] != other[key]:

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pvcbench import config, console, figures, runner  # noqa: F401  imported once, in the server
+from pvcbench import cli, config, console, figures, runner  # noqa: F401  imported once, in the server
 from pvcbench.tasks import haystack
 
 ROOT = Path(__file__).parent.parent

@@ -207,7 +207,7 @@ def test_a_disk_that_is_full_from_the_start(server, tmp_path):
 
 def test_a_disk_that_is_full_when_figures_are_drawn(server, tmp_path):
     disk = tmp_path / "disk"
-    with small_disk(disk, "size=32k"):
+    with small_disk(disk, "size=48k"):
         code, command = server.run(*one(disk, "limit=2"))
         lines = command.lines()
         assert code == 1 and len(lines) == 1 and "free some space and run the same command again" in lines[0]

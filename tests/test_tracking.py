@@ -157,7 +157,7 @@ def test_runs_of_a_sweep_share_a_group(summary, tmp_path, group):
 
 
 def test_a_run_that_goes_on_continues_its_wandb_run(summary, tmp_path):
-    """Offline each session leaves a folder of its own; all of them carry one id and ask to resume, so sync joins them."""
+    """Offline each session leaves a folder of its own; all carry one id and ask to resume, so that sync joins them."""
     first = track(summary, tmp_path)
     time.sleep(1.1)  # the folders' names have seconds
     second = track(summary.assign(samples=99), tmp_path, rows=20)
@@ -249,13 +249,14 @@ def numbers(*arguments):
 tracking.points, tracking.numbers = points, numbers
 rows = table(needle_rows(repeats=1, methods=("full", "h2o")))
 settings = SimpleNamespace(mode={mode!r}, project="pvcbench", entity=None, group=None)
-place = tracking.track(settings, "0123456789ab", "grid", {{}}, stats.summarize(rows), [], Path({folder!r}), "needle", 10)
+run = (settings, "0123456789ab", "grid", {{}})
+place = tracking.track(*run, stats.summarize(rows), [], Path({folder!r}), "needle", 10)
 print("place", place, flush=True)
 """
 
 
 def broken(folder, mode, when, **environment):
-    """Mirrors in a process of its own, with W&B's service killed while it does; returns how it ended and its seconds."""
+    """Mirrors in a process of its own, W&B's service killed while it does; returns how it ended and its seconds."""
     code = BROKEN.format(tests=str(Path(__file__).parent), folder=str(folder), mode=mode, when=when)
     known = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "HOME": str(folder), **environment}
     started = time.monotonic()
