@@ -95,10 +95,10 @@ def weights_checksum(model: torch.nn.Module) -> str | None:
 
 
 @cache
-def source() -> str:
+def source(package: Path = Path(__file__).parent) -> str:
     """A hash of the code that ran: every .py of pvcbench and methods, so that two dirty checkouts can be told apart."""
-    folder, digest = Path(__file__).parent, hashlib.sha256()
-    for root in (folder, folder.parent / "methods"):
+    digest = hashlib.sha256()
+    for root in (package, package.parent / "methods"):
         for path in sorted(root.rglob("*.py")):
             digest.update(f"{root.name}/{path.relative_to(root).as_posix()}\0".encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())

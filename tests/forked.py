@@ -2,25 +2,33 @@
 
 import contextlib
 import importlib
+import io
 import multiprocessing
 import os
 import resource
 import runpy
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pvcbench import cli, config, console, figures, runner  # noqa: F401  imported once, in the server
-from pvcbench.tasks import haystack
+import psutil
+
+from pvcbench import cli, figures, outcome  # noqa: F401  imported once, in the server
 
 ROOT = Path(__file__).parent.parent
 
 
 def warm() -> None:
-    """What every command would do first: the plugins of Hydra, the text that needles are hidden in."""
-    config.composed([])
-    haystack.checksum("sotu")
+    """Does once what every command would do first: a small run on one thread, so that no thread is there to be lost."""
+    real = outcome.draw
+    outcome.draw = lambda rows, folder: []
+    settings = ["model=random", "method=[h2o,streaming_llm]", "task.lengths=[300]", "threads=1", "wandb.mode=disabled"]
+    quiet = io.StringIO()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+        cli.main([*settings, "limit=1", f"results={folder}"])
+    outcome.draw = real
 
 
 def work(arguments, said, ready, folder, pause, skip, file_limit) -> None:
@@ -81,6 +89,13 @@ class Command:
     def lines(self) -> list[str]:
         """Its lines, without the progress told to those who have no terminal."""
         return [line for line in self.text().splitlines() if " samples, about " not in line]
+
+    def work_for(self, seconds: float) -> None:
+        """Waits until it has used so much processor time, whatever else the machine does, or has ended."""
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(self.process.pid)
+            while self.process.is_alive() and sum(process.cpu_times()[:2]) < seconds:
+                time.sleep(0.005)
 
     def end(self, number: int | None = None, seconds: float = 120) -> int:
         """Waits for its end, after a signal if one is named, and returns its exit code (-9 after a kill)."""
