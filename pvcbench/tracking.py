@@ -5,6 +5,7 @@ continues its W&B run: the id is the run's. wandb/mirrored.json in its folder te
 mirror failed, or that is now wanted online, is mirrored by running the same command again.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -76,7 +77,18 @@ def track(
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         told = f"the results are safe in {folder}, and the same command mirrors them again"
         print(f"pvcbench: wandb failed ({reason}); {told}", file=sys.stderr)
+        if isinstance(error, ConnectionError):
+            _forget_service()
         return None
+
+
+def _forget_service() -> None:
+    """Lets go of a W&B service that is gone: the next mirror starts another, and nothing is said at the exit."""
+    import wandb
+
+    with contextlib.suppress(Exception):  # it fails, since it would say goodbye first
+        wandb.teardown(exit_code=1)
+    os.environ.pop("WANDB_SERVICE", None)
 
 
 def _mirror(settings, run_id, experiment, config, summary, figures, folder, task) -> str:
