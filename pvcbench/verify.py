@@ -73,8 +73,9 @@ def choose(rows: Mapping[Key, Stored], cells: int, seed: int, alone: bool) -> di
             name = names.pop()
             chosen[name] = set(samples[name])
         return chosen
-    names = names[: max(1, cells // 8)]
-    pairs = [key for name in names for key in samples[name] if rows[key].row["error"] is None]
+    pairs: list[Key] = []
+    while names and len(pairs) < cells:
+        pairs += [key for key in samples[names.pop()] if rows[key].row["error"] is None]
     order = [pairs[number] for number in rng.permutation(len(pairs))]
     seen: dict[object, int] = {}
     rank = {}
@@ -129,8 +130,8 @@ def verify(folder: Path, cells: int = 8, seed: int = 0, relative: float | None =
     history = sessions.read(folder)
     wanted = {key for keys in chosen.values() for key in keys}
     of_rows = [sessions.session_of(history, rows[key].file, rows[key].line) for key in wanted]
-    known = {id(one): one["environment"] for one in of_rows if one is not None}
-    recorded = next(iter(known.values()), {})
+    known = {id(one): one["environment"] if one is not None else {} for one in of_rows}
+    recorded = next(filter(None, known.values()), {})
     torch.set_num_threads(recorded.get("threads") or configuration.threads_of(config.threads))
     config.threads = torch.get_num_threads()
     device = configuration.device_of(config.device)
@@ -158,8 +159,8 @@ def changed(then: Mapping, now: Mapping, recorded: Mapping, today: Mapping) -> l
 def machine(known, today: Mapping, batch: int) -> list[str]:
     """Why rows need not be identical: other machines or versions, or batches that cannot be put together again."""
     lines = [line for recorded in known for line in sessions.differences(recorded, today)]
-    if not known:
-        lines.append("nothing recorded tells which machine wrote these rows")
+    if not all(known):
+        lines.append("nothing recorded tells which machine wrote some of these rows")
     if batch > 1:
         lines.append(f"batch: {batch} samples ran together, which need not be those that run together now")
     return list(dict.fromkeys(lines))
