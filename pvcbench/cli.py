@@ -1,8 +1,12 @@
 """The command line: `python -m pvcbench method=pvc task=needle`, and `python -m pvcbench list`."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+
+from pvcbench import stopping
+from pvcbench.errors import UserError
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # waiting threads spin briefly: longer starves other programs
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -20,29 +24,51 @@ class RunFailed(Exception):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0, 1 for a failure, 2 for a user's error."""
+    """Runs the command line; returns 0, 1 for a failure, 2 for a user's error, 128 + signal where one stopped it."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    return told(lambda: dispatch(arguments))
+    return guarded(lambda: dispatch(arguments))
 
 
-def told(action: Callable[[], int], note: Callable[[str], None] = lambda line: None) -> int:
-    """The exit code of an action; what goes wrong becomes one line on stderr, which `note` is given too."""
-    from pvcbench.errors import UserError
-
+def program(work: Callable[[], int] = main) -> int:
+    """What a process of its own runs: a command line, and after it nothing that a signal could disturb."""
     try:
-        return action()
+        return work()
+    finally:
+        stopping.plain()
+
+
+def guarded(work: Callable[[], int], line: str = stopping.LINE) -> int:
+    """The exit code of some work that signals may stop; `line` says so on stderr."""
+    with stopping.handled(line):
+        return told(work)
+
+
+def told(work: Callable[[], int], note: Callable[[str], None] = lambda line: None) -> int:
+    """The exit code of some work; what ends it early becomes one line on stderr, which `note` is given too."""
+    try:
+        return work()
     except UserError as error:
         code, line = 2, str(error)
     except KeyboardInterrupt:
-        code, line = 130, "stopped; the same command continues where it stopped"
+        stopping.tell()
+        return stopping.code() or 130
     except Exception as error:
+        if stopping.code() is not None:  # what the signal met turned it into an exception of its own
+            stopping.tell()
+            return stopping.code()
         if os.environ.get("PVCBENCH_DEBUG"):
             raise
         text = " ".join(str(error).split())
-        code, line = 1, f"{type(error).__name__}: {text} (PVCBENCH_DEBUG=1 shows where)"
+        hint = "free some space and run the same command again" if full(error) else "PVCBENCH_DEBUG=1 shows where"
+        code, line = 1, f"{type(error).__name__}: {text} ({hint})"
     print(f"pvcbench: {line}", file=sys.stderr)
     note(line)
     return code
+
+
+def full(error: Exception) -> bool:
+    """Whether an error says that there is no more room to write to."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def dispatch(arguments: list[str]) -> int:
@@ -68,8 +94,6 @@ def dispatch(arguments: list[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> tuple[list[str], list[str], bool]:
     """Overrides, configuration folders, and whether to show the configuration only."""
-    from pvcbench.errors import UserError
-
     overrides, folders, show, rest = [], [], False, list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -94,7 +118,8 @@ def once(config) -> int:
     """One run, its table and where its files are."""
     from pvcbench import console, runner
 
-    result = runner.run(config)
+    with stopping.orderly():
+        result = runner.run(config)
     console.show(result)
     return 0
 
@@ -106,7 +131,6 @@ def multirun(arguments: list[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from pvcbench import config as configuration
-    from pvcbench.errors import UserError
 
     rest, names = configuration.split_names(arguments)
     name = configuration.composed(names).experiment if names else None  # a bad one is refused before anything runs
@@ -114,8 +138,8 @@ def multirun(arguments: list[str]) -> int:
     def job(config):  # submitit's launchers pickle it: it may hold nothing but text
         config.experiment = name or config.experiment
         code = told(lambda: once(config))
-        if code == 130:
-            raise KeyboardInterrupt
+        if code >= 128:
+            raise KeyboardInterrupt  # stopped: no further run starts
         if code:
             raise RunFailed(code)
 
@@ -146,4 +170,4 @@ def listing() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

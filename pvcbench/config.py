@@ -31,6 +31,7 @@ class Wandb:
     mode: str = "offline"  # offline | online | disabled
     project: str = "pvcbench"
     entity: str | None = None
+    group: str | None = None  # None: the experiment's name
 
 
 @dataclass

@@ -86,8 +86,9 @@ def run(
     device = configuration.device_of(config.device)
     task.check_device(device)
     loaded = model or configuration.build(config.model, "the model", device=device, dtype=config.dtype)
-    folder = store.RunFolder(config.results, config.experiment, identity(config, loaded, task, cells), shard)
-    existing = folder.open(stored(config), environment.describe())
+    known = identity(config, loaded, task, cells)
+    folder = store.RunFolder(config.results, config.experiment, known, shard)
+    existing = folder.open(stored(config), environment.of_run(known, loaded.model))
     try:
         plan, measured = _measure(config, loaded, task, cells, folder, existing, planned)
     finally:
@@ -234,8 +235,7 @@ def report(config: DictConfig, folder: store.RunFolder, task: Task, measured: in
     task.finish(rows, folder.path)
     drawn = outcome.draw(rows, folder.path / "figures")
     tracked = None
-    if measured:
-        name = f"{config.experiment}-{folder.id}"
-        kept = stored(config)
-        tracked = tracking.track(config.wandb, folder.id, name, kept, summary, drawn, folder.path, task=task.name)
+    if measured or not tracking.mirrored(config.wandb, folder.path, len(rows)):
+        run = (config.wandb, folder.id, config.experiment, stored(config))
+        tracked = tracking.track(*run, summary, drawn, folder.path, task.name, len(rows))
     return Result(folder.path, rows, summary, parts, drawn, tracked, measured)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from pvcbench import cli, store
+from pvcbench import cli, stopping, store
 from pvcbench.errors import UserError
 from pvcbench.manifest import Line, Sweep, composed
 
@@ -162,7 +162,9 @@ def _measure(sweep: Sweep, line: Line, again: bool) -> int:
 
     config = composed(line)
     config.retry_failed = config.retry_failed or again
-    console.show(runner.run(config, planned=partial(sweep.planned, line)))
+    with stopping.orderly():
+        result = runner.run(config, planned=partial(sweep.planned, line))
+    console.show(result)
     return 0
 
 

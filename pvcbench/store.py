@@ -12,14 +12,14 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
 import pandas as pd
 import yaml
 
-from pvcbench import locks
+from pvcbench import locks, sessions
 from pvcbench.errors import UserError
 from pvcbench.shards import Shard
 
@@ -49,6 +49,8 @@ class RunFolder:
         self.rows_path = self.path / ("rows.jsonl" if shard is None else f"rows-{shard.label}.jsonl")
         self._locks: list[TextIO] = []
         self._homes: dict[tuple, Path] = {}
+        self._environment: dict = {}
+        self._noted: set[Path] = set()  # row files whose lines of sessions.jsonl tell of this session
 
     def open(self, config: Mapping, environment: Mapping) -> list[dict]:
         """Creates or resumes the run and returns the rows it has; drops a last line that a kill tore."""
@@ -62,12 +64,13 @@ class RunFolder:
                 _untear(path)
             found = parts(self.path)
             self._homes = {key_of(row): path for path, rows in found.items() for row in rows}
+            self._environment = dict(environment)
             stored = {"run": self.id, "identity": self.identity, "config": dict(config)}
-            texts = {"environment.json": json.dumps(dict(environment), indent=1) + "\n"}
+            texts = {"environment.json": json.dumps(self._environment, indent=1) + "\n"}
             texts["config.yaml"] = yaml.safe_dump(stored, sort_keys=False, allow_unicode=True)  # last: then both stand
             for name, text in texts.items():
                 if not (self.path / name).exists():
-                    write_whole(self.path / name, text)
+                    _first(self.path / name, text)
         except BaseException:
             self.close()
             raise
@@ -84,7 +87,11 @@ class RunFolder:
             path = self._homes.get(key_of(row), self.rows_path) if self.shard is None else self.rows_path
             texts.setdefault(path, []).append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
         for path, lines in texts.items():
-            _append(path, "".join(lines))
+            with _written(path):
+                if path not in self._noted:
+                    sessions.add(path, self._environment)
+                    self._noted.add(path)
+                _append(path, "".join(lines))
 
     def close(self) -> None:
         """Releases the locks."""
@@ -104,15 +111,31 @@ def _untear(path: Path) -> None:
 
 
 def _append(path: Path, text: str) -> None:
+    """Adds to a file, or leaves it as it was."""
     size = path.stat().st_size if path.exists() else 0
     try:
         with path.open("ab") as file:
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
+    except OSError:
         with contextlib.suppress(OSError):  # the disk is full or gone; what was measured before stays whole
             os.truncate(path, size)
+        raise
+
+
+def _first(path: Path, text: str) -> None:
+    """Writes a file that a run's folder needs before its first row."""
+    with _written(path.parent):
+        write_whole(path, text)
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Says what to do where a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
         raise RuntimeError(
             f"cannot write {path}: {error.strerror}; free some space and run the same command again, "
             "it continues after the last finished sample"

@@ -126,8 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__doc__.strip(), file=sys.stderr)
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
     asked = parser_of(arguments[0]).parse_intermixed_args(arguments[1:])
-    return cli.told(lambda: commands[arguments[0]](asked))
+    return cli.guarded(lambda: commands[arguments[0]](asked))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.program(main))
