@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from pvcbench import config as configuration
-from pvcbench import environment, outcome, store, tracking
+from pvcbench import environment, excerpts, outcome, store, tracking
 from pvcbench.analysis.run import run_observations
 from pvcbench.attempt import Protocol, run_batch
 from pvcbench.cells import OBSERVATION, Point, parse_budgets, points
@@ -139,6 +139,7 @@ def _measure(config, loaded, task, cells, folder, existing) -> int:
     if not work:
         return 0
     check_prompts(work, loaded, task, config.query_aware)
+    excerpts.add(folder.rows_path, task.kind, work, loaded.tokenizer)
     engine = Engine(loaded.model, loaded.attention, config.engine.backend, loaded.evict_sliding, config.engine.chunk)
     check(engine, rotates=any(getattr(point.method, "positions", None) == "cache" for point in cells))
     protocol = Protocol(config.query_aware, config.refeed_last, config.decode, config.seed)
