@@ -96,6 +96,10 @@ def test_it_loads_with_everything_drawn(opened):
     assert set(chart(opened, "curve")) == {"full", "full cache, 16.9 MiB", "h2o", "pvc"}
     assert len(opened.find_elements(By.CSS_SELECTOR, "#curve svg.main-svg")) > 0
     assert len(opened.find_elements(By.CSS_SELECTOR, "#grid .heatmaplayer image")) > 4
+    axes = "const l = document.getElementById('grid')._fullLayout; return [l.yaxis, l.yaxis2, l.yaxis6, l.yaxis8]"
+    assert (
+        opened.execute_script(axes + ".map(axis => axis.range)") == [[4.5, -0.5]] * 4
+    )  # five depths in every panel, whatever stands in it
     assert len(opened.find_elements(By.CSS_SELECTOR, ".board")) == 2
     assert options(opened, "model") == ["SmolLM2-135M-Instruct"] and len(options(opened, "run")) == 2
 

@@ -60,7 +60,7 @@ def panel(panels, cell: pd.DataFrame, axes: tuple[list, list], place: tuple[int,
     if good.empty:
         end = reach(cell["error"])
         why = "not asked" if cell.empty else "failed" if end is None else f"out of reach<br>(below {end:.0f}%)"
-        middle = {"x": labels[0][len(labels[0]) // 2], "y": labels[1][len(labels[1]) // 2]}
+        middle = {"xref": "x domain", "yref": "y domain", "x": 0.5, "y": 0.5}  # categories here would become numbers
         panels.add_annotation(text=why, showarrow=False, font_size=10, **middle, row=down, col=across)
 
 
