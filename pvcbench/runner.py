@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from pvcbench import config as configuration
-from pvcbench import environment, outcome, store, tracking
+from pvcbench import environment, excerpts, outcome, store, tracking
 from pvcbench.analysis.run import run_observations
 from pvcbench.attempt import Protocol, run_batch
 from pvcbench.cells import OBSERVATION, Point, parse_budgets, points
@@ -169,6 +169,7 @@ def _measure(config, loaded, task, cells, folder, existing, planned) -> tuple[Pl
 def _work(config, loaded, task, cells, folder, work, total: int) -> int:
     """Measures the cells that each of these samples lacks; returns how many rows were added."""
     check_prompts(work, loaded, task, config.query_aware)
+    excerpts.add(folder.rows_path, task.kind, work, loaded.tokenizer)
     engine = Engine(loaded.model, loaded.attention, config.engine.backend, loaded.evict_sliding, config.engine.chunk)
     check(engine, rotates=any(getattr(point.method, "positions", None) == "cache" for point in cells))
     protocol = Protocol(config.query_aware, config.refeed_last, config.decode, config.seed)
