@@ -383,12 +383,13 @@ def small(code, *signals):
 STUBBORN = """
 stopping.PATIENCE = {patience}
 with stopping.handled(), stopping.orderly():
-    print("ready", flush=True)
+    said = "ready"
     while True:
         try:
-            time.sleep(0.01)
+            print(said, flush=True)
+            time.sleep(60)
         except BaseException:
-            print("swallowed", flush=True)
+            said = "swallowed"
 """
 
 
