@@ -208,7 +208,7 @@ def tell_rows(report: Report, samples: int, say) -> None:
     how = "identical" if report.tolerance is None else "within the tolerance"
     other = f", {len(report.answers)} with another output" if report.answers else ""
     verdict = "agree" if report.agree else "differ"
-    say(f"{verdict}: {same} of {report.compared} rows of {samples} samples are {how}{other}")
+    say(f"{verdict}: {same} of {report.compared} rows of {samples} sample{'s' * (samples != 1)} are {how}{other}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
