@@ -376,7 +376,10 @@ def small(code, *signals):
             process.send_signal(number)
             assert process.stdout.readline() == "swallowed\n"
         process.send_signal(signals[-1])
-        out, err = process.communicate(timeout=20)
+        try:
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()  # where it did not end
     return process.returncode, out, err, time.monotonic() - started
 
 
