@@ -13,13 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-import yaml
 from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoTokenizer
 
 from pvcbench import embedded, models, rescore, store
 from pvcbench.errors import UserError
 from pvcbench.prompts import Prompt, Prompter
+from pvcbench.stored import stored
 from pvcbench.tasks.base import Sample
 
 ENDS, AROUND = 60, 40  # tokens shown at each end, and on each side of a span's ends
@@ -73,7 +73,7 @@ def read(folder: Path) -> dict[str, dict]:
 
 
 def add(rows_path: Path, kind: str, work: Iterable[tuple], tokenizer) -> None:
-    """Adds what is missing of the samples about to be measured, (sample, prompt, ...), to the file beside their rows.
+    """Adds what is missing of the samples that are measured, (sample, prompt, ...), to the file beside their rows.
 
     No result depends on it: that it cannot be written is only said.
     """
@@ -97,10 +97,7 @@ def written(lines: Iterable[Mapping]) -> str:
 
 def config_of(folder: Path):
     """The configuration that a run's folder stores."""
-    try:
-        return OmegaConf.create(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["config"])
-    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f"{folder} has no readable config.yaml: leave it out") from error
+    return OmegaConf.create(stored(folder)["config"])
 
 
 def prompter_of(model) -> Prompter:

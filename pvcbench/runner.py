@@ -171,7 +171,6 @@ def _measure(config, loaded, task, cells, folder, existing, planned) -> tuple[Pl
 def _work(config, loaded, task, cells, folder, work, total: int) -> int:
     """Measures the cells that each of these samples lacks; returns how many rows were added."""
     check_prompts(work, loaded, task, config.query_aware)
-    excerpts.add(folder.rows_path, task.kind, work, loaded.tokenizer)
     engine = Engine(loaded.model, loaded.attention, config.engine.backend, loaded.evict_sliding, config.engine.chunk)
     check(engine, rotates=any(getattr(point.method, "positions", None) == "cache" for point in cells))
     protocol = Protocol(config.query_aware, config.refeed_last, config.decode, config.seed)
@@ -181,6 +180,8 @@ def _work(config, loaded, task, cells, folder, work, total: int) -> int:
             for batch in batches(work, config.batch, config.query_aware):
                 rows = KINDS[task.kind](engine, loaded, task, batch, protocol, meter)
                 folder.append(rows)
+                if not added:  # once rows can be written; no result needs excerpts
+                    excerpts.add(folder.rows_path, task.kind, work, loaded.tokenizer)
                 added += len(rows)
                 meter.finish(len(batch))
     finally:
