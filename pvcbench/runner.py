@@ -27,6 +27,7 @@ from pvcbench.errors import UserError
 from pvcbench.generate import Generate
 from pvcbench.measure import run_measurements
 from pvcbench.models import LoadedModel
+from pvcbench.policy import Method
 from pvcbench.progress import Meter
 from pvcbench.prompts import Prompt, Prompter
 from pvcbench.respond import run_documents
@@ -112,15 +113,16 @@ def _plain(value):
 
 
 def _method_identity(method) -> dict:
-    """A method's parameters and the hash of the file that defines it and of its siblings there."""
-    source = Path(inspect.getfile(type(method)))
-    family = sorted(source.parent.glob(f"{source.stem}*.py"))
+    """A method's parameters and the hash of the files that define it, their siblings of like name included."""
+    sources = [Path(inspect.getfile(kind)) for kind in type(method).__mro__ if issubclass(kind, Method)]
+    ours = [path for path in sources if path.parent == sources[0].parent]  # the method and those it derives from
+    family = sorted({sibling for path in ours for sibling in path.parent.glob(f"{path.stem}*.py")})
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in family)).hexdigest()
-    return {
-        "class": type(method).__qualname__,
-        "source": digest,
-        "settings": asdict(method) if is_dataclass(method) else vars(method),
-    }
+    settings = asdict(method) if is_dataclass(method) else dict(vars(method))
+    for name in settings:  # a method that wraps another is both
+        if isinstance(getattr(method, name), Method):
+            settings[name] = _method_identity(getattr(method, name))
+    return {"class": type(method).__qualname__, "source": digest, "settings": settings}
 
 
 def _measure(config, loaded, task, cells, folder, existing) -> int:

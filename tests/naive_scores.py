@@ -1,0 +1,121 @@
+"""SnapKV and its kin, TOVA, Knorm, KeyDiff once more, from their descriptions, with lists and loops in float64.
+
+Attention and keys are plain nested lists of the dense model. Where scores are equal, the earlier position comes first,
+as the cards say (pooling by maximum makes runs of equal scores); scores that differ by rounding alone raise Tie.
+"""
+
+import math
+from fractions import Fraction
+
+from naive import Tie
+
+
+def best(scores: dict[int, float], count: int) -> set[int]:
+    """The positions of the highest scores; the earlier of two equal ones."""
+    ranked = sorted(scores, key=lambda position: (-scores[position], position))
+    if 0 < count < len(ranked):
+        last, after = scores[ranked[count - 1]], scores[ranked[count]]
+        if last != after and math.isclose(last, after, rel_tol=1e-9, abs_tol=1e-12):
+            raise Tie
+    return set(ranked[:count])
+
+
+def pooled(values: list[float], kernel: int, pooling: str) -> list[float]:
+    """Each value with its neighbours: the largest, or the sum over the kernel's size (beyond the ends is nothing)."""
+    reach, found = kernel // 2, []
+    for place in range(len(values)):
+        near = values[max(0, place - reach) : place + reach + 1]
+        found.append(max(near) if pooling == "max" else math.fsum(near) / kernel)
+    return found
+
+
+def snapkv(attention, kv_heads: int, window: int, kernel: int, pooling: str) -> list[dict[int, float]]:
+    """Scores of the tokens before the window, for each KV head; attention is [heads][rows][keys] of one sample."""
+    heads, tokens = len(attention), len(attention[0])
+    window, group, found = min(window, tokens), len(attention) // kv_heads, []
+    for head in range(kv_heads):
+        rows = []
+        for query_head in range(head * group, (head + 1) * group):
+            last = attention[query_head][tokens - window :]
+            summed = [math.fsum(row[j] for row in last) for j in range(tokens - window)]
+            rows.append(pooled(summed, kernel, pooling))
+        found.append({j: math.fsum(row[j] for row in rows) / group for j in range(tokens - window)})
+    assert heads == group * kv_heads
+    return found
+
+
+def with_window(scores: list[dict[int, float]], counts: list[int], tokens: int, window: int) -> list[set[int]]:
+    """The best of each head and the window; `counts` includes the window."""
+    window = min(window, tokens)
+    newest = set(range(tokens - window, tokens))
+    return [newest | best(own, count - window) for own, count in zip(scores, counts, strict=True)]
+
+
+def pyramid(budget: int, tokens: int, window: int, beta: int, layers: int) -> list[int]:
+    """Entries per layer, window included: a falling line with the budget as its mean, sums rounded half to even."""
+    mean = budget - window
+    if tokens < 2 * mean or budget >= tokens:
+        return [budget] * layers
+    most = min(2 * mean - mean // beta, tokens - window)
+    least = 2 * mean - most
+    line = [Fraction(most) - Fraction(layer * (most - least), layers - 1) for layer in range(layers)]
+    sums = [round(sum(line[: layer + 1])) for layer in range(layers)]
+    return [window + sums[layer] - (sums[layer - 1] if layer else 0) for layer in range(layers)]
+
+
+def ada(scores: list[dict[int, float]], budget: int, window: int, tokens: int, floor: float) -> list[int]:
+    """Entries per head, window included: the heads' shares of the layer's best, mixed with equal ones."""
+    window = min(window, tokens)
+    total = len(scores) * (budget - window)
+    pool = sorted((-value, head, j) for head, own in enumerate(scores) for j, value in own.items())
+    if total < len(pool) and pool[total - 1][0] != pool[total][0]:
+        if math.isclose(pool[total - 1][0], pool[total][0], rel_tol=1e-9, abs_tol=1e-12):
+            raise Tie
+    wins = [sum(1 for _, head, _ in pool[:total] if head == one) for one in range(len(scores))]
+    shares = [(1 - floor) * won + floor * total / len(scores) for won in wins]
+    counts = [math.floor(share) for share in shares]
+    rest = [share - count for share, count in zip(shares, counts, strict=True)]
+    order = sorted(range(len(scores)), key=lambda head: (-rest[head], head))
+    if any(a != b and math.isclose(rest[a], rest[b], abs_tol=1e-9) for a in order for b in order if a < b):
+        raise Tie
+    for head in order[: total - sum(counts)]:
+        counts[head] += 1
+    return [window + count for count in counts]
+
+
+class TOVA:
+    """One layer of one sample: the newest row, averaged over all query heads, ranks what is there."""
+
+    def __init__(self, budget: int, heads: int):
+        self.budget, self.heads, self.there = budget, heads, set()
+
+    def prefill(self, attention):
+        """Attention is a tensor [heads, tokens, tokens]."""
+        self.there = set(range(attention.shape[1]))
+        self._evict(attention[:, -1])
+
+    def step(self, rows, first_layer_entries=None):
+        """Rows is [heads, new rows, tokens so far]."""
+        self.there |= set(range(rows.shape[2] - rows.shape[1], rows.shape[2]))
+        self._evict(rows[:, -1])
+
+    def _evict(self, row):
+        mean = row.mean(0).tolist()
+        self.there = best({j: mean[j] for j in self.there}, self.budget)
+
+    @property
+    def kept(self):
+        """The positions each KV head holds."""
+        return [set(self.there) for _ in range(self.heads)]
+
+
+def norm(vector) -> float:
+    """The Euclidean length of a list of numbers."""
+    return math.sqrt(math.fsum(x * x for x in vector))
+
+
+def keydiff(keys: dict[int, list[float]]) -> dict[int, float]:
+    """The negative cosine of each key with the mean of the unit keys."""
+    unit = {j: [x / norm(key) for x in key] for j, key in keys.items()}
+    anchor = [math.fsum(column) / len(unit) for column in zip(*unit.values(), strict=True)]
+    return {j: -math.fsum(a * b for a, b in zip(key, anchor, strict=True)) / norm(anchor) for j, key in unit.items()}
