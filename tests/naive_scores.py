@@ -68,9 +68,9 @@ def ada(scores: list[dict[int, float]], budget: int, window: int, tokens: int, f
     window = min(window, tokens)
     total = len(scores) * (budget - window)
     pool = sorted((-value, head, j) for head, own in enumerate(scores) for j, value in own.items())
-    if total < len(pool) and pool[total - 1][0] != pool[total][0]:
-        if math.isclose(pool[total - 1][0], pool[total][0], rel_tol=1e-9, abs_tol=1e-12):
-            raise Tie
+    cut = pool[total - 1 : total + 1] if total < len(pool) else []
+    if cut and cut[0][0] != cut[1][0] and math.isclose(cut[0][0], cut[1][0], rel_tol=1e-9, abs_tol=1e-12):
+        raise Tie
     wins = [sum(1 for _, head, _ in pool[:total] if head == one) for one in range(len(scores))]
     shares = [(1 - floor) * won + floor * total / len(scores) for won in wins]
     counts = [math.floor(share) for share in shares]

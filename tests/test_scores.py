@@ -1,5 +1,7 @@
 """SnapKV and its kin, TOVA, Knorm, KeyDiff, value norms: kept sets against tests/naive_scores.py."""
 
+from itertools import pairwise
+
 import naive
 import naive_scores
 import pytest
@@ -91,7 +93,7 @@ def test_a_pyramid_has_its_mean_and_falls(mean, most, layers):
     """The sum is exact, the first layer gets the formula's size, and no layer more than there is."""
     sizes = pyramid(mean, most, 20, layers).tolist()
     assert sum(sizes) == mean * layers and sizes[0] == min(2 * mean - mean // 20, most) and max(sizes) <= most
-    assert all(after <= before + 1 for before, after in zip(sizes, sizes[1:], strict=False))  # + 1: rounding
+    assert all(after <= before + 1 for before, after in pairwise(sizes))  # + 1: rounding
     assert abs(sizes[-1] - (2 * mean - sizes[0])) <= 1
 
 
