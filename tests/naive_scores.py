@@ -119,3 +119,34 @@ def keydiff(keys: dict[int, list[float]]) -> dict[int, float]:
     unit = {j: [x / norm(key) for x in key] for j, key in keys.items()}
     anchor = [math.fsum(column) / len(unit) for column in zip(*unit.values(), strict=True)]
     return {j: -math.fsum(a * b for a, b in zip(key, anchor, strict=True)) / norm(anchor) for j, key in unit.items()}
+
+
+def expected_attention(queries, keys, values, frequencies, horizon, sinks, covariance=True, value_norm=True):
+    """Scores of the entries after the sinks for one KV head: queries are [heads of its group, tokens, dim] before RoPE.
+
+    The rotation of each position to come is written out as a matrix and the matrices are averaged, as kvpress does.
+    """
+    import torch
+
+    dim, tokens = keys.shape[-1], keys.shape[0]
+    rotation = torch.zeros(dim, dim, dtype=torch.float64)
+    for position in range(tokens, tokens + horizon):
+        for pair, frequency in enumerate(frequencies.tolist()):
+            cos, sin = math.cos(position * frequency), math.sin(position * frequency)
+            one, other = pair, pair + len(frequencies)
+            rotation[one, one] += cos / horizon
+            rotation[other, other] += cos / horizon
+            rotation[one, other] -= sin / horizon
+            rotation[other, one] += sin / horizon
+    for place in range(2 * len(frequencies), dim):
+        rotation[place, place] = 1.0
+    total = torch.zeros(tokens - sinks, dtype=torch.float64)
+    for head in queries:
+        own = head[sinks:]
+        mean = rotation @ own.mean(0)
+        logits = [float(key @ mean) / math.sqrt(dim) for key in keys[sinks:]]
+        if covariance:
+            spread = rotation @ torch.cov(own.T, correction=0) @ rotation.T
+            logits = [a + float(key @ spread @ key) / (2 * dim) for a, key in zip(logits, keys[sinks:], strict=True)]
+        total += torch.tensor(logits, dtype=torch.float64).softmax(0) / len(queries)
+    return total * values[sinks:].norm(dim=-1) if value_norm else total
