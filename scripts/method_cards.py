@@ -21,8 +21,9 @@ BUDGET = 1024
 HEAD = """# Methods: what exactly runs under each name
 
 In this field one name means many methods, so here is what each name means in pvcbench. This page is written by
-`scripts/method_cards.py` from the method files and their YAML. Tests hold every method to a naive float64 implementation,
-and `scripts/crosscheck_kvpress.py` compares kept sets with kvpress'. B is the budget: entries per KV head, mean over layers.
+`scripts/method_cards.py` from the method files and their YAML. Tests hold every method to a naive float64
+implementation, and `scripts/crosscheck_kvpress.py` compares kept sets with kvpress'. B is the budget: entries per KV
+head, mean over layers.
 """
 
 
