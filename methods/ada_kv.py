@@ -56,7 +56,7 @@ class AdaKV(Method):
         for sample in range(batch):
             total = int(free[sample].sum())
             best = open_scores[sample].flatten().sort(descending=True, stable=True).indices[:total]
-            wins = torch.bincount(best.cpu() // max(open_scores.shape[-1], 1), minlength=kv_heads)
+            wins = torch.bincount(best.cpu() // max(open_scores.shape[-1], 1), minlength=kv_heads).double()
             found[sample] = first + last + _rounded((1 - self.floor) * wins + self.floor * total / kv_heads, total)
         return found
 

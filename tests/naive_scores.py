@@ -76,8 +76,6 @@ def ada(scores: list[dict[int, float]], budget: int, window: int, tokens: int, f
     counts = [math.floor(share) for share in shares]
     rest = [share - count for share, count in zip(shares, counts, strict=True)]
     order = sorted(range(len(scores)), key=lambda head: (-rest[head], head))
-    if any(a != b and math.isclose(rest[a], rest[b], abs_tol=1e-9) for a in order for b in order if a < b):
-        raise Tie
     for head in order[: total - sum(counts)]:
         counts[head] += 1
     return [window + count for count in counts]

@@ -25,7 +25,7 @@ def plain_queries(family, ids):
 
     def watch(layer):
         def keep(module, args, output):
-            found[layer] = output if normed else output.unflatten(-1, (-1, model.config.head_dim))
+            found[layer] = output if normed else output.unflatten(-1, (-1, module.out_features // model.config.num_attention_heads))
 
         return keep
 
