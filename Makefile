@@ -1,6 +1,7 @@
 # make demo: set everything up and run the main job. make test: set everything up and run the tests.
 PYTHON ?= python3
 PIP_FLAGS ?=
+WORKERS ?= 2
 BIN := .venv/bin
 
 .PHONY: demo test figures setup clean
@@ -19,7 +20,7 @@ demo: setup
 	$(BIN)/python -m pvcbench 'method=[full,pvc,h2o,streaming_llm]' task=needle task.repeats=6 experiment=demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 figures: setup
 	$(BIN)/python scripts/figures.py results/

@@ -2,6 +2,6 @@
 
 import sys
 
-from pvcbench.cli import main
+from pvcbench.cli import program
 
-sys.exit(main())
+sys.exit(program())

@@ -1,8 +1,12 @@
 """The command line: `python -m pvcbench method=pvc task=needle`, and `python -m pvcbench list`."""
 
+import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from pvcbench import stopping
+from pvcbench.errors import UserError
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # waiting threads spin briefly: longer starves other programs
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -15,25 +19,56 @@ python -m pvcbench --multirun ...    one run per combination of values separated
 Options: --config-dir DIR adds a folder of your own configuration; --cfg job shows the configuration and stops."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0, 1 for a failure, 2 for a user's error."""
-    from pvcbench.errors import UserError
+class RunFailed(Exception):
+    """A run of a multirun failed and has said why; carries its exit code."""
 
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns 0, 1 for a failure, 2 for a user's error, 128 + signal where one stopped it."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(lambda: dispatch(arguments))
+
+
+def program(work: Callable[[], int] = main) -> int:
+    """What a process of its own runs: a command line, and after it nothing that a signal could disturb."""
     try:
-        return dispatch(arguments)
+        return work()
+    finally:
+        stopping.plain()
+
+
+def guarded(work: Callable[[], int], line: str = stopping.LINE) -> int:
+    """The exit code of some work that signals may stop; `line` says so on stderr."""
+    with stopping.handled(line):
+        return told(work)
+
+
+def told(work: Callable[[], int], note: Callable[[str], None] = lambda line: None) -> int:
+    """The exit code of some work; what ends it early becomes one line on stderr, which `note` is given too."""
+    try:
+        return work()
     except UserError as error:
-        print(f"pvcbench: {error}", file=sys.stderr)
-        return 2
+        code, line = 2, str(error)
     except KeyboardInterrupt:
-        print("pvcbench: stopped; the same command continues where it stopped", file=sys.stderr)
-        return 130
+        stopping.tell()
+        return stopping.code() or 130
     except Exception as error:
+        if stopping.code() is not None:  # what the signal met turned it into an exception of its own
+            stopping.tell()
+            return stopping.code()
         if os.environ.get("PVCBENCH_DEBUG"):
             raise
         text = " ".join(str(error).split())
-        print(f"pvcbench: {type(error).__name__}: {text} (PVCBENCH_DEBUG=1 shows where)", file=sys.stderr)
-        return 1
+        hint = "free some space and run the same command again" if full(error) else "PVCBENCH_DEBUG=1 shows where"
+        code, line = 1, f"{type(error).__name__}: {text} ({hint})"
+    print(f"pvcbench: {line}", file=sys.stderr)
+    note(line)
+    return code
+
+
+def full(error: Exception) -> bool:
+    """Whether an error says that there is no more room to write to."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def dispatch(arguments: list[str]) -> int:
@@ -59,8 +94,6 @@ def dispatch(arguments: list[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> tuple[list[str], list[str], bool]:
     """Overrides, configuration folders, and whether to show the configuration only."""
-    from pvcbench.errors import UserError
-
     overrides, folders, show, rest = [], [], False, list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -85,47 +118,40 @@ def once(config) -> int:
     """One run, its table and where its files are."""
     from pvcbench import console, runner
 
-    result = runner.run(config)
+    with stopping.orderly():
+        result = runner.run(config)
     console.show(result)
     return 0
 
 
 def multirun(arguments: list[str]) -> int:
-    """One run per combination, by Hydra's own sweeper and launcher."""
+    """One run per combination, by Hydra's own sweeper and launcher; where one fails, the others go on."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from pvcbench import config as configuration
-    from pvcbench.errors import UserError
 
     rest, names = configuration.split_names(arguments)
     name = configuration.composed(names).experiment if names else None  # a bad one is refused before anything runs
 
-    def job(config):
+    def job(config):  # submitit's launchers pickle it: it may hold nothing but text
         config.experiment = name or config.experiment
-        code = main_of(config)
+        code = told(lambda: once(config))
+        if code >= 128:
+            raise KeyboardInterrupt  # stopped: no further run starts
         if code:
-            sys.exit(code)
+            raise RunFailed(code)
 
     sys.argv = [sys.argv[0], *rest]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         hydra.main(config_path=str(configuration.CONF), config_name="config", version_base="1.3")(job)()
+    except RunFailed as error:
+        return error.args[0]
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(configuration.explain(error)) from error
     return 0
-
-
-def main_of(config) -> int:
-    """One run of a multirun, its user's errors told in one line."""
-    from pvcbench.errors import UserError
-
-    try:
-        return once(config)
-    except UserError as error:
-        print(f"pvcbench: {error}", file=sys.stderr)
-        return 2
 
 
 def listing() -> int:
@@ -144,4 +170,4 @@ def listing() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

@@ -23,6 +23,7 @@ from pvcbench.errors import UserError
 
 PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+LAUNCHERS = ("basic", "submitit_local", "submitit_slurm")
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Wandb:
     mode: str = "offline"  # offline | online | disabled
     project: str = "pvcbench"
     entity: str | None = None
+    group: str | None = None  # None: the experiment's name
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Config:
     results: str = "results"
     experiment: str = "default"
     limit: int | None = None
+    shard: str | None = None  # 2/4: the samples whose index % 4 is 1, in a row file of their own
     retry_failed: bool = False
     device: str = "auto"
     threads: int | None = None
@@ -137,7 +140,9 @@ def explain(error: Exception) -> str:
     text = str(error)
     missing = re.search(r"Could not find '(?:([\w/]+)/)?([\w.\-]+)'", text)
     if missing and missing[1]:
-        return unknown(missing[1], missing[2], options(missing[1]))
+        if missing[1] == "hydra/launcher" and missing[2] in LAUNCHERS:
+            return f"hydra/launcher={missing[2]} needs the extra slurm: pip install 'pvcbench[slurm]'"
+        return unknown(missing[1], missing[2], LAUNCHERS if missing[1] == "hydra/launcher" else options(missing[1]))
     if "Could not override" in text or "is not in struct" in text or "not in 'Config'" in text:
         key = re.search(r"override '([^']+)'|Key '([^']+)'", text)
         name = next((part for part in key.groups() if part), "?") if key else "?"

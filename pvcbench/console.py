@@ -7,7 +7,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from pvcbench import analysis
+from pvcbench import analysis, store
 from pvcbench.looks import metric
 from pvcbench.runner import Result
 from pvcbench.stats import FEWEST_CLUSTERS, headline
@@ -146,6 +146,9 @@ def parts_table(result: Result) -> Table | None:
 def show(result: Result) -> None:
     """Prints the summary of a run and the paths of its figures, rows and W&B run."""
     console = Console(width=None if Console().is_terminal else 170)
+    if result.note is not None:
+        console.print(result.note, highlight=False, soft_wrap=True)
+        return
     if "score" in result.summary:
         table, notes = main_table(result)
         tables = [table]
@@ -162,7 +165,7 @@ def show(result: Result) -> None:
         console.print("This run was finished before; nothing was measured again.", highlight=False)
     for name, value in (
         ("figure", result.figures[0] if result.figures else None),
-        ("rows", result.folder / "rows.jsonl"),
+        ("rows", store.shown(result.folder)),
         ("W&B", result.tracked),
     ):
         if value is not None:

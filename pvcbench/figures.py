@@ -6,7 +6,7 @@ Sizes are measured, never the ones asked for. What has no value (out of reach, f
 so that nobody takes it for a zero.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from pvcbench import likelihood, stats
+from pvcbench import drawn, likelihood, published, stats
 from pvcbench.looks import (
     BLACK,
     DOTTED,
@@ -35,12 +35,19 @@ from pvcbench.needle_figures import needle_grid, needle_survival, survival_accur
 
 def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
     """Draws every figure that the rows of one run allow, as PNG and SVG, and returns the paths."""
-    rows = rows[rows["method"].notna()]
-    return save(lambda: ((make.__name__, make(rows)) for make in FIGURES if len(rows)), folder)
+    scored = rows[rows["method"].notna()]
+    made = lambda: ((make.__name__, make(scored)) for make in FIGURES if len(scored))  # noqa: E731
+    return save(made, folder, drawn.data_of(rows))
 
 
-def save(make: Callable[[], Iterable[tuple[str, Figure | None]]], folder: Path) -> list[Path]:
-    """Writes figures by name, in our style; those that are None have nothing to show."""
+def save(
+    make: Callable[[], Iterable[tuple[str, Figure | None]]], folder: Path, data: str, sources: Sequence[str] = ()
+) -> list[Path]:
+    """Writes figures by name, in our style; those that are None have nothing to show.
+
+    `data` is the hash of what they are drawn from, which every file carries; `sources` names JSON files beside the
+    folder that they show instead of rows.
+    """
     paths = []
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -48,9 +55,11 @@ def save(make: Callable[[], Iterable[tuple[str, Figure | None]]], folder: Path) 
         for name, figure in make():
             if figure is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-                for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+                for ending in ("png", "svg"):
                     paths.append(folder / f"{name}.{ending}")
-                    figure.savefig(paths[-1], dpi=160, metadata=metadata)
+                    figure.savefig(paths[-1], dpi=160, metadata=drawn.metadata(ending, data))
+    if paths:
+        drawn.record(folder, paths, sources)
     return paths
 
 
@@ -83,6 +92,7 @@ def curve(rows: pd.DataFrame) -> Figure | None:
         axes.vlines(100 * x, low, high, color=colour, linewidth=0.7, alpha=0.5)
         axes.plot(100 * x, score, clip_on=False, zorder=3, markeredgecolor="white", markeredgewidth=0.6, **look)
         handles += [Line2D([], [], **look), *_absences(axes, name, cells, points, (colour, size))]
+    handles += published.mark(axes, rows, style)
     full_size_axis(axes, scored)
     figure.legend(handles=[*handles, Patch(color="#DDDDDD", label="95% intervals")], loc="outside right upper")
     return figure

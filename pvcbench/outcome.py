@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pvcbench import analysis, figures, likelihood
+from pvcbench import analysis, drawn, figures, likelihood
 
 
 def tables(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -19,6 +19,14 @@ def tables(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame
 
 
 def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
-    """Draws every figure that the rows of one run allow, as PNG and SVG, and returns the paths."""
+    """Draws every figure that the rows of one run allow, as PNG and SVG, and returns the paths.
+
+    Figures of earlier drawings that these rows no longer give are removed.
+    """
     report = analysis.reporter(rows)
-    return figures.draw(rows, folder) if report is None else figures.save(lambda: report.figures(rows), folder)
+    if report is None:
+        paths = figures.draw(rows, folder)
+    else:
+        paths = figures.save(lambda: report.figures(rows), folder, drawn.data_of(rows))
+    drawn.tidy(folder, paths)
+    return paths

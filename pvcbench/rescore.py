@@ -1,12 +1,11 @@
 """Scores stored answers again, after a metric has changed: needs neither the model nor the data.
 
 python -m pvcbench.rescore results/FOLDER            # says what would change in every run below the folder
-python -m pvcbench.rescore results/FOLDER --write    # replaces rows.jsonl; the first one stays as rows.jsonl.bak
+python -m pvcbench.rescore results/FOLDER --write    # replaces the row files; the first one stays as rows.jsonl.bak
 """
 
 import argparse
 import contextlib
-import fcntl
 import json
 import math
 import shutil
@@ -18,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from pvcbench import config as configuration
-from pvcbench import store
+from pvcbench import locks, store
 from pvcbench.errors import UserError
 from pvcbench.tasks.base import Sample, Task
 
@@ -31,6 +30,14 @@ class Report:
     answers: int = 0
     changed: int = 0
     cells: dict[tuple[str, str], list[tuple[float, float]]] = field(default_factory=dict)
+
+    def add(self, other: "Report") -> None:
+        """Counts what another file of the same run has, too."""
+        self.rows += other.rows
+        self.answers += other.answers
+        self.changed += other.changed
+        for cell, scores in other.cells.items():
+            self.cells.setdefault(cell, []).extend(scores)
 
     def line(self) -> str:
         """One line for people."""
@@ -102,11 +109,9 @@ def task_of(folder: Path) -> Task:
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds the lock that runs hold while they write."""
-    with (folder / ".lock").open("w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another process is writing {folder}: wait for it or stop it") from error
+    with locks.alone(folder) as free:
+        if not free:
+            raise UserError(f"another process is writing {folder}: wait for it or stop it")
         yield
 
 
@@ -122,23 +127,26 @@ def replace(path: Path, rows: Sequence[Mapping]) -> None:
 
 
 def rescore(folder: Path, write: bool) -> Report:
-    """Scores one run again and, if told to and anything changed, stores it."""
-    path, task = folder / "rows.jsonl", task_of(folder)
+    """Scores one run again, every row file of it, and, if told to and anything changed, stores it."""
+    task, total = task_of(folder), Report(0)
     with locked(folder) if write else contextlib.nullcontext():
-        rows, report = rescored(task, store.read_rows(path))
-        if write and report.changed:
-            replace(path, rows)
-    return report
+        store.parts(folder)  # refuses what two files have
+        for path in store.row_files(folder):
+            rows, report = rescored(task, store.read_rows(path))
+            total.add(report)
+            if write and report.changed:
+                replace(path, rows)
+    return total
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns 0, or 2 for a user's error."""
     parser = argparse.ArgumentParser(prog="python -m pvcbench.rescore", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="a results folder, or any folder above some runs")
-    parser.add_argument("--write", action="store_true", help="replace rows.jsonl (otherwise only say what changes)")
+    parser.add_argument("--write", action="store_true", help="replace the row files (otherwise only say what changes)")
     asked = parser.parse_args(arguments)
     try:
-        runs = sorted(path.parent for path in asked.folder.expanduser().rglob("rows.jsonl"))
+        runs = store.folders(asked.folder)
         if not runs:
             raise UserError(f"there are no results under {asked.folder}: name a folder that a run wrote to")
         for folder in runs:

@@ -7,7 +7,7 @@ decode together.
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from pvcbench import config as configuration
-from pvcbench import environment, outcome, store, tracking
+from pvcbench import environment, excerpts, outcome, store, tracking
 from pvcbench.analysis.run import run_observations
 from pvcbench.attempt import Protocol, run_batch
 from pvcbench.cells import OBSERVATION, Point, parse_budgets, points
+from pvcbench.checks import check_prompts, check_question
 from pvcbench.engine import engine as engines
 from pvcbench.engine.check import check
 from pvcbench.engine.engine import Engine
@@ -29,10 +30,11 @@ from pvcbench.measure import run_measurements
 from pvcbench.models import LoadedModel
 from pvcbench.policy import Method
 from pvcbench.progress import Meter
-from pvcbench.prompts import Prompt, Prompter
+from pvcbench.prompts import Prompter
 from pvcbench.respond import run_documents
 from pvcbench.score import Continuation, Streaming
-from pvcbench.tasks.base import Sample, Task
+from pvcbench.shards import Plan, Shard
+from pvcbench.tasks.base import Task
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Result:
     figures: list[Path]
     tracked: str | None
     measured: int  # rows added now; 0 when the run was finished before
+    note: str | None = None  # what a shard of an unfinished run says, which has no summary yet
 
 
 KINDS = {
@@ -58,14 +61,24 @@ KINDS = {
 }
 
 
-def run(config: DictConfig, model: LoadedModel | None = None, task: Task | None = None, methods=None) -> Result:
-    """Runs what the configuration says, or what is missing of it; objects given stand in for their configuration."""
+def run(
+    config: DictConfig,
+    model: LoadedModel | None = None,
+    task: Task | None = None,
+    methods=None,
+    planned: Callable[[Plan], None] = lambda plan: None,
+) -> Result:
+    """Runs what the configuration says, or what is missing of it; objects given stand in for their configuration.
+
+    `planned` is told what will be measured before anything is.
+    """
     tracking.check_mode(config.wandb.mode)
     budgets = parse_budgets(OmegaConf.to_container(config.budgets))
     if config.decode not in ("grow", "hold"):
         raise UserError(f"decode must be grow or hold, not {config.decode!r}")
     if config.batch < 1 or (config.limit is not None and config.limit < 1):
         raise UserError("batch and limit must be 1 or more")
+    shard = Shard.parse(config.shard)
     methods = configuration.build_methods(config.methods) if methods is None else methods
     task = configuration.build(config.task, "the task") if task is None else task
     check_question(config, task)
@@ -74,13 +87,23 @@ def run(config: DictConfig, model: LoadedModel | None = None, task: Task | None 
     device = configuration.device_of(config.device)
     task.check_device(device)
     loaded = model or configuration.build(config.model, "the model", device=device, dtype=config.dtype)
-    folder = store.RunFolder(config.results, config.experiment, identity(config, loaded, task, cells))
-    existing = folder.open(OmegaConf.to_container(config), environment.describe())
+    known = identity(config, loaded, task, cells)
+    folder = store.RunFolder(config.results, config.experiment, known, shard)
+    existing = folder.open(stored(config), environment.of_run(known, loaded.model))
     try:
-        measured = _measure(config, loaded, task, cells, folder, existing)
+        plan, measured = _measure(config, loaded, task, cells, folder, existing, planned)
     finally:
         folder.close()
-    return report(config, folder, task, measured)
+    if shard is None:
+        return report(config, folder, task, measured)
+    return report_shard(config, folder, task, measured, plan)
+
+
+def stored(config: DictConfig) -> dict:
+    """The configuration as the run's folder keeps it; which shard came first is not part of it."""
+    kept = OmegaConf.to_container(config)
+    kept.pop("shard", None)
+    return kept
 
 
 def identity(config: DictConfig, loaded: LoadedModel, task: Task, cells: Sequence[Point]) -> dict:
@@ -125,22 +148,30 @@ def _method_identity(method) -> dict:
     return {"class": type(method).__qualname__, "source": digest, "settings": settings}
 
 
-def _measure(config, loaded, task, cells, folder, existing) -> int:
-    """Runs every (sample, cell) that has no row yet; returns how many rows were added."""
+def _measure(config, loaded, task, cells, folder, existing, planned) -> tuple[Plan, int]:
+    """Runs every (sample, cell) that has no row yet; returns what was asked and how many rows were added."""
     task.prepare(Prompter(loaded.tokenizer, loaded.chat, loaded.longest))
     total = min(config.limit or task.size(config.seed), task.size(config.seed))
-    answered = {(row["sample"], row["method"], row["budget"]) for row in existing}
-    if config.retry_failed:
-        answered -= {(row["sample"], row["method"], row["budget"]) for row in existing if row["error"] is not None}
-    work = []
+    again = [row for row in existing if row["error"] is not None and folder.writes(row)] if config.retry_failed else []
+    answered = {store.key_of(row) for row in existing} - {store.key_of(row) for row in again}
+    work, names = [], []
     for index in range(total):
+        if folder.shard is not None and not folder.shard.owns(index):
+            continue
         sample = task.sample(config.seed, index)
+        names.append(sample.id)
         missing = tuple(point for point in cells if (sample.id, point.name, point.label) not in answered)
         if missing:
             work.append((sample, task.encode(sample), missing))
-    if not work:
-        return 0
+    plan = Plan(folder.path, tuple(names), tuple((point.name, point.label) for point in cells), total)
+    planned(plan)
+    return plan, _work(config, loaded, task, cells, folder, work, len(names)) if work else 0
+
+
+def _work(config, loaded, task, cells, folder, work, total: int) -> int:
+    """Measures the cells that each of these samples lacks; returns how many rows were added."""
     check_prompts(work, loaded, task, config.query_aware)
+    excerpts.add(folder.rows_path, task.kind, work, loaded.tokenizer)
     engine = Engine(loaded.model, loaded.attention, config.engine.backend, loaded.evict_sliding, config.engine.chunk)
     check(engine, rotates=any(getattr(point.method, "positions", None) == "cache" for point in cells))
     protocol = Protocol(config.query_aware, config.refeed_last, config.decode, config.seed)
@@ -167,32 +198,6 @@ def cells_of(config: DictConfig, task: Task, methods, budgets: Sequence[int | fl
     return [OBSERVATION, *(point for point in cells if not point.method.reference)]
 
 
-def check_question(config: DictConfig, task: Task) -> None:
-    """Refuses protocols of a question for tasks that have none."""
-    if not task.has_question and not config.query_aware:
-        raise UserError(f"task={task.name} does not tell a context from a question: leave query_aware=true")
-    if config.refeed_last and task.kind in ("continuation", "streaming", "observe", "measure"):
-        raise UserError(f"task={task.name} generates nothing to score: leave refeed_last=false")
-
-
-def check_prompts(
-    work: Sequence[tuple[Sample, Prompt, tuple]], loaded: LoadedModel, task: Task, query_aware: bool
-) -> None:
-    """Refuses, before anything runs, prompts longer than the model or without the end of a context that is needed."""
-    longest = None if task.beyond else loaded.longest
-    for sample, prompt, _ in work:
-        if not query_aware and prompt.context_tokens < 1:
-            raise UserError(
-                f"sample {sample.id}: context and question cannot be told apart in its cut prompt, which "
-                "query_aware=false needs: raise task.max_length or leave the data set out"
-            )
-        if longest is not None and len(prompt.ids) + sample.max_new_tokens > longest:
-            raise UserError(
-                f"sample {sample.id} has {len(prompt.ids)} prompt tokens and {sample.max_new_tokens} to generate, "
-                f"more than the model's {longest}: {task.shorten}, or use another model"
-            )
-
-
 def batches(work: Sequence[tuple], size: int, query_aware: bool) -> Iterator[list[tuple]]:
     """Groups of samples with equal lengths and equal cells, so that prompts are never padded."""
     waiting: dict[tuple, list[tuple]] = {}
@@ -207,6 +212,25 @@ def batches(work: Sequence[tuple], size: int, query_aware: bool) -> Iterator[lis
     yield from waiting.values()
 
 
+def report_shard(config: DictConfig, folder: store.RunFolder, task: Task, measured: int, plan: Plan) -> Result:
+    """The report if the whole run is finished and nobody writes it any more, else a note on what is missing."""
+    with store.locks.alone(folder.path) as alone:
+        rows = store.read_rows(folder.path)
+        missing = max(0, plan.total * len(plan.cells) - len(rows))
+        if alone and not missing:  # samples take time to make: only now, and rows of a larger limit may be among them
+            names = [task.sample(config.seed, index).id for index in range(plan.total)]
+            missing = len(plan.keys(names) - {store.key_of(row) for row in rows})
+            if not missing:
+                return report(config, folder, task, measured)
+    state = f"{missing} cells of the run have no row yet" if missing else "another shard is still being written"
+    note = (
+        f"Shard {config.shard} is finished: {len(plan.samples)} samples, {measured} rows added in {folder.path}; "
+        f"{state}. The last shard makes the table, or the same command without shard=."
+    )
+    empty = store.pd.DataFrame()
+    return Result(folder.path, store.pd.DataFrame(rows), empty, empty, [], None, measured, note)
+
+
 def report(config: DictConfig, folder: store.RunFolder, task: Task, measured: int) -> Result:
     """Table, figures and tracking of a run, all from its rows."""
     rows = store.load(folder.path)
@@ -214,8 +238,7 @@ def report(config: DictConfig, folder: store.RunFolder, task: Task, measured: in
     task.finish(rows, folder.path)
     drawn = outcome.draw(rows, folder.path / "figures")
     tracked = None
-    if measured:
-        stored = OmegaConf.to_container(config)
-        name = f"{config.experiment}-{folder.id}"
-        tracked = tracking.track(config.wandb, folder.id, name, stored, summary, drawn, folder.path, task=task.name)
+    if measured or not tracking.mirrored(config.wandb, folder.path, len(rows)):
+        run = (config.wandb, folder.id, config.experiment, stored(config))
+        tracked = tracking.track(*run, summary, drawn, folder.path, task.name, len(rows))
     return Result(folder.path, rows, summary, parts, drawn, tracked, measured)

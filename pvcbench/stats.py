@@ -83,21 +83,26 @@ def mean_interval(scores: pd.Series, clusters: pd.Series, strata: pd.Series) -> 
     return cluster_bootstrap(*arrays, strata=strata.to_numpy(), bounded=scores.between(0, 1).all())
 
 
-def paired_difference(cell: pd.DataFrame, reference: pd.DataFrame) -> tuple[float, Interval, int]:
-    """Mean of (cell - reference) over the samples both have, its interval, and how many samples that are.
+def pairs(cell: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """The samples that both have, with `difference` (cell - reference), `cluster`, `stratum` and both scores.
 
     Raises if a sample's prompts differ: then the pairs are none.
     """
     both = cell.merge(reference, on="sample", suffixes=("", "_reference"))
     if (both["prompt_sha256"] != both["prompt_sha256_reference"]).any():
         raise ValueError("paired rows come from different prompts")
+    return both.assign(difference=both["score"].astype(float) - both["score_reference"].astype(float))
+
+
+def paired_difference(cell: pd.DataFrame, reference: pd.DataFrame) -> tuple[float, Interval, int]:
+    """Mean of (cell - reference) over the samples both have, its interval, and how many samples that are."""
+    both = pairs(cell, reference)
     if both.empty:
         return float("nan"), None, 0
-    difference = both["score"].astype(float) - both["score_reference"].astype(float)
     bounded = both["score"].between(0, 1).all() and both["score_reference"].between(0, 1).all()
-    arrays = difference.to_numpy(), both["cluster"].to_numpy()
+    arrays = both["difference"].to_numpy(), both["cluster"].to_numpy()
     interval = cluster_bootstrap(*arrays, strata=both["stratum"].to_numpy(), bounded=bounded)
-    return mean_of_strata(difference, both["stratum"]), interval, len(both)
+    return mean_of_strata(both["difference"], both["stratum"]), interval, len(both)
 
 
 def info(rows: pd.DataFrame, key: str) -> pd.Series:

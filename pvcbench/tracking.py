@@ -1,8 +1,12 @@
 """A mirror of a run in Weights & Biases: one curve per method, accuracy against the measured share of the cache.
 
-The rows on disk are the results; whatever goes wrong here is one line on stderr and changes nothing.
+The rows on disk are the results; whatever goes wrong here is one line on stderr and changes nothing. A run that goes on
+continues its W&B run: the id is the run's. wandb/mirrored.json in its folder tells what was mirrored last: a run whose
+mirror failed, or that is now wanted online, is mirrored by running the same command again.
 """
 
+import contextlib
+import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -11,10 +15,12 @@ from typing import Any, Protocol
 
 import pandas as pd
 
+from pvcbench import store
 from pvcbench.errors import UserError
 
 MODES = ("offline", "online", "disabled")
 AXIS = "cache/fraction"
+RECORD = "wandb/mirrored.json"
 NUMBERS = ("kept_fraction", "mib", "score", "difference")  # of each cell, in the run's summary
 
 
@@ -24,6 +30,7 @@ class Settings(Protocol):
     mode: str
     project: str
     entity: str | None
+    group: str | None  # None: the experiment's name
 
 
 def check_mode(mode: str) -> None:
@@ -32,28 +39,60 @@ def check_mode(mode: str) -> None:
         raise UserError(f"wandb.mode must be one of {', '.join(MODES)}, not {mode!r}")
 
 
+def mirrored(settings: Settings, folder: Path, rows: int) -> bool:
+    """Whether these settings have mirrored so many rows of a run before, or want no mirror."""
+    if settings.mode == "disabled":
+        return True
+    try:
+        return json.loads((folder / RECORD).read_text(encoding="utf-8")) == _record(settings, rows)
+    except (OSError, ValueError):
+        return False
+
+
+def _record(settings, rows: int) -> dict:
+    return {"mode": settings.mode, "project": settings.project, "entity": settings.entity, "rows": rows}
+
+
 def track(
     settings: Settings,
     run_id: str,
-    name: str,
+    experiment: str,
     config: Mapping[str, Any],
     summary: pd.DataFrame,
     figures: Iterable[Path],
     folder: Path,
     task: str,
+    rows: int,
 ) -> str | None:
-    """Mirrors a run; returns its folder (offline) or address (online), None when it is disabled or failed."""
+    """Mirrors a run; returns its folder (offline) or address (online), None when it is disabled or failed.
+
+    W&B groups runs by `settings.group`, else by experiment, and calls the task their job type.
+    """
     if settings.mode == "disabled":
         return None
     try:
-        return _mirror(settings, run_id, name, config, summary, figures, folder, task)
+        place = _mirror(settings, run_id, experiment, config, summary, figures, folder, task)
+        (folder / RECORD).write_text(json.dumps(_record(settings, rows)) + "\n", encoding="utf-8")
+        return place
     except Exception as error:  # a run must not fail because its mirror does
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"pvcbench: wandb failed ({reason}); the results are safe in {folder / 'rows.jsonl'}", file=sys.stderr)
+        told = f"the results are safe in {store.shown(folder)}, and the same command mirrors them again"
+        print(f"pvcbench: wandb failed ({reason}); {told}", file=sys.stderr)
+        if isinstance(error, ConnectionError):
+            _forget_service()
         return None
 
 
-def _mirror(settings, run_id, name, config, summary, figures, folder, task) -> str:
+def _forget_service() -> None:
+    """Lets go of a W&B service that is gone: the next mirror starts another, and nothing is said at the exit."""
+    import wandb
+
+    with contextlib.suppress(Exception):  # it fails, since it would say goodbye first
+        wandb.teardown(exit_code=1)
+    os.environ.pop("WANDB_SERVICE", None)
+
+
+def _mirror(settings, run_id, experiment, config, summary, figures, folder, task) -> str:
     os.environ.setdefault("WANDB_SILENT", "true")  # read when wandb is imported: no banners, no question for a key
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
@@ -63,7 +102,10 @@ def _mirror(settings, run_id, name, config, summary, figures, folder, task) -> s
         project=settings.project,
         entity=settings.entity,
         id=run_id,
-        name=name,
+        name=f"{experiment}-{run_id}",
+        group=settings.group or experiment,
+        job_type=task,
+        resume="allow",
         config=dict(config),
         dir=folder,
         reinit="create_new",
@@ -103,6 +145,7 @@ def points(summary: pd.DataFrame, task: str) -> list[dict[str, float]]:
     for method, cells in summary[summary["score"].notna()].groupby("method", sort=False):
         for _, cell in cells.sort_values("kept_fraction").iterrows():
             point = {AXIS: float(cell["kept_fraction"]), f"{task}/{method}": float(cell["score"])}
+            point["cache/samples"] = int(cell["samples"])  # a run that goes on draws its curve again, from more samples
             ends = {f"{task}/{method}/{end}": float(cell[end]) for end in ("low", "high") if pd.notna(cell[end])}
             found.append(point | ends)
     return found

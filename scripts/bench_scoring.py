@@ -3,7 +3,8 @@
     python scripts/bench_scoring.py --lengths 1024 2048 4096 8192
     python scripts/bench_scoring.py --peer .venv-peers/kvpress/bin/python
 
-All prefills compute the last token's logits only and run in turn on the same tokens. A ratio is the median over the
+All prefills compute the last token's logits only and run in turn on the same tokens, after one turn of each at the
+first length that does not count. A ratio is the median over the
 repeats of one repeat's ratio to its plain prefill; the ratios' smallest and largest stand in `NAME_range`.
 `h2o_added_mib` is the growth of the peak of resident memory (CPU) or allocated memory (GPU) over the plain prefill's,
 each measured in a process of its own. With `--peer` (an environment made by `scripts/peers/setup.sh`) kvpress takes
@@ -90,22 +91,22 @@ def report_peak(name, length, engine, budget):
     print(int(peak.split()[1]) / 2**10)
 
 
-def measure(engine, length, options, peer):
-    """All columns of one length."""
+def measure(engine, length, repeats, warm, options, peer):
+    """All columns of one length; `warm` says that the first turn does not count."""
     runs = runs_of(engine, tokens(engine, length), options.budget)
     seconds = {name: [] for name in runs}
     if peer:
-        peer.begin(length)
-    for repeat in range(options.repeats + 1):
+        peer.begin(length, repeats + warm)
+    for turn in range(repeats + warm):
         for name, run in runs.items():
             started = time.perf_counter()
             prefill = run()
             clock(prefill.logits)
-            if repeat:  # the first warms up
+            if turn >= warm:
                 seconds[name].append(time.perf_counter() - started)
             del prefill
         if peer:
-            peer.turn(length, repeat > 0)
+            peer.turn(length, turn >= warm)
     row = {f"{name}_s": median(values) for name, values in seconds.items()}
     for name, key in (("h2o", "h2o_ratio"), ("window", "window_ratio"), ("pvc", "pvc_prefill_ratio")):
         row |= ratios(key, seconds[name], seconds["plain"])
@@ -127,7 +128,7 @@ def arguments():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, nargs="+", default=[5], help="one number, or one a length")
     parser.add_argument("--budget", type=float, default=0.5, help="PvC's mean budget")
     parser.add_argument("--model", default="smollm2", help="smollm2, a model folder, or a config.json")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -137,6 +138,12 @@ def arguments():
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--peak", nargs=2, default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if len(options.repeats) == 1:
+        options.repeats *= len(options.lengths)
+    if len(options.repeats) != len(options.lengths):
+        raise UserError(
+            f"--repeats has {len(options.repeats)} numbers for {len(options.lengths)} lengths: one, or one each"
+        )
     if options.peer:
         check_python(options.peer)
     if options.peer and (options.device != "cpu" or options.model.endswith(".json")):
@@ -156,10 +163,10 @@ def run(options):
     if options.peer:
         folder = ensure() if options.model == "smollm2" else options.model
         worker = Peer(options.peer, folder, torch.get_num_threads())
-        peer = PeerColumn(worker, options.repeats, options.peer_limit)
+        peer = PeerColumn(worker, options.peer_limit)
     try:
-        for length in options.lengths:
-            rows.append(measure(engine, length, options, peer))
+        for length, repeats in zip(options.lengths, options.repeats, strict=True):
+            rows.append(measure(engine, length, repeats, not rows, options, peer))
             print(length, rows[-1], file=sys.stderr)
     except (PeerFailed, RuntimeError, MemoryError) as problem:
         if not rows:
@@ -170,7 +177,7 @@ def run(options):
             peer.peer.close()
     result = {"lengths": options.lengths[: len(rows)]} | {key: [row[key] for row in rows] for key in rows[0]}
     result |= targets(result) | {"threads": torch.get_num_threads(), "budget": options.budget}
-    result |= {"repeats": options.repeats, "error": error} | ({"peer": peer.peer.about} if peer else {})
+    result |= {"repeats": options.repeats[: len(rows)], "error": error} | ({"peer": peer.peer.about} if peer else {})
     bench.finish(result, options.out)
     if error:
         sys.exit(f"bench_scoring: {error}")

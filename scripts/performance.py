@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from pvcbench import store
 from pvcbench.analysis import throughput_report
 from pvcbench.costs import ARCHITECTURES
+from pvcbench.drawn import fingerprint
 from pvcbench.errors import UserError
 from pvcbench.figures import save
 from pvcbench.looks import BLACK, BLUE, DASHED, GREEN, GREY, ORANGE, RED
@@ -88,8 +89,9 @@ def scoring_figure(one: dict) -> Figure:
     ticks = [0.5, 1, 2, 4, 8]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.legend(loc="upper left", fontsize=8)
+    repeats = ", ".join(map(str, one["repeats"]))
     axes.set_title(
-        f"SmolLM2-135M, {one['machine']['processor']}; medians, smallest and largest\nof {one['repeats']} repeats"
+        f"SmolLM2-135M, {one['machine']['processor']}; medians, smallest and largest\nof {repeats} repeats, by length"
     )
     return figure
 
@@ -202,9 +204,11 @@ def main() -> int:
     except (OSError, UserError) as error:
         print(f"performance: {error}; the benchmark scripts write these files with --out", file=sys.stderr)
         return 2
-    drawn = {"scoring": scoring_figure(found["scoring"]), "curve": curve_figure(found["curve"])}
-    for path in [options.doc, *save((drawn | {"decode": decode_figure(found["decode"])}).items, folder / "figures")]:
-        print(path)
+    print(options.doc)
+    for name, make in (("scoring", scoring_figure), ("curve", curve_figure), ("decode", decode_figure)):
+        made = [(name, make(found[name]))].copy
+        for path in save(made, folder / "figures", fingerprint([found[name]]), [f"{name}.json"]):
+            print(path)
     return 0
 
 

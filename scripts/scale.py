@@ -8,8 +8,9 @@ same form measured on a GPU, replaces the assumed constants of the GPU tables.
 """
 
 import argparse
+import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from methods.pvc import PvC
 from methods.pvc_ladder import ladder
 from pvcbench import costs, sweep
 from pvcbench.costs import ARCHITECTURES, Architecture, Profile
+from pvcbench.drawn import fingerprint
 from pvcbench.errors import OutOfReach, UserError
 from pvcbench.figures import save
 from pvcbench.measured import Measured, constants, every_layer
@@ -139,8 +141,10 @@ def scaled(models: Mapping[str, Architecture], lengths, rates, element: int, blo
     return table([*head, "KV, GiB", "peak, GiB", "peak, every row, GiB"], rows)
 
 
-def figures(measured: Measured, rates: Mapping[str, float], title: str, folder: Path) -> list[Path]:
-    """The two figures: the check of the model, and what it says of longer prompts."""
+def figures(
+    measured: Measured, rates: Mapping[str, float], title: str, folder: Path, files: Sequence[Path]
+) -> list[Path]:
+    """The two figures, drawn from these files: the check of the model, and what it says of longer prompts."""
     points = [
         (point["kind"], role, *(point[key] for key in ("median", "least", "most")), measured.predicted(point))
         for role in ("fit", "check")
@@ -154,7 +158,9 @@ def figures(measured: Measured, rates: Mapping[str, float], title: str, folder: 
     steps = {name: [(n, one["step"], one["step_tenth"]) for n, one in line] for name, line in found.items()}
     seen = f"{measured.about}: the cost model on\npoints it was fitted on (hollow) and on others (filled)"
     made = {"costs_check": (check_figure, points, seen), "costs_lengths": (length_figure, lines, steps, title)}
-    return save(lambda: ((name, make(*what)) for name, (make, *what) in made.items()), folder)
+    data = fingerprint(*([json.loads(path.read_text(encoding="utf-8"))] for path in files))
+    drawings = lambda: ((name, make(*what)) for name, (make, *what) in made.items())  # noqa: E731
+    return save(drawings, folder, data, [path.name for path in files])
 
 
 def tables(measured: Measured, gpu: Measured | None) -> dict[str, str]:
@@ -199,7 +205,8 @@ def main() -> int:
         return 2
     title = "One H100, constants assumed, not measured" if gpu is None else f"{gpu.about}, constants measured"
     rates = ASSUMED if gpu is None else gpu.constants
-    for path in [options.doc, *figures(measured, rates, title, options.figures)]:
+    files = [options.costs] if gpu is None else [options.costs, options.constants]
+    for path in [options.doc, *figures(measured, rates, title, options.figures, files)]:
         print(path)
     return 0
 

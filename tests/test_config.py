@@ -18,9 +18,13 @@ GROUPS = {group: config.options(group) for group in ("model", "task", "method")}
 
 @pytest.mark.parametrize("model,task", list(itertools.product(GROUPS["model"], GROUPS["task"])))
 def test_every_combination_composes(model, task):
-    for method in GROUPS["method"]:
-        made = config.composed([f"model={model}", f"task={task}", f"method={method}"])
-        assert set(made.methods) == {method, "full"} and made.task._target_ and made.model._target_
+    made = config.composed([f"model={model}", f"task={task}", f"method=[{','.join(GROUPS['method'])}]"])
+    assert set(made.methods) == set(GROUPS["method"]) and made.task._target_ and made.model._target_
+
+
+@pytest.mark.parametrize("method", GROUPS["method"])
+def test_every_method_composes_alone(method):
+    assert set(config.composed([f"method={method}"]).methods) == {method, "full"}
 
 
 def test_every_method_builds_and_is_found_by_name():

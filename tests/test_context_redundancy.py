@@ -248,7 +248,7 @@ def test_figures_show_the_means_and_repeat_to_the_byte(tmp_path):
     first = drawn["nll_by_layer"].axes[0].lines[0]
     assert list(first.get_xdata()) == LAYERS and list(first.get_ydata()) == pytest.approx(FALLING)
     assert list(drawn["nll_onward"].axes[0].lines[0].get_ydata()) == pytest.approx([0.02 - 0.004 * n for n in range(6)])
-    paths = [figures.save(lambda: report.figures(frame), tmp_path / name) for name in "ab"]
+    paths = [figures.save(lambda: report.figures(frame), tmp_path / name, "0" * 64) for name in "ab"]
     assert all(one.read_bytes() == other.read_bytes() for one, other in zip(*paths, strict=True))
 
 

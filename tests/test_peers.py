@@ -141,9 +141,9 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
 def test_the_scoring_column_is_a_ratio_to_its_own_plain_prefill(worker):
     peaks = {"none": 100.0, "ObservedAttention": 350.5}
     peer = worker(peaks=peaks, ObservedAttention={"seconds": [9.0]}, **{"None": {"seconds": [2.0]}})
-    column = scoring.PeerColumn(peer, 1, 60)
+    column = scoring.PeerColumn(peer, 60)
     for number, length in enumerate((512, 1024)):
-        column.begin(length)
+        column.begin(length, 2)
         column.turn(length, False)
         column.turn(length, True)
         found = column.finish(length)
@@ -153,10 +153,10 @@ def test_the_scoring_column_is_a_ratio_to_its_own_plain_prefill(worker):
 
 def test_a_length_it_is_killed_at_is_recorded_and_longer_ones_are_spared(worker):
     peer = worker(ObservedAttention="die", **{"None": {"seconds": [2.0]}})
-    column = scoring.PeerColumn(peer, 1, 60)
+    column = scoring.PeerColumn(peer, 60)
     notes = []
     for length in (512, 1024):
-        column.begin(length)
+        column.begin(length, 2)
         column.turn(length, True)
         notes.append(column.finish(length))
     assert "out of memory" in notes[0]["peer_note"] and notes[0]["peer_plain_s"] == 2.0

@@ -5,7 +5,6 @@ on. Cells that did not take turns with the full cache (a retry, another day) get
 """
 
 import math
-import re
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ from scipy import stats
 
 from pvcbench.analysis.common import with_ends
 from pvcbench.analysis.throughput_figures import figures
-from pvcbench.config import PACKAGE
+from pvcbench.published import beside
 from pvcbench.stats import LEVEL
 
 __all__ = ["figures", "tables"]
@@ -21,7 +20,6 @@ INTERVALS = "medians of repeats; 95% intervals of ratios to the full cache, repe
 MEASURES = ("decode_tokens_per_s", "generated_per_s", "paper_tokens_per_s", "ttft_s", "compress_s", "decode_s")
 FEWEST = 3  # repeats that an interval needs
 GIB = 2**30
-PUBLISHED = next((one for one in (PACKAGE, PACKAGE.parent / "results") if (one / "published").is_dir()), PACKAGE)
 
 
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -118,17 +116,8 @@ def _trial_lines(rows: pd.DataFrame):
 
 def published(rows: pd.DataFrame) -> pd.DataFrame:
     """Published numbers of the same model, batch, prompt and new tokens, each with its source; empty where none are."""
-    paths = sorted((PUBLISHED / "published").glob("*_throughput.csv"))
-    known = pd.concat([pd.read_csv(path) for path in paths]) if paths else pd.DataFrame()
-    if known.empty:
-        return known
-    model = _plain(rows["model"].iloc[0])
-    same = known["model"].map(lambda name: _plain(name) in model) & known["setting"].isin(rows["sample"])
-    names = {row.sample: setting(row) for row in rows.itertuples()}
-    own = known[same].reset_index(drop=True)
-    own.insert(0, "samples", own["setting"].map(names))
+    own = beside(rows)
+    if len(own):
+        names = {row.sample: setting(row) for row in rows.itertuples()}
+        own.insert(0, "samples", own["setting"].map(names))
     return own
-
-
-def _plain(name: str) -> str:
-    return re.sub("[^a-z0-9]", "", str(name).lower())

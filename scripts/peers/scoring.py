@@ -11,18 +11,18 @@ OBSERVED = "ObservedAttention"
 class PeerColumn:
     """kvpress's turns: its plain prefill and its ObservedAttention's, until it runs out of memory or of time."""
 
-    def __init__(self, peer: Peer, repeats: int, limit: float):
-        self.peer, self.repeats, self.limit = peer, repeats, limit
+    def __init__(self, peer: Peer, limit: float):
+        self.peer, self.limit = peer, limit
         self.last: tuple[int, float] | None = None  # the length that worked last, and what both prefills took
         self.killed: int | None = None  # the shortest length it was killed at
 
-    def begin(self, length: int) -> None:
+    def begin(self, length: int, turns: int) -> None:
         """Starts a length, unless it would take too long."""
         self.note, self.seconds = None, {None: [], OBSERVED: []}
         if self.killed is not None and length >= self.killed:
             self.note = f"not tried: killed at {self.killed} tokens"
         elif self.last is not None:  # attention, the larger part of it, grows with the square
-            estimate = self.last[1] * (length / self.last[0]) ** 2 * (self.repeats + 1)
+            estimate = self.last[1] * (length / self.last[0]) ** 2 * turns
             if estimate > self.limit:
                 self.note = f"not tried: about {estimate:.0f} s by the length before, the limit is {self.limit:.0f} s"
 

@@ -1,0 +1,5 @@
+"""Imported by the process that others are forked from."""
+
+import forked
+
+forked.warm()
