@@ -28,6 +28,8 @@ class ExpectedAttention(Method):
 
     def scores(self, seen):
         batch, kv_heads, entries, dim = seen.keys.shape
+        if entries == 1:  # nothing to rank
+            return torch.zeros_like(seen.positions, dtype=torch.float32)
         queries = seen.queries[:, :, min(self.sinks, entries - 1) :].to(
             torch.promote_types(seen.keys.dtype, torch.float32)
         )

@@ -68,17 +68,20 @@ def evicts(method: Method) -> str:
     return ", ".join(found)
 
 
+def always(first: int, last: int) -> str:
+    """How many first and last tokens are protected."""
+    kept = [f"the first {first}"] * (first > 0) + [f"the last {last}"] * (last > 0)
+    return f"{' and '.join(kept)} tokens (asked at B = {BUDGET:,} of {SHAPE.tokens:,})" if kept else "nothing"
+
+
 def card(name: str, method: Method) -> str:
     """One method's card."""
     title, *notes = comments(name)
     first, last = method.protects(BUDGET, SHAPE)
-    kept = [f"the first {first}"] * (first > 0) + [f"the last {last}"] * (last > 0)
     facts = {
         "Evicts": evicts(method),
         "Needs": needs(method),
-        "Always keeps": f"{' and '.join(kept)} tokens (asked at B = {BUDGET:,} of {SHAPE.tokens:,})"
-        if kept
-        else "nothing",
+        "Always keeps": "everything" if method.reference else always(first, last),
         "Protocols": ", ".join(method.protocols),
         "State": f"{method.channels} float64 per entry under hold" if method.channels else "none",
         "Settings": ", ".join(f"`{one}`" for one in settings(method)) or "none",

@@ -25,7 +25,11 @@ def plain_queries(family, ids):
 
     def watch(layer):
         def keep(module, args, output):
-            found[layer] = output if normed else output.unflatten(-1, (-1, module.out_features // model.config.num_attention_heads))
+            found[layer] = (
+                output
+                if normed
+                else output.unflatten(-1, (-1, module.out_features // model.config.num_attention_heads))
+            )
 
         return keep
 

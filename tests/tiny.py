@@ -266,7 +266,19 @@ def configured():
     return {name: _make(node) for name, node in nodes.items()}
 
 
-METHODS = {name: shrunk(method) for name, method in configured().items()}
+def kinds(methods):
+    """One method of each kind: the first of those that differ in numbers alone, whose properties are the same."""
+    found = {}
+    for name, method in methods.items():
+        values = {field.name: getattr(method, field.name) for field in fields(method)}
+        words = tuple((key, type(value)) for key, value in values.items() if not isinstance(value, str | bool))
+        choices = tuple((key, value) for key, value in values.items() if isinstance(value, str | bool))
+        inner = type(values["base"]) if "base" in values else None
+        found.setdefault((type(method), words, choices, inner), name)
+    return {name: methods[name] for name in found.values()}
+
+
+METHODS = {name: shrunk(method) for name, method in kinds(configured()).items()}
 
 
 def original(method):
