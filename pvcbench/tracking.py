@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from pvcbench import store
 from pvcbench.errors import UserError
 
 MODES = ("offline", "online", "disabled")
@@ -76,7 +75,7 @@ def track(
         return place
     except Exception as error:  # a run must not fail because its mirror does
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        told = f"the results are safe in {store.shown(folder)}, and the same command mirrors them again"
+        told = f"the results are safe in {folder}, and the same command mirrors them again"
         print(f"pvcbench: wandb failed ({reason}); {told}", file=sys.stderr)
         if isinstance(error, ConnectionError):
             _forget_service()

@@ -197,8 +197,9 @@ def test_a_disk_that_is_full_from_the_start(server, tmp_path):
     disk = tmp_path / "disk"
     with small_disk(disk, "size=16k"):
         code, command = server.run(*one(disk), skip=NO_PICTURES)
-        (line,) = command.lines()
+        *excerpts, line = command.lines()
         assert code == 1 and "No space left" in line and "free some space" in line
+        assert all("no result needs them" in other for other in excerpts)
         remount(disk, "size=8m")
         code, command = server.run(*one(disk, "limit=1"), skip=NO_PICTURES)
         assert code == 0, command.text()

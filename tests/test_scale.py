@@ -280,7 +280,7 @@ def test_measuring_and_fitting_run_end_to_end(tmp_path, monkeypatch):
         assert scale.main() == 0
         pictures = sorted((tmp_path / f"figures{number}").iterdir())
         written.append([document.read_bytes(), *(picture.read_bytes() for picture in pictures)])
-    assert len(written[0]) == 5 and written[0] == written[1]
+    assert len(written[0]) == 6 and written[0] == written[1]  # the document, two pictures twice, and their hashes
 
 
 def test_a_missing_file_is_named(tmp_path, monkeypatch, capsys):

@@ -48,9 +48,10 @@ def composed(overrides: tuple[str, ...]) -> dict:
 
 @cache
 def targets(kind: str) -> dict[str, str]:
-    """The `_target_` of every choice of a group, by name."""
+    """The `_target_` of every choice of a group that has one of its own, by name; presets build on another choice."""
     paths = {name: configuration.CONF / kind / f"{name}.yaml" for name in configuration.options(kind)}
-    return {name: yaml.safe_load(path.read_text(encoding="utf-8"))["_target_"] for name, path in paths.items()}
+    nodes = {name: yaml.safe_load(path.read_text(encoding="utf-8")) for name, path in paths.items()}
+    return {name: node["_target_"] for name, node in nodes.items() if "_target_" in node}
 
 
 def group(kind: str, node: Mapping) -> str:
