@@ -12,6 +12,7 @@ import torch
 from pvcbench.cells import Point
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell, Group
+from pvcbench.engine.foresight import foresee
 from pvcbench.errors import OutOfReach, UserError
 from pvcbench.models import LoadedModel
 from pvcbench.policy import Shape
@@ -97,12 +98,12 @@ class Attempt:
         """The rows of what worked; `failed` says what did not."""
         rows, needs = [], {}
         for point, cell in cells.items():
-            needs.setdefault(cell.pruner, {})[point] = cell
-        for number, (pruner, wanted) in enumerate(needs.items()):
+            needs.setdefault((cell.pruner, cell.reads), {})[point] = cell
+        for number, ((pruner, reads), wanted) in enumerate(needs.items()):
             meter.step((number + 0.5) / (len(needs) + 1))
             methods = [cell.method for cell in wanted.values() if not cell.everything]
             try:
-                prefill = self.engine.prefill(self.context, methods, pruner, self.draws)
+                prefill = self._prefill(methods, pruner, reads)
             except Exception as error:
                 self._fail(wanted, error)
                 continue
@@ -111,6 +112,24 @@ class Attempt:
             del prefill
         meter.step(len(needs) / (len(needs) + 1))
         return rows + self.flush()
+
+    def _prefill(self, methods, pruner, reads):
+        """The prompt's prefill, with or without what a leaking reference may read after it."""
+        if reads is None:
+            return self.engine.prefill(self.context, methods, pruner, self.draws)
+        following = self.rest
+        if reads == "answer":
+            following = torch.cat((following, self.right_answer()), 1)
+        watched = following.shape[1] - (self.rest.shape[1] if reads == "answer" else 0)
+        return foresee(self.engine, self.context, following, watched, methods, self.draws)
+
+    def right_answer(self) -> torch.Tensor:
+        """The tokens of the first listed answer, one row; samples come one by one where it is asked for."""
+        [sample] = self.samples
+        if not sample.answers:
+            raise ValueError("the sample has no answer to read")
+        tokens = self.loaded.tokenizer(sample.answers[0], add_special_tokens=False)["input_ids"]
+        return torch.tensor([tokens], device=self.context.device)
 
     def _fail(self, points, error: Exception) -> None:
         if isinstance(error, UserError):

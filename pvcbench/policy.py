@@ -9,7 +9,7 @@ live in the cache, beside the entries they belong to.
     ...         return seen.positions.float()
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,6 +30,7 @@ class Shape:
     tokens: int
     layers: int
     evicted: tuple[int, ...]
+    future: int = 0  # of the tokens, the last ones that lie after the prompt: for methods that leak (`reads`)
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Observation:
     first_layer_entries: int  # entries in the first layer now (PvC's recent window grows with them)
     later: int = 0  # under hold: rows of the same chunk still to come
     excess: int = 0  # under hold: entries of each head beyond what the cell may keep
+    queries: Float[Tensor, "batch heads tokens dim"] | None = None  # before rotary embedding, where `needs_queries`
+    ahead: Callable[[int], tuple[Tensor, Tensor]] | None = None  # cos and sin of that many positions after the prompt
 
     def grouped_mass(self) -> Float[Tensor, "batch kv_heads entries"]:
         """The mass summed over the query heads that share a KV head."""
@@ -64,6 +67,8 @@ class Method:
     protocols: ClassVar[tuple[str, ...]] = ("generate", "continuation", "streaming", "blockwise")  # of tasks
     watches_decoding: ClassVar[bool] = False  # under hold it needs the newest row's attention in every step
     channels: ClassVar[int] = 0  # running totals it keeps per entry under hold
+    needs_queries: ClassVar[bool] = False  # the prompt's queries before rotary embedding, and rotations to come
+    reads: str | None = None  # "answer" or "future": a leaking reference, whose prefill sees what follows the prompt
 
     @property
     def own_budget(self) -> str | None:

@@ -44,6 +44,7 @@ def test_every_method_at_full_budget_answers_like_generate(loaded, task):
         check(engine, rotates=True)
         names = ",".join(config.options("method"))
         methods = config.build_methods(config.composed([f"method=[{names}]"]).methods)
+        methods = {name: method for name, method in methods.items() if "generate" in method.protocols}
         cells = [point.cell(engine.shape(len(prompt.ids)), False) for point in points(methods, [1.0], "grow")]
         cells = [cell for cell in cells if cell.everything]
         prefill = engine.prefill(ids)

@@ -308,7 +308,10 @@ def test_batched_equals_single(name, hold):
         single = teach(host, alone, fed[part], [3] + [1] * 7)
         for step, (batched, one) in enumerate(zip(trace.kept[0], single.kept[0], strict=True)):
             for layer, kept in enumerate(one[2]):
-                assert torch.equal(batched[2][layer][part].sort().values, kept.sort().values), (step, layer)
+                own = batched[2][layer][part].sort().values
+                empty = own.shape[-1] - kept.shape[-1]  # ragged: slots that another sample's heads need come first
+                assert torch.equal(own[..., empty:], kept.sort().values), (step, layer)
+                assert (own[..., :empty] == -1).all()
         logits = torch.stack(trace.logits)[:, part]
         torch.testing.assert_close(logits, torch.stack(single.logits), **CLOSE)
 
@@ -401,7 +404,7 @@ def test_what_is_dropped_is_freed(name):
     group = fork(host, ids, [cell], room)[0]
     for layer, entries in enumerate(group.layers):
         kept = {group.measure(0, sample).entries[layer] for sample in range(2)}
-        assert kept == {float(entries.filled)}
+        assert kept == {float(entries.filled)} or (entries.ragged and max(kept) <= entries.filled)  # the longest head's
         size = 2 * 2 * (entries.filled + room) * 8 * 8  # rows, heads, slots, dimensions, bytes
         assert entries.keys.untyped_storage().nbytes() == entries.values.untyped_storage().nbytes() == size
 
@@ -547,7 +550,9 @@ def test_observing_memory_grows_linearly(family, name, monkeypatch):
     assert run(2 * tokens) / run(tokens) < 2.6  # 2 where it is linear, 4 where a square is formed
 
 
-HOLDING = [n for n, m in METHODS.items() if m.own_budget is None and type(m).drop is Method.drop]
+HOLDING = [
+    n for n, m in METHODS.items() if m.own_budget is None and type(m).drop is Method.drop and "hold" in m.decodes
+]
 
 
 @pytest.mark.parametrize("name", HOLDING)

@@ -248,10 +248,13 @@ def _make(settings):
     return getattr(importlib.import_module(module), name)(**arguments)
 
 
-def shrunk(method, floor: int = 8):
-    """The method with its smallest context, if it has one, fit for tiny prompts."""
+def shrunk(method, floor: int = 8, window: int = 4):
+    """The method with its smallest context or window, if it has one, fit for tiny prompts."""
     names = {field.name for field in fields(method)}
-    return replace(method, min_context_length=floor) if "min_context_length" in names else method
+    changes = {"min_context_length": floor} if "min_context_length" in names else {}
+    changes |= {"window": window} if "window" in names else {}
+    changes |= {"base": shrunk(method.base, floor, window)} if "base" in names else {}
+    return replace(method, **changes)
 
 
 def configured():
@@ -263,7 +266,19 @@ def configured():
     return {name: _make(node) for name, node in nodes.items()}
 
 
-METHODS = {name: shrunk(method) for name, method in configured().items()}
+def kinds(methods):
+    """One method of each kind: the first of those that differ in numbers alone, whose properties are the same."""
+    found = {}
+    for name, method in methods.items():
+        values = {field.name: getattr(method, field.name) for field in fields(method)}
+        words = tuple((key, type(value)) for key, value in values.items() if not isinstance(value, str | bool))
+        choices = tuple((key, value) for key, value in values.items() if isinstance(value, str | bool))
+        inner = type(values["base"]) if "base" in values else None
+        found.setdefault((type(method), words, choices, inner), name)
+    return {name: methods[name] for name in found.values()}
+
+
+METHODS = {name: shrunk(method) for name, method in kinds(configured()).items()}
 
 
 def original(method):
@@ -272,7 +287,8 @@ def original(method):
 
 
 def cell_of(method, shape, hold=False, shares=(0.3, 0.5, 0.7, 0.85, 0.9)) -> Cell:
-    """A cell at the first budget that the method reaches."""
+    """A cell at the first budget that the method reaches; it holds if asked and if the method can."""
+    hold = hold and "hold" in method.decodes
     if method.own_budget is not None:
         return Cell(method.own_budget, method.resolve(None, shape), None, hold, everything=method.reference)
     for share in shares:

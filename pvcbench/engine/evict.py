@@ -36,6 +36,11 @@ class Cell:
         """The method whose own, pruned prefill this cell needs, or None where it shares the plain one."""
         return self.method if self.method.prunes and not self.everything else None
 
+    @property
+    def reads(self) -> str | None:
+        """What after the prompt its method looks at: such a cell's prefill is not the plain one either."""
+        return None if self.everything else self.method.reads
+
 
 @dataclass
 class Group:

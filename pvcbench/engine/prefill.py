@@ -1,6 +1,7 @@
 """One prefill: stores each layer, attends, lets methods observe, and drops positions between layers for a pruner."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -9,6 +10,7 @@ from torch import Tensor
 from pvcbench.engine.attention import prompt_attention, windowed_attention
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.observe import Observer
+from pvcbench.engine.rotary import angles, turn
 from pvcbench.engine.rows import Rows
 from pvcbench.policy import Method, Shape
 
@@ -84,6 +86,7 @@ class PrefillCache(AttendingCache):
         super().__init__(observer.shape.layers)
         self.capture = capture  # rows whose queries are kept
         self.queries: list[Tensor] = []
+        self.unrotated: dict[int, Tensor] = {}  # of layers under way, where a method needs them
         self.scales: list[float] = []
         self.observer, self.windows, self.kernel, self.pruner = observer, windows, kernel, pruner
         self.stored: list[PromptLayer] = []
@@ -121,6 +124,7 @@ class PrefillCache(AttendingCache):
             self.stored[layer] = PromptLayer(keys, values, torch.cat((old.positions, positions), 1))
         stored, window = self.stored[layer], self.windows[layer]
         self._keep(layer, query, scale)
+        self._unrotate(layer, query)
 
         def plain(rows, keys, lse=False):
             parts = rows, stored.keys[:, :, :keys], stored.values[:, :, :keys]
@@ -140,10 +144,26 @@ class PrefillCache(AttendingCache):
         if later == 0:
             entries = self.stored[0].keys.shape[2]
             seen = self.observer.observation(layer, stored.keys, stored.values, stored.positions, entries)
+            if layer in self.unrotated:
+                ahead = partial(angles, self.tables(layer), self.observer.shape.tokens)
+                seen = replace(seen, queries=self.unrotated.pop(layer), ahead=ahead)
             self.chosen = self.observer.finish(seen, self.pruner)
             if self.chosen is not None:
                 self.alive = stored.positions.gather(1, self.chosen)
         return output
+
+    def _unrotate(self, layer, query) -> None:
+        """Remembers the queries before rotary embedding until the layer is finished, if a method asks for them."""
+        if any(method.needs_queries for method in self.observer.methods):
+            cos, sin = (part.to(query.device) for part in self.rotary[layer][-1])
+            plain = turn(query, cos[0], -sin[0])
+            known = self.unrotated.get(layer)
+            self.unrotated[layer] = plain if known is None else torch.cat((known, plain), 2)
+
+    def tables(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Cos and sin of the positions so far, on the layer's device; None without rotary embedding."""
+        columns = [torch.cat(column, 1) for column in zip(*self.rotary[layer], strict=True)]
+        return tuple(column.to(self.stored[layer].keys.device) for column in columns) or None
 
     def _keep(self, layer, query, scale) -> None:
         """Remembers the queries of the prompt's last rows."""
@@ -160,8 +180,7 @@ class PrefillCache(AttendingCache):
             device = self.stored[layer].keys.device  # the model makes its tables where its embedding is
             name = (id(parts[0][0]), device) if parts else None
             if name not in known:
-                columns = [torch.cat(column, 1).to(device) for column in zip(*parts, strict=True)]
-                known[name] = tuple(columns) or None
+                known[name] = self.tables(layer)
             tables.append(known[name])
         shape = self.observer.shape
         seen = self.observer, self.pruner, seconds, self.queries, self.scales

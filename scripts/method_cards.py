@@ -1,0 +1,105 @@
+"""Writes docs/methods.md: a definition card for every method of conf/method, from its file and its YAML alone.
+
+    python scripts/method_cards.py            # writes; CI runs it and compares
+
+What a method needs, protects and supports is asked of the method itself; its rule, its deviations and its known
+failures are the comments of its YAML; the rest is the docstring of its file.
+"""
+
+import inspect
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pvcbench import config
+from pvcbench.policy import Method, Shape
+
+ROOT = Path(__file__).resolve().parent.parent
+SHAPE = Shape(4096, 32, tuple(range(32)))  # what the methods are asked about
+BUDGET = 1024
+HEAD = """# Methods: what exactly runs under each name
+
+In this field one name means many methods, so here is what each name means in pvcbench. This page is written by
+`scripts/method_cards.py` from the method files and their YAML. Tests hold every method to a naive float64
+implementation, and `scripts/crosscheck_kvpress.py` compares kept sets with kvpress'. B is the budget: entries per KV
+head, mean over layers.
+"""
+
+
+def comments(name: str) -> list[str]:
+    """The comment lines of a method's YAML, the package line left out."""
+    lines = (config.CONF / "method" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    return [line[2:] for line in lines if line.startswith("# ") and "@package" not in line]
+
+
+def settings(method: Method, prefix: str = "") -> list[str]:
+    """Hyperparameters and their values, those of a wrapped method with its name before."""
+    found = []
+    for name, value in vars(method).items():
+        if isinstance(value, Method):
+            found += [f"{prefix}{name} = {type(value).__name__}", *settings(value, f"{prefix}{name}.")]
+        else:
+            found.append(f"{prefix}{name} = {value}")
+    return found
+
+
+def needs(method: Method) -> str:
+    """What a method looks at: rows of attention (asked of it) and tensors (read in its source)."""
+    found, rows = [], method.row_weights(SHAPE, 16)
+    if rows is not None:
+        found.append(
+            "attention of all rows" if len(rows) == SHAPE.tokens else f"attention of the last {len(rows)} rows"
+        )
+    kinds = [type(method), *(type(value) for value in vars(method).values() if isinstance(value, Method))]
+    source = "".join(inspect.getsource(kind) for kind in kinds)
+    words = {"keys": "keys", "values": "values", "queries": "the prompt's queries", "draws": "random draws"}
+    found += [text for name, text in words.items() if f"seen.{name}" in source]
+    found += [f"what follows the prompt ({method.reads})"] if method.reads else []
+    return ", ".join(found) or "positions alone"
+
+
+def evicts(method: Method) -> str:
+    """When a method evicts."""
+    if method.reference:
+        return "never"
+    found = ["between layers while the prompt is read" if method.prunes else "once after the prompt was read"]
+    found += ["under `decode=hold` while generating too"] if "hold" in method.decodes else []
+    return ", ".join(found)
+
+
+def always(first: int, last: int) -> str:
+    """How many first and last tokens are protected."""
+    kept = [f"the first {first}"] * (first > 0) + [f"the last {last}"] * (last > 0)
+    return f"{' and '.join(kept)} tokens (asked at B = {BUDGET:,} of {SHAPE.tokens:,})" if kept else "nothing"
+
+
+def card(name: str, method: Method) -> str:
+    """One method's card."""
+    title, *notes = comments(name)
+    first, last = method.protects(BUDGET, SHAPE)
+    facts = {
+        "Evicts": evicts(method),
+        "Needs": needs(method),
+        "Always keeps": "everything" if method.reference else always(first, last),
+        "Protocols": ", ".join(method.protocols),
+        "State": f"{method.channels} float64 per entry under hold" if method.channels else "none",
+        "Settings": ", ".join(f"`{one}`" for one in settings(method)) or "none",
+        "File": f"`methods/{Path(inspect.getfile(type(method))).name}`",
+    }
+    lines = [f"- **{head}:** {text}" for head, text in [note.split(": ", 1) for note in notes if ": " in note]]
+    return "\n".join(
+        [f"## `{name}`", "", title, "", *lines, *(f"- **{head}:** {text}" for head, text in facts.items())]
+    )
+
+
+def page() -> str:
+    """The whole page."""
+    names = config.options("method")
+    methods = config.build_methods(config.composed([f"method=[{','.join(names)}]"]).methods)
+    return HEAD + "\n" + "\n\n".join(card(name, methods[name]) for name in names) + "\n"
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "methods.md").write_text(page(), encoding="utf-8")
+    print("docs/methods.md")
