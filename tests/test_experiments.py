@@ -15,7 +15,8 @@ from pvcbench.cells import parse_budgets
 ROOT = Path(__file__).parent.parent
 NAMES = config.options("experiment")
 WANTED = "quickstart needle_grid longbench_table ruler_4k perplexity_pg19 attention_patterns_80k".split()
-WANTED += ["pyramidinfer_throughput", "pyramidinfer_figures"]
+WANTED += ["pyramidinfer_throughput", "pyramidinfer_figures", "methods_needle", "methods_needle_agnostic"]
+WANTED += ["methods_perplexity", "methods_ruler"]
 
 
 def header(name):
@@ -94,6 +95,9 @@ SMALL = {
     "perplexity_pg19": ["task.tokens=400", "task.documents=1"],
     "attention_patterns_80k": ["limit=1"],
     "pyramidinfer_figures": [],
+    "methods_needle": ["limit=1"],
+    "methods_needle_agnostic": ["limit=1"],
+    "methods_perplexity": ["limit=1"],
 }
 
 
