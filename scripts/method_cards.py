@@ -2,29 +2,48 @@
 
     python scripts/method_cards.py            # writes; CI runs it and compares
 
-What a method needs, protects and supports is asked of the method itself; its rule, its deviations and its known
-failures are the comments of its YAML; the rest is the docstring of its file.
+What a method needs, protects and supports is asked of the method itself; its rule, its deviations, its known failures,
+its cost and where its settings come from are the comments of its YAML. Beside them stand what
+`scripts/crosscheck_kvpress.py` measured, from its JSON, and how many entries PyramidInfer's settings keep.
 """
 
 import inspect
+import json
+import re
 import sys
+import textwrap
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from methods.pvc_ladder import ladder
 from pvcbench import config
 from pvcbench.policy import Method, Shape
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = Shape(4096, 32, tuple(range(32)))  # what the methods are asked about
 BUDGET = 1024
+CROSSCHECK = ROOT / "results" / "bench" / "crosscheck_kvpress.json"
+PUBLISHED = {"pyramidinfer_7b": 32, "pyramidinfer_13b": 40, "pyramidinfer_70b": 80}  # layers of their models
+PROMPTS = (82, 90, 200, 512, 2048)
 HEAD = """# Methods: what exactly runs under each name
 
 In this field one name means many methods, so here is what each name means in pvcbench. This page is written by
 `scripts/method_cards.py` from the method files and their YAML. Tests hold every method to a naive float64
 implementation, and `scripts/crosscheck_kvpress.py` compares kept sets with kvpress'. B is the budget: entries per KV
-head, mean over layers.
+head, mean over layers; b the same without a method's window; H the KV heads of a layer, n the prompt's tokens.
 """
+COUNTS = """## PyramidInfer's published settings, by layer
+
+Entries that each layer keeps, from layer 0 on, by the official rule in closed form; tests hold the engine to them. The
+mean at 2,048 tokens is 76.5%, 72.3% and 78.0% of the prompt, not the paper's 45.4%.
+"""
+
+
+def parent(name: str) -> str | None:
+    """The method whose YAML a named variant starts from."""
+    found = re.search(r"(\w+)@_here_", (config.CONF / "method" / f"{name}.yaml").read_text(encoding="utf-8"))
+    return found and found[1]
 
 
 def comments(name: str) -> list[str]:
@@ -74,10 +93,28 @@ def always(first: int, last: int) -> str:
     return f"{' and '.join(kept)} tokens (asked at B = {BUDGET:,} of {SHAPE.tokens:,})" if kept else "nothing"
 
 
+def beside_kvpress(name: str) -> list[str]:
+    """What share of a press' kept entries the method keeps too, over the settings that were compared."""
+    if not CROSSCHECK.is_file():
+        return []
+    known = json.loads(CROSSCHECK.read_text(encoding="utf-8"))
+    pairs = [pair for one in known["settings"] for pair in one["pairs"] if pair["ours"].split()[0] == name]
+    if not pairs:
+        return []
+    where = pairs[0]["ours"][len(name) :]
+    means, least = [pair["mean"] for pair in pairs], min(pair["least"] for pair in pairs)
+    span = f"{min(means):.3f}" if min(means) == max(means) else f"{min(means):.3f} to {max(means):.3f}"
+    settings = ", ".join(f"{one['tokens']:,} tokens with {one['ratio']:.0%} removed" for one in known["settings"])
+    text = f"keeps{where} {span} of what {pairs[0]['kvpress']}Press keeps (least layer {least:.3f}; {settings})"
+    why = f": {pairs[0]['why']}" if pairs[0]["why"] else ""
+    return [f"- **Beside kvpress {known['peer']['packages']['kvpress']}:** {text}{why}."]
+
+
 def card(name: str, method: Method) -> str:
     """One method's card."""
     title, *notes = comments(name)
     first, last = method.protects(BUDGET, SHAPE)
+    notes += [f"Otherwise: as `{parent(name)}`."] if parent(name) else []
     facts = {
         "Evicts": evicts(method),
         "Needs": needs(method),
@@ -88,16 +125,30 @@ def card(name: str, method: Method) -> str:
         "File": f"`methods/{Path(inspect.getfile(type(method))).name}`",
     }
     lines = [f"- **{head}:** {text}" for head, text in [note.split(": ", 1) for note in notes if ": " in note]]
-    return "\n".join(
-        [f"## `{name}`", "", title, "", *lines, *(f"- **{head}:** {text}" for head, text in facts.items())]
-    )
+    lines += beside_kvpress(name) + [f"- **{head}:** {text}" for head, text in facts.items()]
+    return "\n".join([f"## `{name}`", "", title, "", *lines])
+
+
+def counts(methods: dict[str, Method]) -> str:
+    """Entries kept by layer of PyramidInfer's settings, a block for each setting and prompt."""
+    parts = []
+    for name, layers in PUBLISHED.items():
+        parts.append(f"`{name}`, {layers} layers:\n")
+        for tokens in PROMPTS:
+            kept = ladder(methods[name], Shape(tokens, layers, tuple(range(layers))))[:layers]
+            head = f"n = {tokens:,}, mean {sum(kept) / layers:,.1f} ({sum(kept) / layers / tokens:.1%}):"
+            parts += textwrap.wrap(
+                f"{head} {' '.join(map(str, kept))}", 116, initial_indent="    ", subsequent_indent="        "
+            )
+        parts.append("")
+    return COUNTS + "\n" + "\n".join(parts).rstrip()
 
 
 def page() -> str:
     """The whole page."""
     names = config.options("method")
     methods = config.build_methods(config.composed([f"method=[{','.join(names)}]"]).methods)
-    return HEAD + "\n" + "\n\n".join(card(name, methods[name]) for name in names) + "\n"
+    return "\n\n".join([HEAD.rstrip(), *(card(name, methods[name]) for name in names), counts(methods)]) + "\n"
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_methods import attention_of, kept_sets
 from tiny import build, configured, dense, dense_masks, engine, fork, prompt, teach, unmodified
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.pvc import PvC
 from methods.pvc_ladder import ladder, mean_entries, solve
@@ -129,6 +130,19 @@ def test_the_solver_meets_every_budget_within_1_percent(name, tokens, layers):
         assert replace(found, prefill_decay_ratio=0.9, recent_ratio=0.2) == method
     assert len(met) >= 5
     assert met == [percent for percent in percents if percent >= met[0]]
+
+
+@pytest.mark.parametrize("tokens", [82, 90, 200, 512, 2048])
+@pytest.mark.parametrize("name, layers", [("pyramidinfer_7b", 32), ("pyramidinfer_13b", 40), ("pyramidinfer_70b", 80)])
+def test_published_counts_by_layer(name, layers, tokens):
+    """What the engine keeps under the published settings is the official rule's count, in every layer."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": layers}
+    host = Engine(LlamaForCausalLM(LlamaConfig(vocab_size=160, **sizes)).eval())
+    method = configured()[name]
+    cell = Cell("x", method.resolve(None, host.shape(tokens)), None)
+    kept = fork(host, prompt(tokens), [cell], 1)[0].measure(0, 0).entries
+    assert list(kept) == twin(method).sizes(tokens, layers)
+    assert (kept[-1] < tokens) == (tokens > 82)  # below about 82 tokens nothing is pruned
 
 
 # ---------------------------------------------------------------------------------------------- the prefill
