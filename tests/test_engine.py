@@ -578,4 +578,5 @@ def test_positions_name_each_entry_once_in_order():
     host = engine("llama")
     for cell in cells_of(host.shape(60), False):
         for kept in positions(fork(host, prompt(60, 2), [cell], 0, DRAWS[:2])[0]):
-            assert (kept.diff() > 0).all(), cell
+            filled = kept.masked_fill(kept < 0, 1000)  # ragged heads: empty slots come last
+            assert ((filled.diff() > 0) | (filled[..., 1:] == 1000)).all(), cell
