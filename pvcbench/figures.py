@@ -30,6 +30,7 @@ from pvcbench.looks import (
     size_label,
     subject,
 )
+from pvcbench.many import curves_of_many, too_many
 from pvcbench.needle_figures import needle_grid, needle_survival, survival_accuracy
 
 
@@ -69,8 +70,11 @@ def curve(rows: pd.DataFrame) -> Figure | None:
     scored, style = table[table["score"].notna()], looks(rows["method"].unique())
     if scored.empty:
         return None
-    figure = Figure(figsize=(8.4, 4.4), layout="constrained")
     label = "perplexity (lower is better)" if "perplexity" in table else metric(rows)
+    if too_many(rows):
+        best = "lowest" if "perplexity" in table else "highest"
+        return curves_of_many(rows, table, ("score", "low", "high"), label, best)
+    figure = Figure(figsize=(8.4, 4.4), layout="constrained")
     axes = figure.add_subplot(xlim=(0, 100), xlabel=size_label(rows), ylabel=label)
     axes.set_title(subject(rows))
     if "perplexity" in table:
@@ -182,8 +186,12 @@ def likelihood_cost(rows: pd.DataFrame) -> Figure | None:
     table = likelihood.shown(rows)
     if "nll_difference" not in table or table["nll_difference"].isna().all():
         return None
-    figure, style = Figure(figsize=(8.4, 4.4), layout="constrained"), looks(rows["method"].unique())
     label = "NLL minus the full cache's, nats per token\n(paired by document; linear below 0.01)"
+    scale = {"value": "symlog", "linthresh": 0.01}
+    if too_many(rows):
+        ends = ("nll_difference", "nll_difference_low", "nll_difference_high")
+        return curves_of_many(rows, table, ends, label, "lowest", scale)
+    figure, style = Figure(figsize=(8.4, 4.4), layout="constrained"), looks(rows["method"].unique())
     axes = figure.add_subplot(xlim=(0, 100), xlabel=size_label(rows), ylabel=label)
     axes.set_title(subject(rows))
     axes.axhline(0, color=BLACK, linestyle=style["full"][2] if "full" in style else DOTTED, linewidth=1.2, label="full")
@@ -193,7 +201,7 @@ def likelihood_cost(rows: pd.DataFrame) -> Figure | None:
         x, mean = 100 * cells["kept_fraction"].to_numpy(float), cells["nll_difference"].to_numpy(float)
         ends = np.abs(cells[["nll_difference_low", "nll_difference_high"]].to_numpy(float).T - mean)
         axes.errorbar(x, mean, ends, color=colour, linestyle=line, marker=marker, markersize=4, capsize=2, label=name)
-    axes.set_yscale("symlog", linthresh=0.01)
+    axes.set_yscale(**scale)
     figure.legend(title="95% intervals", loc="outside right upper")
     return figure
 

@@ -29,7 +29,10 @@ LOOKS = {
     "tova": (SKY, "P", MIXED),
     "pvc_kv": (ORANGE, "p", MIXED),
     "pvc_constant": (SKY, "h", DASHED),
+    "oracle_answer": (BLACK, "x", DOTTED),
+    "oracle_future": (BLACK, "x", DOTTED),
 }
+BESIDE = ("random", "oracle_answer", "oracle_future")  # the floor and what leaks: read beside every method
 SHAPES = [("d", DOTTED), ("v", "-"), ("P", DASHED), ("<", MIXED), (">", "-"), ("p", DOTTED)]
 OTHERS = [(colour, *shape) for shape in SHAPES for colour in (SKY, ORANGE, PURPLE, BLUE, GREEN, RED, GREY)]
 
@@ -102,11 +105,11 @@ def metric(rows: pd.DataFrame) -> str:
     return next((next(iter(metrics)) for metrics in rows["metrics"] if metrics), "score").replace("_", " ")
 
 
-def panels_of(number: int, rows: pd.DataFrame) -> tuple[Figure, list]:
-    """A figure with panels of equal axes, up to three in a row."""
-    wide = min(number, 2 if number == 4 else 3)
+def panels_of(number: int, rows: pd.DataFrame, most: int = 3, panel=(3.2, 2.3)) -> tuple[Figure, list]:
+    """A figure with panels of equal axes, up to `most` in a row; `panel` is the size of one in inches."""
+    wide = min(number, 2 if number == 4 else most)
     tall = -(-number // wide)
-    panel = (5.6, 3.0) if number == 1 else (3.2, 2.3)
+    panel = (5.6, 3.0) if number == 1 else panel
     figure = Figure(figsize=(1.6 + panel[0] * wide, 1.1 + panel[1] * tall), layout="constrained")
     panels = list(figure.subplots(tall, wide, squeeze=False, sharex=True, sharey=True).flat)
     for unused in panels[number:]:

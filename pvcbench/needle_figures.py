@@ -37,7 +37,8 @@ def needle_grid(rows: pd.DataFrame) -> Figure | None:
         axes.set_title(f"{heading}\n{axes.get_title()}", fontsize=8)
     figure.suptitle(subject(rows), fontsize=9)
     figure.supxlabel("prompt length, tokens (in the squares: hits/samples; hatched: no value)", fontsize=8)
-    figure.colorbar(ScalarMappable(cmap=SEQUENTIAL), ax=panels, label=metric(rows), aspect=30, pad=0.02)
+    bar = {"shrink": min(1.0, 4 / len(methods)), "aspect": 30, "anchor": (0, 1), "pad": 0.02}
+    figure.colorbar(ScalarMappable(cmap=SEQUENTIAL), ax=panels, label=metric(rows), **bar)
     return figure
 
 
