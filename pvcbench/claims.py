@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from pvcbench.looks import BLACK, GREY, looks, metric, panels_of, size_label, subject
+from pvcbench.looks import BLACK, GREY, LEAKING, looks, metric, panels_of, size_label, subject
 from pvcbench.significance import ALPHA
 
 STEP = "step_ms"
@@ -53,9 +53,9 @@ def pareto(rows: pd.DataFrame, compared: pd.DataFrame, times: pd.DataFrame) -> F
     table = compared[compared["score"].notna()].merge(times, on=["method", "budget"], how="left")
     timed = table[table[STEP].notna()]
     wide = 1 + (len(timed) > 1)
-    figure = Figure(figsize=(2.4 + 4.0 * wide, 4.2), layout="constrained")
-    panels = figure.subplots(1, wide, squeeze=False, sharey=True)[0]
     style = looks(rows["method"].unique())
+    figure = Figure(figsize=(2.4 + 4.0 * wide, max(4.2, 1.4 + 0.21 * len(style))), layout="constrained")
+    panels = figure.subplots(1, wide, squeeze=False, sharey=True)[0]
     _points(panels[0], table, "mib", style)
     panels[0].set(xlabel="KV cache, MiB (measured)")
     if wide > 1:
@@ -83,9 +83,13 @@ def pareto(rows: pd.DataFrame, compared: pd.DataFrame, times: pd.DataFrame) -> F
 
 
 def _points(axes, table: pd.DataFrame, cost: str, style: Mapping[str, tuple]) -> None:
-    """Points with intervals, filled on the front and hollow behind it, and the front as a staircase."""
+    """Points with intervals, filled on the front and hollow behind it, and the front as a staircase.
+
+    A leaking reference is on no front, and hollow.
+    """
     sign = -1 if "perplexity" in table else 1
-    best = front(table[cost].to_numpy(float), sign * table["score"].to_numpy(float))
+    best = ~table["method"].isin(LEAKING).to_numpy()
+    best[best] = front(table[best][cost].to_numpy(float), sign * table[best]["score"].to_numpy(float))
     for line, ahead in zip(table.itertuples(), best, strict=True):
         colour, marker, _ = style[line.method]
         face = colour if ahead else "white"

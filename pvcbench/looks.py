@@ -32,7 +32,8 @@ LOOKS = {
     "oracle_answer": (BLACK, "x", DOTTED),
     "oracle_future": (BLACK, "x", DOTTED),
 }
-BESIDE = ("random", "oracle_answer", "oracle_future")  # the floor and what leaks: read beside every method
+LEAKING = ("oracle_answer", "oracle_future")  # references: drawn beside methods, never ranked with them
+BESIDE = ("random", *LEAKING)  # the floor and what leaks: drawn in every panel
 SHAPES = [("d", DOTTED), ("v", "-"), ("P", DASHED), ("<", MIXED), (">", "-"), ("p", DOTTED)]
 OTHERS = [(colour, *shape) for shape in SHAPES for colour in (SKY, ORANGE, PURPLE, BLUE, GREEN, RED, GREY)]
 

@@ -167,6 +167,21 @@ def test_pareto_shows_every_cell_hollow_behind_the_front(rows, compared):
     assert "no steps of these cells\nwere timed alone" in legend(figure)
 
 
+def test_a_leaking_reference_is_on_no_front(rows, compared):
+    """It is drawn, hollow, and neither the front nor who else stands on it changes with it."""
+    leak = compared[compared["method"] == "h2o"].assign(method="oracle_answer", score=1.0, low=1.0, high=1.0)
+    figure = claims.pareto(
+        pd.concat([rows, rows[rows["method"] == "h2o"].assign(method="oracle_answer")]),
+        pd.concat([compared, leak], ignore_index=True),
+        claims.decode_times(rows, rows),
+    )
+    before = claims.pareto(rows, compared, claims.decode_times(rows, rows))
+    stairs = [next(line for line in f.axes[0].get_lines() if line.get_label() == "front") for f in (before, figure)]
+    np.testing.assert_array_equal(stairs[0].get_xydata(), stairs[1].get_xydata())
+    crosses = [line for line in figure.axes[0].get_lines() if line.get_marker() == "x"]
+    assert [tuple(line.get_ydata()) for line in crosses] == [(1.0,)] * len(leak) and len(leak) == 2
+
+
 def speeds(model="SmolLM2-135M-Instruct"):
     """Rows of a throughput run: two prompt lengths, cells alone."""
     made = []

@@ -141,6 +141,13 @@ def test_the_board_says_best_and_why_not(rows):
     assert scores.board(gone)["lines"][1]["entries"][1]["why"] == "not asked"
 
 
+def test_what_leaks_is_never_the_best():
+    cell = {"reference": False, "score": 1.0}
+    cells = [cell | {"method": "oracle_answer"}, cell | {"method": "h2o", "score": 0.4}]
+    cells.append(cell | {"method": "pvc", "score": 0.2})
+    assert scores.best_of({"lower": False}, cells) == "h2o" and scores.best_of({"lower": True}, cells) == "pvc"
+
+
 def test_grids_hold_every_square(rows):
     grid = pictures.needle_grid(rows)
     assert len(grid["data"]) == 2 * 4  # h2o and pvc; the full cache and three budgets

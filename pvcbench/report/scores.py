@@ -8,7 +8,7 @@ import pandas as pd
 
 from pvcbench import likelihood, stats
 from pvcbench.console import interval, number, scale_of
-from pvcbench.looks import DASHED, DOTTED, MIXED, asked, budgets_of, looks, metric, reach, size_label, subject
+from pvcbench.looks import DASHED, DOTTED, LEAKING, MIXED, asked, budgets_of, looks, metric, reach, size_label, subject
 from pvcbench.needle_figures import needle_shares
 
 SYMBOLS = {"*": "star", "o": "circle", "s": "square", "^": "triangle-up", "X": "x", "D": "diamond", "P": "cross"}
@@ -105,8 +105,9 @@ def board(run: Mapping) -> dict:
 
 
 def best_of(run: Mapping, cells: list[dict]) -> str | None:
-    """The method with the best score among some cells, the reference left out."""
-    scored = [cell for cell in cells if cell["score"] is not None and not cell["reference"]]
+    """The method with the best score among some cells; the full cache and what leaks are references and left out."""
+    ranked = [cell for cell in cells if not cell["reference"] and cell["method"] not in LEAKING]
+    scored = [cell for cell in ranked if cell["score"] is not None]
     order = sorted(scored, key=lambda cell: cell["score"] if run["lower"] else -cell["score"])
     return order[0]["method"] if len(order) > 1 and order[0]["score"] != order[1]["score"] else None
 
