@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
+from statsmodels.stats.multitest import multipletests
 
 from pvcbench import likelihood, stats
 
@@ -48,10 +49,9 @@ def sign_flip(differences: Sequence[float], clusters: Sequence, strata: Sequence
 def holm(values: Sequence[float]) -> np.ndarray:
     """P-values adjusted by Holm's step-down (Scandinavian Journal of Statistics 6, 1979); NaN stay and do not count."""
     values = np.asarray(values, dtype=float)
-    adjusted, known = np.full_like(values, np.nan), np.flatnonzero(~np.isnan(values))
-    order = known[np.argsort(values[known], kind="stable")]
-    steps = values[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
+    adjusted, known = np.full_like(values, np.nan), ~np.isnan(values)
+    if known.any():
+        adjusted[known] = multipletests(values[known], method="holm")[1]
     return adjusted
 
 
