@@ -81,6 +81,29 @@ def ada(scores: list[dict[int, float]], budget: int, window: int, tokens: int, f
     return [window + count for count in counts]
 
 
+def layer_entropies(layers: list[list[dict[int, float]]], temperature: float) -> list[float]:
+    """Each layer's preference: the entropy of its heads' scores as shares, mean over heads, to 1 / temperature."""
+    found = []
+    for heads in layers:
+        entropies = []
+        for own in heads:
+            shares = [value / sum(own.values()) for value in own.values()]
+            entropies.append(-sum(share * math.log(share) for share in shares if share > 0))
+        found.append((sum(entropies) / len(entropies)) ** (1 / temperature))
+    return found
+
+
+def capped(weights: list[float], total: float, most: int) -> list[float]:
+    """The total in proportion to the weights, none above `most`: found by trying which of the largest are full."""
+    order = sorted(range(len(weights)), key=lambda one: -weights[one])
+    for number in range(len(weights) + 1):
+        full, rest = order[:number], order[number:]
+        unit = (total - most * number) / sum(weights[one] for one in rest) if rest else 0.0
+        if not rest or weights[rest[0]] * unit <= most:
+            return [float(most) if one in full else weights[one] * unit for one in range(len(weights))]
+    raise AssertionError("unreachable")
+
+
 class TOVA:
     """One layer of one sample: the newest row, averaged over all query heads, ranks what is there."""
 

@@ -13,6 +13,7 @@ from methods.ada_kv import AdaKV
 from methods.h2o import H2O
 from methods.keydiff import KeyDiff
 from methods.knorm import Knorm
+from methods.layer_entropy import LayerEntropy, shared
 from methods.observed_attention import ObservedAttention
 from methods.pyramidkv import PyramidKV, pyramid
 from methods.snapkv import SnapKV
@@ -120,6 +121,46 @@ def test_ada_kv_keeps_what_the_naive_one_keeps(floor):
     assert (uneven > 60) == (floor < 1.0)
 
 
+@pytest.mark.parametrize("temperature", [0.2, 1.0])
+def test_layers_get_entries_by_the_spread_of_their_scores(temperature):
+    """Running sums of the capped shares, rounded, by hand; then SnapKV's choice with each layer's size."""
+    window, uneven, full = 4, 0, 0
+
+    def check(family, ids, budget):
+        nonlocal uneven, full
+        tokens = ids.shape[1]
+        if budget <= window or budget >= tokens - 1:
+            return
+        method = LayerEntropy(SnapKV(window), temperature)
+        for sample in range(len(ids)):  # each by itself, as its property says
+            alone = ids[sample : sample + 1]
+            kept = sets_of(method, alone, family, budget)
+            found = list(each_sample(family, alone, kept))
+            scores = [naive_scores.snapkv(a.tolist(), heads_of(family), window, 7, "max") for _, a, _ in found]
+            weights = naive_scores.layer_entropies(scores, temperature)
+            ideal = naive_scores.capped(weights, len(scores) * (budget - window), tokens - window)
+            sums = [sum(ideal[: number + 1]) for number in range(len(ideal))]
+            if any(abs(one % 1 - 0.5) < 1e-6 for one in sums):
+                raise naive_scores.Tie
+            ends = [0, *map(round, sums)]
+            sizes = [window + after - before for before, after in pairwise(ends)]
+            uneven, full = uneven + (len(set(sizes)) > 1), full + (max(sizes) == tokens)
+            assert sum(sizes) == budget * len(sizes)
+            for (_, _, sets), own, size in zip(found, scores, sizes, strict=True):
+                assert sets == naive_scores.with_window(own, [size] * len(own), tokens, window)
+
+    without_ties(20, check)
+    assert uneven > 10 and (full > 0 or temperature == 1.0)
+
+
+def test_shares_are_capped_and_keep_their_sum():
+    """What full layers cannot take goes to the others, in proportion, also in several rounds."""
+    weights = torch.tensor([[100.0], [10.0], [3.0], [1.0]])
+    assert shared(weights, 20.0, 10)[:, 0].tolist() == pytest.approx([10, 10 * 10 / 14, 10 * 3 / 14, 10 / 14])
+    assert shared(weights, 26.0, 10)[:, 0].tolist() == pytest.approx([10, 10, 4.5, 1.5])
+    assert shared(weights, 40.0, 10)[:, 0].tolist() == pytest.approx([10, 10, 10, 10])
+
+
 def test_ada_kv_frees_what_its_heads_do_not_keep():
     """Ragged heads are measured as such: bytes are those of the filled entries."""
     ids = prompt(60, seed=3)
@@ -221,11 +262,12 @@ def test_what_makes_no_sense_is_refused():
         lambda: SnapKV(window=0),
         lambda: PyramidKV(beta=0),
         lambda: AdaKV(floor=1.5),
+        lambda: LayerEntropy(temperature=0.0),
     ):
         with pytest.raises(UserError):
             make()
     shape = engine("llama").shape(50)
-    for method in (SnapKV(16), PyramidKV(16), AdaKV(SnapKV(16)), ValueNorm(SnapKV(16))):
+    for method in (SnapKV(16), PyramidKV(16), AdaKV(SnapKV(16)), ValueNorm(SnapKV(16)), LayerEntropy(SnapKV(16))):
         with pytest.raises(OutOfReach, match="window of 16"):
             method.resolve(16, shape)
         assert method.resolve(17, shape) == method
