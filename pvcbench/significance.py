@@ -68,3 +68,24 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
         alike = [both["difference"], both["cluster"], both["stratum"]] if len(both) else None
         found.append(sign_flip(*alike) if alike else float("nan"))
     return table.assign(p=found, p_holm=holm(found))
+
+
+def versus(rows: pd.DataFrame, method: str, other: str, budget: str) -> dict:
+    """One method against another at one budget, over the samples both answered: a line for a table, `p` uncorrected.
+
+    `difference` is the method's score minus the other's (of perplexity: of minus the mean NLL), with the interval of
+    `stats.paired_difference`; `kept` and `other_kept` are the measured sizes. Raises ValueError where there is no pair.
+    """
+    rows = stats.headline(rows)
+    done = rows[rows["error"].isna() & rows["score"].notna() & (rows["budget"] == budget)]
+    one, two = done[done["method"] == method], done[done["method"] == other]
+    columns = ["sample", "score", "prompt_sha256", "cluster", "stratum"]
+    both = stats.pairs(one[columns], two[columns[:3]])
+    if both.empty:
+        raise ValueError(f"no sample has a score of both {method} and {other} at {budget}")
+    difference, interval, number = stats.paired_difference(one[columns], two[columns[:3]])
+    low, high = interval or (float("nan"), float("nan"))
+    sizes = [cell[cell["sample"].isin(both["sample"])]["kept_fraction"].astype(float).mean() for cell in (one, two)]
+    line = {"method": method, "other": other, "budget": budget, "kept": sizes[0], "other_kept": sizes[1]}
+    line |= {"samples": number, "difference": difference, "low": low, "high": high}
+    return line | {"p": sign_flip(both["difference"], both["cluster"], both["stratum"])}

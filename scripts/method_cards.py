@@ -102,10 +102,12 @@ def beside_kvpress(name: str) -> list[str]:
     if not pairs:
         return []
     where = pairs[0]["ours"][len(name) :]
-    means, least = [pair["mean"] for pair in pairs], min(pair["least"] for pair in pairs)
-    span = f"{min(means):.3f}" if min(means) == max(means) else f"{min(means):.3f} to {max(means):.3f}"
-    settings = ", ".join(f"{one['tokens']:,} tokens with {one['ratio']:.0%} removed" for one in known["settings"])
-    text = f"keeps{where} {span} of what {pairs[0]['kvpress']}Press keeps (least layer {least:.3f}; {settings})"
+    ends = sorted({f"{pick(pair['mean'] for pair in pairs):.3f}" for pick in (min, max)})
+    press, least = f"{pairs[0]['kvpress']}Press", min(pair["least"] for pair in pairs)
+    settings = " and ".join(f"{tokens:,}" for tokens in sorted({one["tokens"] for one in known["settings"]}))
+    shares = " and ".join(f"{ratio:.0%}" for ratio in sorted({one["ratio"] for one in known["settings"]}))
+    text = f"keeps{where} {' to '.join(ends)} of what {press} keeps "
+    text += f"({settings} tokens, {shares} removed; least layer {least:.3f})"
     why = f": {pairs[0]['why']}" if pairs[0]["why"] else ""
     return [f"- **Beside kvpress {known['peer']['packages']['kvpress']}:** {text}{why}."]
 
