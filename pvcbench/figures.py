@@ -207,8 +207,9 @@ def likelihood_cost(rows: pd.DataFrame) -> Figure | None:
 
 
 def _one_legend(figure: Figure, panels: list) -> None:
-    """One legend for all panels."""
+    """One legend for all panels; the figure grows where it is taller."""
     handles = {handle.get_label(): handle for axes in panels for handle in axes.get_legend_handles_labels()[0]}
+    figure.set_figheight(max(figure.get_figheight(), 0.3 + 0.2 * len(handles)))
     figure.legend(list(handles.values()), list(handles), loc="outside right upper")
 
 
