@@ -7,6 +7,7 @@ its cost and where its settings come from are the comments of its YAML. Beside t
 `scripts/crosscheck_kvpress.py` measured, from its JSON, and how many entries PyramidInfer's settings keep.
 """
 
+import argparse
 import inspect
 import json
 import re
@@ -153,6 +154,12 @@ def page() -> str:
     return "\n\n".join([HEAD.rstrip(), *(card(name, methods[name]) for name in names), counts(methods)]) + "\n"
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Writes the page."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     (ROOT / "docs" / "methods.md").write_text(page(), encoding="utf-8")
     print("docs/methods.md")
+
+
+if __name__ == "__main__":
+    main()
