@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from rows import needle_rows, table, write_run
 
 from pvcbench import config, likelihood, stats, store
-from pvcbench.looks import LOOKS
+from pvcbench.looks import LOOKS, OTHERS
 from pvcbench.report import __main__ as command
 from pvcbench.report import page, pictures, provenance, repeat, samples, scores
 
@@ -139,6 +139,11 @@ def test_the_board_says_best_and_why_not(rows):
     assert board["h2o"][2]["n"] == "n = 10" and board["h2o"][2]["size"].startswith("55.0% kept, 12.")
     gone = scores.run_of(rows[~((rows["method"] == "h2o") & (rows["budget"] == "0.25"))])
     assert scores.board(gone)["lines"][1]["entries"][1]["why"] == "not asked"
+
+
+def test_every_look_of_the_figures_is_one_of_the_page():
+    for _, marker, line in (*LOOKS.values(), *OTHERS):
+        assert scores.SYMBOLS[marker] and scores.DASHES[line]
 
 
 def test_what_leaks_is_never_the_best():

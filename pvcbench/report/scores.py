@@ -13,7 +13,7 @@ from pvcbench.needle_figures import needle_shares
 
 SYMBOLS = {"*": "star", "o": "circle", "s": "square", "^": "triangle-up", "X": "x", "D": "diamond", "P": "cross"}
 SYMBOLS |= {"v": "triangle-down", "p": "pentagon", "h": "hexagon", "d": "diamond-tall", "<": "triangle-left"}
-SYMBOLS |= {">": "triangle-right"}
+SYMBOLS |= {">": "triangle-right", "x": "x-thin-open"}
 DASHES = {"-": "solid", DASHED: "dash", DOTTED: "dot", MIXED: "dashdot"}
 SIZES = ("mib", "prefill_s", "kept_entries")
 
