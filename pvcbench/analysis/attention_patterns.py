@@ -38,6 +38,9 @@ def observe(
                 cells[point] = point.cell(shape, False)
         except OutOfReach as error:
             found[point] = str(error)
+    for point in [point for point, cell in cells.items() if cell.reads is not None]:
+        del cells[point]
+        found[point] = f"{point.name} reads what follows the prompt, which attention_patterns does not show to a method"
     plain = [cell.method for cell in cells.values() if cell.pruner is None]
     prefill = engine.prefill(ids[:, :n], plain, draws=draws, capture=task.rows)
     step(0.6)
@@ -51,8 +54,13 @@ def observe(
     step(0.8)
     for point, cell in cells.items():
         own = prefill if cell.pruner is None else engine.prefill(ids[:, :n], [], cell.pruner, draws)
-        kept = kept_entries(own, cell, n)
-        found[point] = _cut(cell, kept, {name: rows for name, rows in looked.items() if name != "mean"}, prompt, shape)
+        try:
+            keys = cached_keys(engine, own, cell)
+        except ValueError as error:  # a cell that cannot be run at its own positions is not judged at others
+            found[point] = str(error)
+            continue
+        judged = {name: rows for name, rows in looked.items() if name != "mean"}
+        found[point] = _cut(cell, kept_entries(own, cell, n), judged, keys, prompt, shape)
     return found
 
 
@@ -147,11 +155,26 @@ def kept_entries(prefill: Prefill, cell: Cell, n: int) -> list[Bool[Tensor, "kv_
     return kept
 
 
-def _cut(cell: Cell, kept: Sequence[Tensor], looked: Mapping[str, list[Rows]], prompt, shape) -> dict:
+def cached_keys(engine: Engine, prefill: Prefill, cell: Cell) -> list[Float[Tensor, "1 kv_heads sinks dim"] | None]:
+    """For each layer that evicts the keys of the first tokens as the cell's cache holds them, or None: unmoved.
+
+    At cache positions (StreamingLLM's own) the sinks stand rotated across the gap, as they do for every later query.
+    """
+    if cell.method.positions == "original" or cell.everything:
+        return [None] * len(prefill.shape.evicted)
+    [group] = engine.fork(prefill, [cell], 0)
+    found = []
+    for entries in (group.layers[layer] for layer in prefill.shape.evicted):
+        entries.place_sinks(prefill.shape.tokens - entries.filled)
+        found.append(None if entries.sinks is None else entries.keys[:, :, : entries.sinks.shape[2]])
+    return found
+
+
+def _cut(cell: Cell, kept: Sequence[Tensor], looked: Mapping[str, list[Rows]], keys: Sequence, prompt, shape) -> dict:
     """The row of one cell: what its kept entries leave of each head's output, and of the needle in each KV head."""
     observed = {"layers": list(shape.evicted), "error": {}, "mass": {}}
     for name, layers in looked.items():
-        pairs = [output_error(rows, mask) for rows, mask in zip(layers, kept, strict=True)]
+        pairs = [output_error(*parts) for parts in zip(layers, kept, keys, strict=True)]
         observed["error"][name], observed["mass"][name] = (
             [_short(pair[number]) for pair in pairs] for number in range(2)
         )
@@ -165,25 +188,29 @@ def _cut(cell: Cell, kept: Sequence[Tensor], looked: Mapping[str, list[Rows]], p
 
 
 def output_error(
-    rows: Rows, kept: Bool[Tensor, "kv_heads tokens"]
+    rows: Rows, kept: Bool[Tensor, "kv_heads tokens"], first_keys: Float[Tensor, "1 kv_heads sinks dim"] | None = None
 ) -> tuple[Float[Tensor, " heads"], Float[Tensor, " heads"]]:
     """How far each head's output moves when only some of a prompt's tokens are attended to: |cut - full| / |full|.
 
-    Also the attention mass on what is kept; means over the rows. Tokens after the prompt are always kept.
+    The cut attends to `first_keys` in place of the prompt's first ones where they are given. Also the attention mass
+    that the full cache has on what is kept; means over the rows. Tokens after the prompt are always kept.
     """
     heads, groups = rows.query.shape[1], rows.query.shape[1] // rows.keys.shape[1]
     after = rows.keys.shape[2] - kept.shape[1]
     shown = torch.nn.functional.pad(kept, (0, after), value=True).repeat_interleave(groups, 0)[:, None]
     values = rows.values[0].repeat_interleave(groups, 0)
     errors, masses = rows.query.new_zeros(heads), rows.query.new_zeros(heads)
-    for _, _, block in rows.blocks():
+    blocks = ((block, block) for _, _, block in rows.blocks())
+    if first_keys is not None:
+        moved = rows.with_first_keys(first_keys).blocks()
+        blocks = ((block, placed) for (_, _, block), (_, _, placed) in zip(rows.blocks(), moved, strict=True))
+    for block, placed in blocks:
         seen = block.shape[-1]
-        cut = block[0] * shown[..., :seen]
-        mass = cut.sum(-1)
+        cut = placed[0] * shown[..., :seen]
         full = block[0].to(values.dtype) @ values[:, :seen]
-        part = (cut / mass.clamp(min=1e-30)[..., None]).to(values.dtype) @ values[:, :seen]
+        part = (cut / cut.sum(-1, keepdim=True).clamp(min=1e-30)).to(values.dtype) @ values[:, :seen]
         errors += ((part - full).norm(dim=-1) / full.norm(dim=-1)).sum(1)
-        masses += mass.sum(1)
+        masses += (block[0] * shown[..., :seen]).sum((-1, -2))
     return errors / rows.query.shape[2], masses / rows.query.shape[2]
 
 

@@ -8,6 +8,7 @@ for first, last, weights in rows.blocks():  # weights [batch, heads, last - firs
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -36,3 +37,7 @@ class Rows:
         seen = self.keys.shape[2] - self.query.shape[2] + last
         entries = {"keys": self.keys[:, :, :seen], "values": self.values[:, :, :seen]}
         return replace(self, query=self.query[:, :, first:last], positions=self.positions[:, :seen], **entries)
+
+    def with_first_keys(self, keys: Float[Tensor, "batch kv_heads first dim"]) -> "Rows":
+        """The same rows where the first entries have these keys."""
+        return replace(self, keys=torch.cat((keys, self.keys[:, :, keys.shape[2] :]), 2))

@@ -21,7 +21,7 @@ THRESHOLDS = {  # fitted so that the text's examples classify as it says; `docs/
 class AttentionPatterns(Observed):
     """`sinks` first and `recent` last tokens are regions; `top` lists the K whose heaviest K entries are summed."""
 
-    name, version, uses_methods = "attention_patterns", 1, True
+    name, version, uses_methods = "attention_patterns", 2, True  # 2: methods are judged at their own positions
 
     def __init__(
         self,
