@@ -1,8 +1,10 @@
 """SnapKV (Li et al. 2024, arXiv 2404.14469; code FasterDecoding/SnapKV): what the end of the prompt looks at stays.
 
 The attention of the last `window` queries to the tokens before them is summed, pooled over neighbouring positions and
-ranked per KV head; the window itself stays. The query heads of a KV head are averaged after pooling, as kvpress does
-(the official code repeats the cache to one copy per query head instead, and saves nothing under grouped queries).
+ranked per KV head; the window itself stays. Under grouped queries the official code keeps a copy of the cache per query
+head and saves nothing. Here a KV head keeps one set: `pool_after: heads` pools each query head and then averages a
+group's, as kvpress does; `group` averages first, as AdaKV's and KVCache-Factory's code for KV heads does. The order
+matters to a maximum only, and where KV heads are shared.
 """
 
 from dataclasses import dataclass
@@ -17,12 +19,15 @@ class SnapKV(Method):
     window: int = 32
     kernel: int = 7
     pooling: str = "max"  # max | average
+    pool_after: str = "heads"  # heads: pool, then average a group's query heads | group: average, then pool
     decodes = ("grow",)
     protocols = ("generate", "continuation")
 
     def __post_init__(self):
         if self.pooling not in ("max", "average"):
             raise UserError(f"snapkv: pooling must be max or average, not {self.pooling!r}")
+        if self.pool_after not in ("heads", "group"):
+            raise UserError(f"snapkv: pool_after must be heads or group, not {self.pool_after!r}")
         if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
             raise UserError("snapkv: window must be 1 or more and kernel an odd number")
 
@@ -40,8 +45,11 @@ class SnapKV(Method):
     def scores(self, seen):
         batch, kv_heads, entries = seen.positions.shape
         older = max(0, entries - self.window)
-        mass = torch.zeros_like(seen.mass)  # the window is protected and pooling does not look into it
+        scores = seen.mass.new_zeros(batch, kv_heads, entries)  # the window is protected, pooling does not look into it
         if older:
+            mass = seen.mass[..., :older].reshape(batch, kv_heads, -1, older)
+            mass = mass.mean(2, keepdim=True) if self.pool_after == "group" else mass
             pool = {"max": torch.nn.functional.max_pool1d, "average": torch.nn.functional.avg_pool1d}[self.pooling]
-            mass[..., :older] = pool(seen.mass[..., :older], self.kernel, stride=1, padding=self.kernel // 2)
-        return mass.view(batch, kv_heads, -1, entries).mean(2)
+            pooled = pool(mass.flatten(1, 2), self.kernel, stride=1, padding=self.kernel // 2)
+            scores[..., :older] = pooled.view(mass.shape).mean(2)
+        return scores
