@@ -3,7 +3,7 @@
 The recent tokens' attention chooses each layer's pivotal context; its share shrinks with depth. `prune:
 hidden_states` is the official prefill: what a layer drops is never computed deeper. `prune: kv` is the paper's
 algorithm: every layer computes all positions and gathers its own keys and values. Under hold, blocks of generated
-entries that leave the recent window are compressed; the prompt's are not compressed again.
+entries that leave the recent window are compressed; the prompt's are not (`gen_blocks: official`: but for its last).
 """
 
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ class PvC(Method):
     exceed_length_to_compress: int = 16
     gen_compress_ratio: float = 0.9
     gen_decay_ratio: float = 0.1
+    gen_blocks: str = "generated"  # generated tokens alone | official: the first block takes the prompt's last token
     solve: bool = True
     protocols = ("generate", "continuation")  # its prefill reads the whole prompt
     watches_decoding = True
@@ -39,6 +40,7 @@ class PvC(Method):
             "schedule": ("cosine", "linear", "constant"),
             "prune": ("hidden_states", "kv"),
             "select": ("count", "mass"),
+            "gen_blocks": ("generated", "official"),
         }
         for name, known in options.items():
             if getattr(self, name) not in known:
