@@ -4,6 +4,8 @@ import math
 from dataclasses import replace
 from functools import lru_cache
 
+import numpy as np
+
 from pvcbench.policy import OutOfReach
 
 
@@ -16,23 +18,32 @@ def schedule(kind, ratio, layer, layers):
 
 def ladder(method, shape):
     """Entries that reach layer 0, 1, ... and, last, those that would reach one more."""
-    recent = min(shape.tokens, int(method.recent_ratio * shape.tokens) + 1)
+    return [int(size) for size in sizes(method, shape, method.prefill_decay_ratio, method.recent_ratio)]
+
+
+def sizes(method, shape, ratio, recent_ratio):
+    """The ladder at other ratios; `ratio` is one number or an array of them, and so is each size."""
+    recent = min(shape.tokens, int(recent_ratio * shape.tokens) + 1)
     older = shape.tokens - recent
     floor, kept = min(method.min_context_length, older), [shape.tokens]
     for layer in range(shape.layers):
-        share = schedule(method.schedule, method.prefill_decay_ratio, layer, shape.layers)
-        fewer = int(older * share)
-        prunes = layer in shape.evicted and layer % method.layerwise_downsample_interval == 0
-        if prunes and fewer > floor and share < 1:  # a sliding layer's attention says nothing of what it cannot see
-            older = fewer
+        if layer in shape.evicted and layer % method.layerwise_downsample_interval == 0:
+            share = schedule(method.schedule, ratio, layer, shape.layers)
+            fewer = older * share // 1  # a sliding layer's attention says nothing of what it cannot see: none there
+            older = older + (fewer > floor) * (share < 1) * (fewer - older)
         kept.append(older + recent)
     return kept
 
 
 def mean_entries(method, shape):
     """Mean entries per KV head over the layers that evict."""
+    return mean_at(method, shape, method.prefill_decay_ratio, method.recent_ratio)
+
+
+def mean_at(method, shape, ratio, recent_ratio):
+    """The same at other ratios; `ratio` is one number or an array of them."""
     after = 1 if method.prune == "kv" else 0  # pruned states reach the next layer, pruned keys leave their own
-    kept = ladder(method, shape)
+    kept = sizes(method, shape, ratio, recent_ratio)
     return sum(kept[layer + after] for layer in shape.evicted) / len(shape.evicted)
 
 
@@ -42,32 +53,32 @@ def solve(method, budget, shape):
 
     recent_ratio stays and the decay ratio is bisected; where that does not reach, the decay ratio is 0.01 and
     recent_ratio is bisected. The floor makes some schedules jump (a constant one stops at its first step below it):
-    there a grid is searched, for the widest recent window that meets the budget.
+    there a grid is searched, all decay ratios of a recent window at once, for the widest window that meets the budget.
     """
-
-    def at(ratio, recent=method.recent_ratio):
-        return replace(method, prefill_decay_ratio=ratio, recent_ratio=recent)
-
-    def off(candidate):
-        return abs(mean_entries(candidate, shape) - budget)
-
-    def bisect(high, make):
-        low = 0.0
-        for _ in range(40):
-            middle = (low + high) / 2
-            low, high = (middle, high) if mean_entries(make(middle), shape) <= budget else (low, middle)
-        return min((make(low), make(high)), key=off)
-
-    def candidates():
-        yield bisect(1.0, at)
-        yield bisect(method.recent_ratio, lambda recent: at(0.01, recent))
-        for part in range(20, -1, -1):
-            yield min((at(step / 400, method.recent_ratio * part / 20) for step in range(401)), key=off)
-
-    for found in candidates():
-        if off(found) <= 0.01 * shape.tokens:
-            return found
-    least = min(mean_entries(at(step / 2000, 0.0), shape) for step in range(2001))
+    for ratio, recent_ratio in _candidates(method, budget, shape):
+        if abs(mean_at(method, shape, ratio, recent_ratio) - budget) <= 0.01 * shape.tokens:
+            return replace(method, prefill_decay_ratio=ratio, recent_ratio=recent_ratio)
+    least = np.min(mean_at(method, shape, np.arange(2001) / 2000, 0.0))
     if budget < least:
         raise OutOfReach(f"below PvC's reach of {least / shape.tokens:.1%}")
     raise OutOfReach(f"no ratio of PvC's {method.schedule} schedule comes within 1% of {budget / shape.tokens:.1%}")
+
+
+def _candidates(method, budget, shape):
+    """The decay and recent ratios that may meet the budget, the wider recent window first."""
+    wide, grid = method.recent_ratio, np.arange(401) / 400
+    yield _bisected(method, budget, shape, 1.0, lambda middle: (middle, wide))
+    yield _bisected(method, budget, shape, wide, lambda middle: (0.01, middle))
+    for part in range(20, -1, -1):
+        recent_ratio = wide * part / 20
+        best = np.argmin(abs(mean_at(method, shape, grid, recent_ratio) - budget))
+        yield float(grid[best]), recent_ratio
+
+
+def _bisected(method, budget, shape, high, ratios):
+    """The better of the two ends of a bisection between 0 and `high`; `ratios` makes the two ratios of a number."""
+    low = 0.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if mean_at(method, shape, *ratios(middle)) <= budget else (low, middle)
+    return min((ratios(low), ratios(high)), key=lambda found: abs(mean_at(method, shape, *found) - budget))

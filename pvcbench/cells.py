@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from pvcbench.engine.evict import Cell
 from pvcbench.errors import UserError
@@ -10,7 +11,10 @@ from pvcbench.policy import Method, OutOfReach, Shape
 
 @dataclass(frozen=True)
 class Point:
-    """A method at a budget as asked; `budget` is None where the method's configuration fixes the size."""
+    """A method at a budget as asked; `budget` is None where the method's configuration fixes the size.
+
+    A share is rounded down to whole entries: never more is kept than was asked for. The row's `budget_entries` says it.
+    """
 
     name: str | None
     method: Method | None
@@ -23,7 +27,11 @@ class Point:
             return Cell(f"{self.name}@{self.label}", self.method, None, hold, everything=True)
         entries = self.budget
         if isinstance(entries, float):
-            entries = int(entries * shape.tokens)
+            entries = int(Fraction(str(entries)) * shape.tokens)  # 0.7 of 90 is 63, in floating point 62.999...
+            if entries == 0:
+                raise OutOfReach(
+                    f"{self.label} of {shape.tokens} tokens is less than one entry: shares are rounded down to entries"
+                )
         if entries is not None:
             first, last = self.method.protects(entries, shape)
             if entries < first + min(last, 1):
@@ -36,7 +44,7 @@ OBSERVATION = Point(None, None, None, None)  # no cell: what a sample shows by i
 
 
 def parse_budgets(budgets: Sequence) -> list[int | float]:
-    """Checked budgets: integers are entries per KV head, floats in (0, 1] a share of the compressed part."""
+    """Checked budgets: integers are entries per KV head, floats in (0, 1] shares of the prompt, rounded down."""
     if not isinstance(budgets, Sequence) or isinstance(budgets, str) or not budgets:
         raise UserError(f"budgets must be a list such as [64,0.25,0.5], not {budgets!r}")
     for budget in budgets:

@@ -65,7 +65,12 @@ PAIRS = (
     Pair("snapkv", SnapKV(), "SnapKV", "window 32 and maximum over 7 here, 64 and average over 5 there"),
     Pair("h2o", H2O(), "ObservedAttention", "raw sums and the newest half protected here, means and neither there"),
     Pair("snapkv_original", SnapKV(32, 5, "average"), "SnapKV", "window 32 here, 64 there"),
-    Pair("snapkv_factory", SnapKV(8), "SnapKV", "window 8 and maximum over 7 here, 64 and average over 5 there"),
+    Pair(
+        "snapkv_factory",
+        SnapKV(8, pool_after="group"),
+        "SnapKV",
+        "window 8, maximum over 7 here, 64, average over 5 there",
+    ),
     Pair("ada_snapkv at kvpress' window", AdaKV(KVPRESS), "AdaKV", "floors: a mixture here, a safeguard there"),
     Pair("pyramidkv at kvpress' window", PyramidKV(64, 5, "average"), "PyramidKV", "kvpress counts its window twice"),
 )

@@ -32,7 +32,8 @@ HEAD = """# Methods: what exactly runs under each name
 In this field one name means many methods, so here is what each name means in pvcbench. This page is written by
 `scripts/method_cards.py` from the method files and their YAML. Tests hold every method to a naive float64
 implementation, and `scripts/crosscheck_kvpress.py` compares kept sets with kvpress'. B is the budget: entries per KV
-head, mean over layers; b the same without a method's window; H the KV heads of a layer, n the prompt's tokens.
+head, mean over layers; b the same without a method's window; H the KV heads of a layer, n the prompt's tokens. A share
+of the prompt is rounded down to whole entries (10% of 95 tokens is B = 9); a share of less than one entry is an error.
 """
 COUNTS = """## PyramidInfer's published settings, by layer
 
