@@ -24,7 +24,7 @@ FEWEST_CLUSTERS = 10
 SCORES, DIFFERENCES = (0.0, 1.0), (-1.0, 1.0)  # where scores and their differences lie, if they lie in [0, 1]
 # By how much the estimated skewness is multiplied, chosen by simulation: values without bounds (likelihoods) have tails
 # that ten or twenty samples seldom show; scores in [0, 1] have none, and their masses at the ends look like some.
-SKEW_OPEN, SKEW_BOUNDED = 1.3, 0.75
+SKEW_OPEN, SKEW_BOUNDED = 1.3, 0.6
 Interval = tuple[float, float] | None
 Bounds = tuple[float, float] | None
 
