@@ -90,7 +90,7 @@ def main_table(result: Result) -> tuple[Table, list[str]]:
     if fewest < FEWEST_CLUSTERS:
         notes.append(
             f"Fewer than ten clusters ({fewest}{' in a data set' if 'part' in result.parts else ''}): "
-            "no bootstrap intervals."
+            "no intervals of means over clusters."
         )
     return table, notes
 
@@ -163,6 +163,9 @@ def show(result: Result) -> None:
         console.print(parts)
     if not result.measured:
         console.print("This run was finished before; nothing was measured again.", highlight=False)
+    if result.more:
+        told = f"The run has {result.more} more samples, of a larger limit; figures and tables in its folder show all."
+        console.print(told, highlight=False)
     for name, value in (
         ("figure", result.figures[0] if result.figures else None),
         ("rows", store.shown(result.folder)),

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pvcbench import stats
-from pvcbench.stats import cluster_bootstrap, info
+from pvcbench import intervals, stats
+from pvcbench.stats import info
 
 BLOCK, BLOCKS = 32, 64  # tokens whose likelihood is averaged for the curve over positions; means a curve has at most
 
@@ -24,7 +24,7 @@ def scored(rows: pd.DataFrame) -> pd.DataFrame:
 def summarize(rows: pd.DataFrame) -> pd.DataFrame:
     """One line per cell: perplexity, bits per byte, and the mean NLL on tokens after position B, alone and minus full.
 
-    Intervals are 95% cluster bootstraps over documents; those of the perplexity are the exponentiated ends of the
+    Intervals are those of `intervals.clustered` over documents; the perplexity's are the exponentiated ends of the
     mean NLL's. Position B here means the first token whose query no longer sees everything (B and the tokens between
     evictions later): before it every method equals the full cache. `after_pairs` documents have both.
     """
@@ -59,10 +59,8 @@ def _after_budget(line: dict, cell: pd.DataFrame, full: pd.Series) -> None:
 
 def _put(line: dict, name: str, values, clusters, weights=None) -> None:
     """The weighted mean and its interval under three keys; NaN where there are too few documents."""
-    values = np.asarray(values, dtype=float)
-    line[name] = float(np.average(values, weights=weights))
-    ends = cluster_bootstrap(values, clusters, weights=weights, bounded=False) or (math.nan, math.nan)
-    line[f"{name}_low"], line[f"{name}_high"] = ends
+    found = intervals.clustered(values, clusters, weights=weights)
+    line |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def block_of(rows: pd.DataFrame) -> int:

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from pvcbench import stats
+from pvcbench.intervals import proportion_interval
 from pvcbench.looks import BLACK, DASHED, SEQUENTIAL, asked, budgets_of, looks, metric, panels_of, reach, subject
 
 BINS = ("0", "0-20", "20-40", "40-60", "60-80", "80-100", "100")  # % of the needle; the first and last are exact
@@ -108,7 +108,10 @@ def needle_survival(rows: pd.DataFrame) -> Figure | None:
 
 
 def survival_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """How often answers got the full score, by how much of the needle survived; per method and pooled, without full."""
+    """How often answers got the full score, by how much of the needle survived; per method and pooled, without full.
+
+    A prompt answered at several budgets, or by several methods, is one cluster of the interval.
+    """
     known = needle_shares(rows[~rows["reference"].astype(bool)])
     inner = np.digitize(known["survival"], (0.2, 0.4, 0.6, 0.8)) + 1
     number = np.select([known["survival"] <= 0, known["survival"] >= 1], [0, len(BINS) - 1], inner)
@@ -116,12 +119,13 @@ def survival_table(rows: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for name, part in [(POOLED, known), *known.groupby("method", sort=False)]:
         for number, cell in part.groupby("bin"):
-            lines.append((name, BINS[number], len(cell), int(cell["hit"].sum())))
-    return pd.DataFrame(lines, columns=["method", "survival", "samples", "hits"])
+            ends = proportion_interval(cell["hit"], cell["cluster"])
+            lines.append((name, BINS[number], len(cell), int(cell["hit"].sum()), *ends))
+    return pd.DataFrame(lines, columns=["method", "survival", "samples", "hits", "low", "high"])
 
 
 def survival_accuracy(rows: pd.DataFrame) -> Figure | None:
-    """The share of right answers by how much of the needle survived, with Wilson intervals and counts."""
+    """The share of right answers by how much of the needle survived, with intervals over prompts and counts."""
     table = survival_table(rows)
     if table.empty:
         return None
@@ -129,9 +133,9 @@ def survival_accuracy(rows: pd.DataFrame) -> Figure | None:
     figure, panels = panels_of(table["method"].nunique(), rows)
     for (name, part), axes in zip(table.groupby("method", sort=False), panels, strict=True):
         values = np.full((3, len(BINS)), np.nan)  # empty bins interrupt the line
-        for survival, samples, hits in part[["survival", "samples", "hits"]].itertuples(index=False):
+        for survival, samples, hits, *ends in part.drop(columns="method").itertuples(index=False):
             place = BINS.index(survival)
-            values[:, place] = hits / samples, *stats.wilson(hits, samples)
+            values[:, place] = hits / samples, *ends
             axes.text(place, 1.08, f"{hits}/{samples}", ha="center", fontsize=6.5)
         share, low, high = values
         error = np.maximum(0, [share - low, high - share])

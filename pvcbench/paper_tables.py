@@ -6,7 +6,7 @@ import pandas as pd
 
 from pvcbench import drawn, stats
 from pvcbench.looks import asked, metric, subject
-from pvcbench.significance import ALPHA
+from pvcbench.significance import ALPHA, STRICTER, TEST
 
 LATEX = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$"})
 NO_VALUE = "-"
@@ -65,7 +65,7 @@ def _method_note(compared: pd.DataFrame) -> str:
         return "Brackets: 95% intervals. Fewer than ten clusters, or no full cache: no tests."
     return (
         "Brackets: 95% intervals, paired by sample for differences. * differs from the full cache at 5% after Holm's "
-        f"correction over the {number} comparisons of this table (sign-flip permutation tests over clusters)."
+        f"correction over the {number} comparisons of this table. {TEST}. {STRICTER}."
     )
 
 

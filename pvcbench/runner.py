@@ -7,6 +7,7 @@ decode together.
 import hashlib
 import inspect
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
@@ -49,6 +50,7 @@ class Result:
     tracked: str | None
     measured: int  # rows added now; 0 when the run was finished before
     note: str | None = None  # what a shard of an unfinished run says, which has no summary yet
+    more: int = 0  # samples of a larger limit that the folder and its figures have beside those asked for
 
 
 KINDS = {
@@ -95,7 +97,7 @@ def run(
     finally:
         folder.close()
     if shard is None:
-        return report(config, folder, task, measured)
+        return report(config, folder, task, measured, plan.samples)
     return report_shard(config, folder, task, measured, plan)
 
 
@@ -222,7 +224,7 @@ def report_shard(config: DictConfig, folder: store.RunFolder, task: Task, measur
             names = [task.sample(config.seed, index).id for index in range(plan.total)]
             missing = len(plan.keys(names) - {store.key_of(row) for row in rows})
             if not missing:
-                return report(config, folder, task, measured)
+                return report(config, folder, task, measured, names)
     state = f"{missing} cells of the run have no row yet" if missing else "another shard is still being written"
     note = (
         f"Shard {config.shard} is finished: {len(plan.samples)} samples, {measured} rows added in {folder.path}; "
@@ -232,8 +234,8 @@ def report_shard(config: DictConfig, folder: store.RunFolder, task: Task, measur
     return Result(folder.path, store.pd.DataFrame(rows), empty, empty, [], None, measured, note)
 
 
-def report(config: DictConfig, folder: store.RunFolder, task: Task, measured: int) -> Result:
-    """Table, figures and tracking of a run, all from its rows."""
+def report(config: DictConfig, folder: store.RunFolder, task: Task, measured: int, asked: Sequence[str]) -> Result:
+    """Tables, figures and tracking of a run, all from its rows; the result is of the samples asked for now."""
     rows = store.load(folder.path)
     summary, parts = outcome.tables(rows, folder.path)
     task.finish(rows, folder.path)
@@ -242,4 +244,9 @@ def report(config: DictConfig, folder: store.RunFolder, task: Task, measured: in
     if measured or not tracking.mirrored(config.wandb, folder.path, len(rows)):
         run = (config.wandb, folder.id, config.experiment, stored(config))
         tracked = tracking.track(*run, summary, drawn, folder.path, task.name, len(rows))
-    return Result(folder.path, rows, summary, parts, drawn, tracked, measured)
+    own = rows[rows["sample"].isin(asked)].reset_index(drop=True)
+    more = rows["sample"].nunique() - own["sample"].nunique()
+    if more:
+        with tempfile.TemporaryDirectory() as place:  # the folder's own tables go on showing every row
+            summary, parts = outcome.tables(own, Path(place))
+    return Result(folder.path, own, summary, parts, drawn, tracked, measured, more=more)

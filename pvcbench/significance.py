@@ -1,49 +1,23 @@
-"""Which cells differ from the full cache: sign-flip permutation tests of paired differences, corrected by Holm.
+"""Which cells differ from the full cache: the p-values of paired differences, corrected by Holm.
 
-Under the null hypothesis a method and the full cache are exchangeable within a cluster (a document, a needle), so the
-sign of each cluster's summed differences is a coin: whole clusters are flipped, as whole blocks are in Winkler et al.
-2014 (doi 10.1016/j.neuroimage.2014.01.060). All sign patterns are tried where there are few, else 9,999 random ones
-with the observed one counted in. The test is exact, also where differences are few or zeros and ones, where the
-percentile bootstrap that the intervals come from is known to be too narrow; so the two may disagree at the margin.
+A difference's p-value comes from the construction of its interval (`pvcbench.intervals`): below 0.05 exactly where the
+interval excludes zero. After Holm's correction for many comparisons fewer are below it: STRICTER says so to readers.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests
 
-from pvcbench import likelihood, stats
+from pvcbench import intervals, likelihood, stats
 
 ALPHA = 0.05
-FLIPS = 9999
-
-
-def sign_flip(differences: Sequence[float], clusters: Sequence, strata: Sequence | None = None) -> float:
-    """The two-sided p-value of a mean paired difference of zero; NaN with fewer than ten clusters in any stratum.
-
-    As in `stats`, the mean is that of the strata's means; a cluster lies in one stratum.
-    """
-    table = pd.DataFrame({"value": np.asarray(differences, dtype=float), "cluster": np.asarray(clusters)})
-    table["stratum"] = "" if strata is None else np.asarray(strata)
-    sizes = table.groupby("stratum")["value"].transform("size")
-    totals = table.assign(share=table["value"] / sizes).groupby(["stratum", "cluster"])["share"].sum()
-    if totals.groupby("stratum").size().min() < stats.FEWEST_CLUSTERS:
-        return float("nan")
-    moved = totals[totals.abs() > 1e-12].to_numpy()  # zeros flip to zeros
-    if len(moved) < 2:
-        return 1.0
-    found = scipy_stats.permutation_test(
-        (moved,),
-        lambda values, axis: values.sum(axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=FLIPS,
-        batch=500,
-        rng=np.random.default_rng(0),
-    )
-    return float(found.pvalue)
+TEST = "Tests: McNemar's for zeros and ones of single items, else Student's t of cluster means, corrected for skew"
+STRICTER = (
+    "Each interval is of one difference by itself; the star allows for all comparisons together and is stricter, "
+    "so an interval may exclude 0 where no star stands"
+)
 
 
 def holm(values: Sequence[float]) -> np.ndarray:
@@ -58,34 +32,24 @@ def holm(values: Sequence[float]) -> np.ndarray:
 def compared(rows: pd.DataFrame) -> pd.DataFrame:
     """The summary of a run as people read it, with `p` and `p_holm` against the full cache; one family per run."""
     table = likelihood.shown(rows)
-    rows = stats.headline(rows)
-    done = rows[rows["error"].isna() & rows["score"].notna()]
-    reference = done[done["reference"].astype(bool)][["sample", "score", "prompt_sha256"]]
-    columns, found = ["sample", "score", "prompt_sha256", "cluster", "stratum"], []
-    for line in table.itertuples():
-        cell = done[(done["method"] == line.method) & (done["budget"] == line.budget)]
-        both = stats.pairs(cell[columns], reference) if len(cell) and len(reference) and not line.reference else []
-        alike = [both["difference"], both["cluster"], both["stratum"]] if len(both) else None
-        found.append(sign_flip(*alike) if alike else float("nan"))
-    return table.assign(p=found, p_holm=holm(found))
+    return table.assign(p_holm=holm(table["p"]))
 
 
 def versus(rows: pd.DataFrame, method: str, other: str, budget: str) -> dict:
     """One method against another at one budget, over the samples both answered: a line for a table, `p` uncorrected.
 
     `difference` is the method's score minus the other's (of perplexity: of minus the mean NLL), with the interval of
-    `stats.paired_difference`; `kept` and `other_kept` are the measured sizes. Raises ValueError where there is no pair.
+    `intervals.paired`; `kept` and `other_kept` are the measured sizes. Raises ValueError where there is no pair.
     """
     rows = stats.headline(rows)
     done = rows[rows["error"].isna() & rows["score"].notna() & (rows["budget"] == budget)]
     one, two = done[done["method"] == method], done[done["method"] == other]
     columns = ["sample", "score", "prompt_sha256", "cluster", "stratum"]
-    both = stats.pairs(one[columns], two[columns[:3]])
-    if both.empty:
+    found = intervals.paired(one[columns], two[columns[:3]], intervals.unit(rows[rows["error"].isna()]["score"]))
+    if not found.n:
         raise ValueError(f"no sample has a score of both {method} and {other} at {budget}")
-    difference, interval, number = stats.paired_difference(one[columns], two[columns[:3]])
-    low, high = interval or (float("nan"), float("nan"))
-    sizes = [cell[cell["sample"].isin(both["sample"])]["kept_fraction"].astype(float).mean() for cell in (one, two)]
+    low, high = found.interval or (float("nan"), float("nan"))
+    both = set(one["sample"]) & set(two["sample"])
+    sizes = [cell[cell["sample"].isin(both)]["kept_fraction"].astype(float).mean() for cell in (one, two)]
     line = {"method": method, "other": other, "budget": budget, "kept": sizes[0], "other_kept": sizes[1]}
-    line |= {"samples": number, "difference": difference, "low": low, "high": high}
-    return line | {"p": sign_flip(both["difference"], both["cluster"], both["stratum"])}
+    return line | {"samples": found.n, "difference": found.difference, "low": low, "high": high, "p": found.p}

@@ -1,108 +1,22 @@
-"""Intervals: Wilson for proportions of single items, cluster bootstrap for everything else, paired by sample.
-
-Fewer than ten clusters (in any stratum) get no bootstrap interval. Where every cluster shows the same difference the
-bootstrap would claim certainty; there the interval is how many unlike clusters an exact binomial bound still allows.
-Where samples have strata (data sets), a score is the mean of the strata's means, and each is resampled by itself.
-"""
+"""Summaries of a run's rows: a line per method and budget, for all samples and for every data set and group."""
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-LEVEL = 0.95
-RESAMPLES = 2000
-FEWEST_CLUSTERS = 10
-Interval = tuple[float, float] | None
+from pvcbench.intervals import (
+    FEWEST_CLUSTERS,
+    LEVEL,
+    mean_interval,
+    mean_of_strata,
+    paired,
+    paired_difference,
+    pairs,
+    unit,
+    wilson,
+)
 
-
-def wilson(hits: int, trials: int) -> Interval:
-    """The 95% Wilson interval of a proportion (200 of 200: 0.981 to 1)."""
-    if trials == 0:
-        return None
-    interval = stats.binomtest(hits, trials).proportion_ci(LEVEL, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def cluster_bootstrap(
-    values: np.ndarray,
-    clusters: np.ndarray,
-    seed: int = 0,
-    strata: np.ndarray | None = None,
-    weights: np.ndarray | None = None,
-    bounded: bool = True,
-) -> Interval:
-    """The 95% interval of the mean over clusters resampled whole (scipy's percentile bootstrap), stratum by stratum.
-
-    The resampled clusters depend on the seed and their number only, so every method and budget sees the same ones.
-    `weights` make the mean a ratio of sums; `bounded` says that the values are scores in [0, 1] or their differences.
-    """
-    table = pd.DataFrame({"value": values, "weight": 1.0 if weights is None else weights, "cluster": clusters})
-    table["total"], table["stratum"] = table["value"] * table["weight"], "" if strata is None else strata
-    parts = [part.groupby("cluster")[["total", "weight"]].sum() for _, part in table.groupby("stratum")]
-    fewest = min(len(part) for part in parts)
-    if fewest < FEWEST_CLUSTERS:
-        return None
-    arrays = [(part["total"].to_numpy(), part["weight"].to_numpy()) for part in parts]
-    if all(np.ptp(totals / counts) < 1e-12 for totals, counts in arrays):  # sums of equal scores may round apart
-        value = float(np.mean([totals.sum() / counts.sum() for totals, counts in arrays]))
-        return _all_alike(value, fewest) if bounded else None
-
-    def mean_of_means(*picked, axis=-1):
-        picked = [index.astype(int) for index in picked]
-        means = [a[index].sum(axis) / b[index].sum(axis) for (a, b), index in zip(arrays, picked, strict=True)]
-        return np.mean(means, axis=0)
-
-    result = stats.bootstrap(
-        [np.arange(len(part)) for part in parts],
-        mean_of_means,
-        n_resamples=RESAMPLES,
-        confidence_level=LEVEL,
-        method="percentile",
-        vectorized=True,
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
-def _all_alike(value: float, clusters: int) -> Interval:
-    """Bounds for a mean difference of scores in [0, 1] when none of the clusters deviates."""
-    unlike = stats.binomtest(0, clusters).proportion_ci(LEVEL, method="exact").high
-    return max(-1.0, value - unlike * (1 + value)), min(1.0, value + unlike * (1 - value))
-
-
-def mean_of_strata(values: pd.Series, strata: pd.Series) -> float:
-    """The mean of the strata's means."""
-    return float(values.astype(float).groupby(strata).mean().mean())
-
-
-def mean_interval(scores: pd.Series, clusters: pd.Series, strata: pd.Series) -> Interval:
-    """The interval of a mean score: Wilson for zeros and ones of single items, else the cluster bootstrap."""
-    if scores.isin((0, 1)).all() and clusters.is_unique and strata.nunique() == 1:
-        return wilson(int(scores.sum()), len(scores))
-    arrays = scores.to_numpy(float), clusters.to_numpy()
-    return cluster_bootstrap(*arrays, strata=strata.to_numpy(), bounded=scores.between(0, 1).all())
-
-
-def pairs(cell: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
-    """The samples that both have, with `difference` (cell - reference), `cluster`, `stratum` and both scores.
-
-    Raises if a sample's prompts differ: then the pairs are none.
-    """
-    both = cell.merge(reference, on="sample", suffixes=("", "_reference"))
-    if (both["prompt_sha256"] != both["prompt_sha256_reference"]).any():
-        raise ValueError("paired rows come from different prompts")
-    return both.assign(difference=both["score"].astype(float) - both["score_reference"].astype(float))
-
-
-def paired_difference(cell: pd.DataFrame, reference: pd.DataFrame) -> tuple[float, Interval, int]:
-    """Mean of (cell - reference) over the samples both have, its interval, and how many samples that are."""
-    both = pairs(cell, reference)
-    if both.empty:
-        return float("nan"), None, 0
-    bounded = both["score"].between(0, 1).all() and both["score_reference"].between(0, 1).all()
-    arrays = both["difference"].to_numpy(), both["cluster"].to_numpy()
-    interval = cluster_bootstrap(*arrays, strata=both["stratum"].to_numpy(), bounded=bounded)
-    return mean_of_strata(both["difference"], both["stratum"]), interval, len(both)
+__all__ = ["FEWEST_CLUSTERS", "LEVEL", "breakdown", "headline", "info", "mean_interval", "mean_of_strata"]
+__all__ += ["paired_difference", "pairs", "summarize", "wilson"]
 
 
 def info(rows: pd.DataFrame, key: str) -> pd.Series:
@@ -129,14 +43,14 @@ def breakdown(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarize(rows: pd.DataFrame) -> pd.DataFrame:
-    """One line per method and budget of one run: measured size, score with interval, paired difference to full.
+    """One line per method and budget of one run: measured size, score with interval, paired difference to full and p.
 
     Cells without a single score stay, with their error; the reference cell comes first.
     """
     rows = headline(rows.assign(stratum=rows["stratum"].fillna("") if "stratum" in rows else ""))
     done = rows[rows["error"].isna()]
     reference = done[done["reference"]][["sample", "score", "prompt_sha256"]]
-    lines = []
+    lines, bounded = [], unit(done["score"])  # of the whole run: a cell's own scores may lie in [0, 1] by chance
     for (method, budget), cell in rows.groupby(["method", "budget"], sort=False):
         good = cell[cell["error"].isna() & cell["score"].notna()]
         line = {"method": method, "budget": budget, "reference": bool(cell["reference"].iloc[0]), "samples": len(good)}
@@ -148,15 +62,15 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
             line["prefill_s"] = float(good["prefill_s"].median())
             line["score"] = mean_of_strata(good["score"], good["stratum"])
             parts = good["score"], good["cluster"], good["stratum"]
-            line["low"], line["high"] = mean_interval(*parts) or (np.nan, np.nan)
+            line["low"], line["high"] = mean_interval(*parts, bounded) or (np.nan, np.nan)
             if not line["reference"] and len(reference):
                 columns = ["sample", "score", "prompt_sha256", "cluster", "stratum"]
-                line["difference"], interval, line["pairs"] = paired_difference(good[columns], reference)
+                line["difference"], interval, line["p"], line["pairs"] = paired(good[columns], reference, bounded)
                 line["difference_low"], line["difference_high"] = interval or (np.nan, np.nan)
         lines.append(line)
     table = pd.DataFrame(lines)
     columns = ["kept_fraction", "kept_entries", "prompt_tokens", "mib", "prefill_s", "score", "low", "high"]
-    columns += ["difference", "difference_low", "difference_high", "pairs"]
+    columns += ["difference", "difference_low", "difference_high", "p", "pairs"]
     for name in columns:
         if name not in table:
             table[name] = np.nan

@@ -1,4 +1,4 @@
-"""Intervals against known values and against brute force."""
+"""Summaries of runs; their intervals are held to brute force in test_intervals.py."""
 
 import numpy as np
 import pandas as pd
@@ -36,29 +36,6 @@ def test_wilson_at_the_edges():
     assert stats.wilson(0, 0) is None
 
 
-def test_bootstrap_resamples_clusters_whole():
-    values = np.repeat([0.0, 1.0], 50)
-    single = stats.cluster_bootstrap(values, np.arange(100))
-    grouped = stats.cluster_bootstrap(values, np.repeat(np.arange(10), 10))  # ten clusters, all alike inside
-    assert grouped[1] - grouped[0] > 2 * (single[1] - single[0])
-    rng = np.random.default_rng(1)
-    means = [rng.choice([0.0, 1.0], 10).mean() for _ in range(4000)]
-    # percentiles of a ten-fold coin move in steps of 0.1; one step is the Monte Carlo error of both sides
-    assert grouped == pytest.approx(tuple(np.quantile(means, (0.025, 0.975))), abs=0.1)
-
-
-def test_fewer_than_ten_clusters_get_no_interval():
-    assert stats.cluster_bootstrap(np.arange(9.0), np.arange(9)) is None
-    assert stats.cluster_bootstrap(np.arange(10.0), np.arange(10)) is not None
-
-
-def test_identical_differences_do_not_claim_certainty():
-    low, high = stats.cluster_bootstrap(np.zeros(30), np.arange(30))
-    assert low == -high and high == pytest.approx(1 - 0.025 ** (1 / 30), abs=1e-6)
-    low, high = stats.cluster_bootstrap(-np.ones(30), np.arange(30))
-    assert low == -1.0 and -1.0 < high < -0.7
-
-
 def test_wilson_only_for_single_items_of_zeros_and_ones():
     scores, one = pd.Series([0.0, 1.0] * 10), pd.Series([""] * 20)
     assert stats.mean_interval(scores, pd.Series(range(20)), one) == stats.wilson(10, 20)
@@ -76,14 +53,6 @@ def test_paired_difference_needs_the_same_prompts():
         stats.paired_difference(cell, reference)
 
 
-def test_same_resamples_for_every_method():
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=40)
-    assert stats.cluster_bootstrap(values + 3, np.arange(40)) == pytest.approx(
-        tuple(end + 3 for end in stats.cluster_bootstrap(values, np.arange(40))), abs=1e-9
-    )
-
-
 def test_summary_keeps_failed_cells_and_partial_ones():
     reference = rows([1.0] * 12, "full", "1.0", True)
     failed = rows([np.nan] * 12, "pvc", "0.05").assign(error="below PvC's reach of 38.0%")
@@ -93,36 +62,6 @@ def test_summary_keeps_failed_cells_and_partial_ones():
     assert table.index[0] == "full"
     assert table.loc["pvc", "samples"] == 0 and "reach" in table.loc["pvc", "error"]
     assert table.loc["h2o", "samples"] == 11 and table.loc["h2o", "errors"] == 1 and table.loc["h2o", "pairs"] == 11
-
-
-def test_strata_count_equally_and_are_resampled_by_themselves():
-    rng = np.random.default_rng(0)
-    small, large = rng.random(12), 5 + rng.random(120)
-    values, strata = np.concatenate([small, large]), np.repeat(["small", "large"], [12, 120])
-    low, high = stats.cluster_bootstrap(values, np.arange(132), strata=strata, bounded=False)
-    resampled = [
-        (rng.choice(small, 12).mean() + rng.choice(large, 120).mean()) / 2 for _ in range(4000)
-    ]  # by brute force
-    assert (low, high) == pytest.approx(tuple(np.quantile(resampled, (0.025, 0.975))), abs=0.01)
-    assert low < stats.mean_of_strata(pd.Series(values), pd.Series(strata)) < high
-    assert stats.cluster_bootstrap(values[:100], np.arange(100), strata=np.repeat(["a", "b"], [9, 91])) is None
-
-
-def test_alike_within_strata_is_not_certainty():
-    values, strata = np.repeat([0.0, 1.0], 12), np.repeat(["a", "b"], 12)
-    low, high = stats.cluster_bootstrap(values, np.arange(24), strata=strata)
-    assert low < 0.35 and high > 0.6
-    assert stats.cluster_bootstrap(values, np.arange(24), strata=strata, bounded=False) is None
-
-
-def test_weights_make_a_ratio_of_sums():
-    rng = np.random.default_rng(0)
-    totals, sizes = rng.random(40) * 100, rng.integers(50, 200, 40).astype(float)
-    low, high = stats.cluster_bootstrap(totals / sizes, np.arange(40), weights=sizes, bounded=False)
-    picks = rng.integers(40, size=(4000, 40))
-    ratios = totals[picks].sum(1) / sizes[picks].sum(1)
-    # the Monte Carlo error of a 2.5% quantile of 2,000 draws is about 0.06 of the interval's width
-    assert (low, high) == pytest.approx(tuple(np.quantile(ratios, (0.025, 0.975))), abs=0.15 * (high - low))
 
 
 def test_the_headline_is_of_the_chosen_sets_and_the_breakdown_names_all():

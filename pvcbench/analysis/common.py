@@ -10,8 +10,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from scipy import stats as scipy_stats
 
+from pvcbench.intervals import of_clusters
 from pvcbench.looks import SEQUENTIAL
-from pvcbench.stats import FEWEST_CLUSTERS, LEVEL, RESAMPLES, info
+from pvcbench.stats import info
 
 
 def observations(rows: pd.DataFrame) -> pd.DataFrame:
@@ -41,37 +42,16 @@ def field(rows: pd.DataFrame, *keys: str) -> np.ndarray:
 
 
 def intervals(values: np.ndarray, clusters: pd.Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Means over clusters of samples, [samples, ...] to [...], with the ends of their 95% bootstrap intervals.
+    """Means over clusters of samples, [samples, ...] to [...], with the ends of their 95% intervals.
 
-    Every entry sees the same resampled clusters. Fewer than ten clusters with a value: NaN ends.
+    Fewer than ten clusters with a value, or no spread between them (what is so by definition): NaN ends.
     """
     values = np.asarray(values, dtype=float)
     flat = pd.DataFrame(values.reshape(len(values), -1)).groupby(np.asarray(clusters)).mean().to_numpy()
-    known = (~np.isnan(flat)).sum(0)
-    with np.errstate(invalid="ignore"):
-        mean = np.where(known > 0, np.nansum(flat, 0) / np.maximum(known, 1), np.nan)
-    low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    enough = known >= FEWEST_CLUSTERS
-    if enough.any():
-        found = scipy_stats.bootstrap(
-            (flat[:, enough],),
-            _mean_of_known,
-            n_resamples=RESAMPLES,
-            confidence_level=LEVEL,
-            method="percentile",
-            vectorized=True,
-            axis=0,
-            batch=100,
-            rng=np.random.default_rng(0),
-        )
-        low[enough], high[enough] = found.confidence_interval.low, found.confidence_interval.high
-    shape = values.shape[1:]
-    return mean.reshape(shape), low.reshape(shape), high.reshape(shape)
-
-
-def _mean_of_known(values, axis):
-    known = ~np.isnan(values)
-    return np.where(known, values, 0.0).sum(axis) / np.maximum(known.sum(axis), 1)
+    known = ~np.isnan(flat)
+    found = of_clusters(np.where(known, flat, 0.0), known)
+    mean, low, high = (part.reshape(values.shape[1:]) for part in found[:3])
+    return mean, low, high
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
