@@ -56,15 +56,20 @@ def holm(values: Sequence[float]) -> np.ndarray:
 
 
 def compared(rows: pd.DataFrame) -> pd.DataFrame:
-    """The summary of a run as people read it, with `p` and `p_holm` against the full cache; one family per run."""
+    """The summary of a run as people read it, with `p` and `p_holm` against the full cache; one family per run.
+
+    A cell that lacks scores of some samples is in no test, and nothing is tested against such a full cache.
+    """
     table = likelihood.shown(rows)
     rows = stats.headline(rows)
     done = rows[rows["error"].isna() & rows["score"].notna()]
     reference = done[done["reference"].astype(bool)][["sample", "score", "prompt_sha256"]]
     columns, found = ["sample", "score", "prompt_sha256", "cluster", "stratum"], []
+    whole = table[table["reference"].astype(bool)]["complete"].any()
     for line in table.itertuples():
         cell = done[(done["method"] == line.method) & (done["budget"] == line.budget)]
-        both = stats.pairs(cell[columns], reference) if len(cell) and len(reference) and not line.reference else []
+        tested = line.complete and whole and not line.reference
+        both = stats.pairs(cell[columns], reference) if tested else []
         alike = [both["difference"], both["cluster"], both["stratum"]] if len(both) else None
         found.append(sign_flip(*alike) if alike else float("nan"))
     return table.assign(p=found, p_holm=holm(found))
