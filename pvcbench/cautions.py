@@ -12,53 +12,56 @@ from pvcbench import floor, ranking, sizes, stats
 from pvcbench.looks import amount, asked
 
 THINKING = "set model.thinking=false, or allow more tokens (task.max_new_tokens=...)"
-EMPTY = "look at a prompt and its answers (the report's samples) before you use these numbers"
+LOOK = "look at the prompts and answers (python -m pvcbench.report) before you use these numbers"
+EASIER = (
+    "Look at its answers (python -m pvcbench.report): an easier task, other prompts or another model may show more."
+)
 
 
 def of(rows: pd.DataFrame, table: pd.DataFrame) -> list[str]:
-    """Everything to say of a run with scores; `table` is its summary as people read it."""
-    first = [*loud(rows), *floors(rows), *incomplete(table), *on_shared_samples(rows, table)]
-    return [*first, *two_measures(table), *other_sizes(table)]
+    """Everything to say of a run with scores, the loud first; `table` is its summary as people read it."""
+    cells = [*incomplete(table), *on_shared_samples(rows, table)]
+    return [*loud(rows), *weak_sets(rows), *cells, *two_measures(table), *other_sizes(table)]
 
 
 def loud(rows: pd.DataFrame) -> list[str]:
-    """What went wrong with the full cache's own answers, and what to do about it."""
-    empty, thinking, total = floor.silence(rows)
+    """Where the full cache answers next to nothing, and what to do about it."""
+    (empty, thinking, total), whole = floor.silence(rows), floor.sentence(rows)
     said = []
     if thinking:
         said.append(f"{thinking} of {total} answers of the full cache stop inside the model's thinking: {THINKING}.")
     if empty:
-        said.append(f"{empty} of {total} answers of the full cache are empty: {EMPTY}.")
-    return said
+        said.append(f"{empty} of {total} answers of the full cache are empty: {LOOK}.")
+    return said + ([] if whole is None else [f"{whole}. {'' if said else EASIER}".rstrip()])
 
 
-def floors(rows: pd.DataFrame) -> list[str]:
-    """The run, or some of its data sets, that the full cache itself cannot do."""
-    whole = floor.sentence(rows)
-    if whole is not None:
-        return [f"{whole}."]
+def weak_sets(rows: pd.DataFrame) -> list[str]:
+    """The data sets that the full cache itself cannot do, in a run that it can do as a whole."""
+    if floor.sentence(rows) is not None:
+        return []
     sets = ", ".join(f"{name} ({counts})" for name, counts in floor.sets(rows).items())
     return [f"Data sets of which the full cache itself answers fewer than half say little: {sets}."] if sets else []
 
 
-def incomplete(table: pd.DataFrame) -> Iterator[str]:
-    """Cells with a score of some samples only."""
+def incomplete(table: pd.DataFrame) -> list[str]:
+    """Cells with a score of some samples only, a sentence for each method and reason."""
+    found: dict[tuple, list[str]] = {}
     for line in table[~table["complete"] & (table["samples"] > 0)].itertuples():
-        name = line.method if line.reference else f"{line.method} at {asked(line.budget)}"
-        why = f"{line.errors} failed ({line.error})" if line.errors else ""
         unmeasured = line.asked - line.samples - line.errors
-        why = "; ".join([*filter(None, [why]), *([f"{unmeasured} have no row"] if unmeasured else [])])
-        yield f"{name} is incomplete, {line.samples} of {line.asked} samples: {why}. {_meaning(line, table)}"
+        why = [f"{line.errors} failed ({line.error})"] if line.errors else []
+        why += [f"{unmeasured} have no row"] if unmeasured else []
+        key = line.method, f"{line.samples} of {line.asked} samples have a score, {' and '.join(why)}"
+        found.setdefault((*key, _meaning(line, table)), []).append(asked(line.budget))
+    return [f"{name} at {', '.join(at)} is incomplete: {why}. {so}" for (name, why, so), at in found.items()]
 
 
 def _meaning(line, table: pd.DataFrame) -> str:
     """What follows for an incomplete cell."""
     if line.reference:
         return "Without the full cache on every sample nothing is tested against it."
-    low = (
-        "" if "perplexity" in table or not np.isfinite(line.at_worst) else ", and its interval begins as if they were 0"
-    )
-    return f"Its mean is of the others alone{low}; it is ranked and tested nowhere."
+    bounded = "perplexity" not in table and np.isfinite(line.at_worst)
+    low = ", its interval begins as if the others were 0" if bounded else ""
+    return f"The mean is of those alone{low}; it is ranked and tested nowhere."
 
 
 def on_shared_samples(rows: pd.DataFrame, table: pd.DataFrame) -> Iterator[str]:

@@ -11,6 +11,7 @@ import pandas as pd
 from pvcbench import ranking, stats
 
 ANSWERED = 0.1
+WORD = "floor"  # instead of a difference that says nothing
 THOUGHTS = {"<think>": "</think>", "<thinking>": "</thinking>", "[THINK]": "[/THINK]", "<seed:think>": "</seed:think>"}
 CLOSED = re.compile("|".join(f"{re.escape(a)}.*?{re.escape(b)}" for a, b in THOUGHTS.items()), re.DOTALL)
 
@@ -47,6 +48,11 @@ def told(full: pd.DataFrame) -> str:
     if not hits:
         return f"The full cache itself answers none of {total}: what a method loses cannot be seen here"
     return f"The full cache itself answers only {hits} of {total}: what a method loses can be seen on those alone"
+
+
+def unseen(difference: float, low: float, high: float) -> bool:
+    """Whether a difference at the floor is none that its interval tells from zero: it then says nothing."""
+    return not pd.isna(difference) and (pd.isna(low) or low <= 0 <= high)
 
 
 def sets(rows: pd.DataFrame) -> dict[str, str]:

@@ -85,10 +85,10 @@ def budgets_of(rows: pd.DataFrame) -> list[str]:
 
 def subject(rows: pd.DataFrame) -> str:
     """The title of every figure: task, model, length and samples; the protocol; the full cache where it fails most."""
-    return "\n".join(filter(None, [_measured(rows), floor.sentence(rows)]))
+    return "\n".join(filter(None, [measured(rows), floor.sentence(rows)]))
 
 
-def _measured(rows: pd.DataFrame) -> str:
+def measured(rows: pd.DataFrame) -> str:
     """What was measured, and by which protocol."""
     least, most = int(rows["prompt_tokens"].min()), int(rows["prompt_tokens"].max())
     tokens = f"{least:,}" if least == most else f"{least:,} to {most:,}"

@@ -246,14 +246,15 @@ def test_too_few_clusters_are_marked_and_no_pairs_give_no_picture(rows):
 
 def test_the_table_has_every_cell_with_intervals_and_marks(rows, compared):
     frame, notes = paper_tables.scores(rows, compared, published.beside(rows))
-    assert list(frame.columns[:5]) == ["method", "asked", "kept, %", "MiB", "n"] and len(frame) == len(compared)
+    assert list(frame.columns[:6]) == ["method", "asked", "bytes, %", "entries, %", "MiB", "n"]
+    assert len(frame) == len(compared)
     random = frame[(frame["method"] == "random") & (frame["asked"] == "10%")].iloc[0]
     line = compared[(compared["method"] == "random") & (compared["budget"] == "0.1")].iloc[0]
     assert random["accuracy, %"] == f"{100 * line.score:.1f} [{100 * line.low:.1f}, {100 * line.high:.1f}]"
     assert random["minus full"].startswith(f"{100 * line.difference:+.1f} [") and random["minus full"].endswith("]*")
     assert line.p_holm < 0.05 and random["p (Holm)"] == (f"{line.p_holm:.3f}" if line.p_holm >= 0.001 else "<0.001")
     lost = frame[(frame["method"] == "pvc") & (frame["asked"] == "10%")].iloc[0]
-    assert (lost["kept, %"], lost["accuracy, %"], lost["n"]) == ("-", "-", "0")
+    assert (lost["bytes, %"], lost["accuracy, %"], lost["n"]) == ("-", "-", "0")
     assert any("pvc at 10%: 20 of 20" in note and "reach" in note for note in notes)
     assert any("5 comparisons" in note for note in notes)
 
