@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests
 
-from pvcbench import likelihood, stats
+from pvcbench import likelihood, sizes, stats
 
 ALPHA = 0.05
 FLIPS = 9999
@@ -79,10 +79,13 @@ def versus(rows: pd.DataFrame, method: str, other: str, budget: str) -> dict:
     """One method against another at one budget, over the samples both answered: a line for a table, `p` uncorrected.
 
     `difference` is the method's score minus the other's (of perplexity: of minus the mean NLL), with the interval of
-    `stats.paired_difference`; `kept` and `other_kept` are the measured sizes. Raises ValueError where there is no pair.
+    `stats.paired_difference`. Sizes are measured on the same samples: `kept` and `other_kept` as shares of the full
+    cache's bytes, `entries` and `other_entries` in the layers that evict. `lost` samples have no pair; where a row of
+    either failed there is no test. Raises ValueError where there is no pair.
     """
-    rows = stats.headline(rows)
-    done = rows[rows["error"].isna() & rows["score"].notna() & (rows["budget"] == budget)]
+    rows = sizes.with_bytes(stats.headline(rows))
+    rows = rows[(rows["budget"] == budget) & rows["method"].isin([method, other])]
+    done = rows[rows["error"].isna() & rows["score"].notna()]
     one, two = done[done["method"] == method], done[done["method"] == other]
     columns = ["sample", "score", "prompt_sha256", "cluster", "stratum"]
     both = stats.pairs(one[columns], two[columns[:3]])
@@ -90,7 +93,11 @@ def versus(rows: pd.DataFrame, method: str, other: str, budget: str) -> dict:
         raise ValueError(f"no sample has a score of both {method} and {other} at {budget}")
     difference, interval, number = stats.paired_difference(one[columns], two[columns[:3]])
     low, high = interval or (float("nan"), float("nan"))
-    sizes = [cell[cell["sample"].isin(both["sample"])]["kept_fraction"].astype(float).mean() for cell in (one, two)]
-    line = {"method": method, "other": other, "budget": budget, "kept": sizes[0], "other_kept": sizes[1]}
-    line |= {"samples": number, "difference": difference, "low": low, "high": high}
-    return line | {"p": sign_flip(both["difference"], both["cluster"], both["stratum"])}
+    line = {"method": method, "other": other, "budget": budget}
+    for of, cell in (("", one), ("other_", two)):
+        same = cell[cell["sample"].isin(both["sample"])][["kept_bytes", "kept_fraction"]].astype(float).mean()
+        line |= {f"{of}kept": same["kept_bytes"], f"{of}entries": same["kept_fraction"]}
+    line |= {"samples": number, "lost": rows["sample"].nunique() - number}
+    line |= {"difference": difference, "low": low, "high": high}
+    tested = rows["error"].isna().all()
+    return line | {"p": sign_flip(both["difference"], both["cluster"], both["stratum"]) if tested else float("nan")}
