@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 
 from pvcbench import drawn, floor, likelihood, published, ranking, sizes, stats
 from pvcbench.looks import (
@@ -56,6 +57,7 @@ def save(
         matplotlib.rcParams.update(STYLE)
         for name, figure in make():
             if figure is not None:
+                _literal(figure)
                 folder.mkdir(parents=True, exist_ok=True)
                 for ending in ("png", "svg"):
                     paths.append(folder / f"{name}.{ending}")
@@ -63,6 +65,13 @@ def save(
     if paths:
         drawn.record(folder, paths, sources)
     return paths
+
+
+def _literal(figure: Figure) -> None:
+    """Keeps names that hold dollar signs from being read as formulas; the axes' own powers of ten stay."""
+    for text in figure.findobj(Text):
+        if "$" in text.get_text() and r"\mathdefault" not in text.get_text():
+            text.set_parse_math(False)
 
 
 def curve(rows: pd.DataFrame) -> Figure | None:

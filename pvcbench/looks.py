@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.path import Path
 
 from pvcbench import floor
 
@@ -37,7 +38,7 @@ LOOKS = {
 }
 BESIDE = ("random",)  # drawn in every panel, with the leaking references
 HOLM_NOTE = (
-    "An interval is of one comparison, a star holds for all of them together and is stricter: "
+    "Holm's verdict is of all comparisons together and stricter than an interval, which is of one: "
     "it may be missing where the interval excludes zero."
 )
 INCOMPLETE = "hollow, crossed: some samples\nhave no score; not ranked"
@@ -108,13 +109,17 @@ def mark_incomplete(axes, x: float, y: float, look: tuple, size: float = 6) -> N
     """Draws a point that is a mean over some samples only: hollow, with a cross in it."""
     colour, marker, *_ = look
     same = {"color": colour, "linestyle": "none", "clip_on": False, "zorder": 6}
-    axes.plot(x, y, marker=marker, markersize=size + 2, markerfacecolor="white", label="_incomplete", **same)
-    axes.plot(x, y, marker="x", markersize=0.55 * size, markeredgewidth=0.9, label="_incomplete", **same)
+    axes.plot(x, y, marker=marker, markersize=size + 3, markerfacecolor="white", label="_incomplete", **same)
+    cross = same | {"color": BLACK, "marker": "x", "markersize": 0.7 * size, "markeredgewidth": 1.0}
+    axes.plot(x, y, label="_incomplete", **cross)
 
 
 def incomplete_entry() -> Line2D:
     """What a legend says of such points."""
-    return Line2D([], [], color=GREY, marker=r"$\otimes$", markersize=8, linestyle="none", label=INCOMPLETE)
+    strokes = Path([(-0.4, -0.4), (0.4, 0.4), (-0.4, 0.4), (0.4, -0.4)], [Path.MOVETO, Path.LINETO] * 2)
+    both = Path.make_compound_path(Path.unit_circle(), strokes)
+    look = {"color": BLACK, "markerfacecolor": "none", "markersize": 9, "linestyle": "none"}
+    return Line2D([], [], marker=both, label=INCOMPLETE, **look)
 
 
 def metric(rows: pd.DataFrame) -> str:
