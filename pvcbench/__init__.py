@@ -14,11 +14,13 @@ def evaluate(model="smollm2", task="needle", methods=("pvc",), budgets=None, **s
     or a dictionary of names to `Method` objects. Other settings are those of the command line, with dots as double
     underscores: `seed=1`, `limit=10`, `results="out"`,
     `task__lengths=[2048]`, `model__name="ORG/NAME"`, `wandb__mode="disabled"`.
-    The full cache is always added. Raises `pvcbench.errors.UserError` with one line that says what to do.
+    The full cache is always added; where it answers next to nothing a warning says so.
+    Raises `pvcbench.errors.UserError` with one line that says what to do.
     """
+    import warnings
     from collections.abc import Mapping
 
-    from pvcbench import config, runner
+    from pvcbench import cautions, config, runner
 
     chosen, objects = [], {}
     for group, value in (("model", model), ("task", task)):
@@ -34,4 +36,7 @@ def evaluate(model="smollm2", task="needle", methods=("pvc",), budgets=None, **s
         chosen.append(f"method=[{','.join([methods] if isinstance(methods, str) else methods)}]")
     values = dict(settings) if budgets is None else {"budgets": list(budgets), **settings}
     chosen += [f"{name.replace('__', '.')}={config.written(value)}" for name, value in values.items()]
-    return runner.run(config.composed(chosen), **objects).summary
+    result = runner.run(config.composed(chosen), **objects)
+    for line in cautions.loud(result.rows):
+        warnings.warn(line, stacklevel=2)
+    return result.summary

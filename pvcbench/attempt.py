@@ -204,8 +204,11 @@ EMPTY = {"score": None, "metrics": {}, "output": None, "decode_s": None, "peak_b
 
 
 def label(point: Point) -> dict:
-    reference = point.method is not None and point.method.reference
-    return {"method": point.name, "budget": point.label, "reference": reference}
+    """Which cell a row is of, whether that is the full cache, and what its method reads: the prompt or what follows."""
+    method, known = point.method, {"method": point.name, "budget": point.label}
+    if method is None:
+        return known | {"reference": False, "reads": None}
+    return known | {"reference": method.reference, "reads": method.reads or "prompt"}
 
 
 def base_row(task: Task, item: tuple, point: Point, protocol: Protocol, shape: Shape, error: str | None) -> dict:

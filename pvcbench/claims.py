@@ -4,13 +4,25 @@ Rows of several seeds may be joined; `compared` is `significance.compared` of th
 """
 
 from collections.abc import Mapping
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from pvcbench.looks import BLACK, GREY, LEAKING, looks, metric, panels_of, size_label, subject
+from pvcbench import ranking, sizes
+from pvcbench.looks import (
+    BLACK,
+    GREY,
+    HOLM_NOTE,
+    incomplete_entry,
+    looks,
+    mark_incomplete,
+    metric,
+    panels_of,
+    subject,
+)
 from pvcbench.significance import ALPHA
 
 STEP = "step_ms"
@@ -49,15 +61,20 @@ def decode_times(every: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def pareto(rows: pd.DataFrame, compared: pd.DataFrame, times: pd.DataFrame) -> Figure:
-    """Score against bytes of cache, and against the time of a step where that was measured: points, and their front."""
+    """Score against the cache's size, and against the time of a step where that was measured: points, and their front.
+
+    Sizes are shares of the full cache's bytes on the same samples; without a full cache they are bytes.
+    """
     table = compared[compared["score"].notna()].merge(times, on=["method", "budget"], how="left")
+    table = table.assign(leaks=table["leaks"] | table["method"].isin(ranking.leaking(rows)))
     timed = table[table[STEP].notna()]
     wide = 1 + (len(timed) > 1)
     style = looks(rows["method"].unique())
     figure = Figure(figsize=(2.4 + 4.0 * wide, max(4.2, 1.4 + 0.21 * len(style))), layout="constrained")
     panels = figure.subplots(1, wide, squeeze=False, sharey=True)[0]
-    _points(panels[0], table, "mib", style)
-    panels[0].set(xlabel="KV cache, MiB (measured)")
+    share = sizes.axis(table) == "kept_bytes"
+    _points(panels[0], table.assign(size=100 * table["kept_bytes"] if share else table["mib"]), "size", style)
+    panels[0].set(xlabel=sizes.label(table) if share else "KV cache, MiB (measured)")
     if wide > 1:
         _points(panels[1], timed, STEP, style)
         panels[1].hlines(timed["score"], timed["least"], timed["most"], color=GREY, linewidth=0.8, zorder=1)
@@ -70,32 +87,42 @@ def pareto(rows: pd.DataFrame, compared: pd.DataFrame, times: pd.DataFrame) -> F
         if table["score"].between(0, 1).all():
             panels[0].set_ylim(-0.04, 1.04)
     figure.suptitle(subject(rows), fontsize=9)
+    figure.legend(handles=_front_legend(table, style, wide > 1), loc="outside right center")
+    return figure
+
+
+def _front_legend(table: pd.DataFrame, style: Mapping[str, tuple], timed: bool) -> list[Line2D]:
+    """The methods, and what filled, hollow and crossed points are."""
     handles = [
         Line2D([], [], color=look[0], marker=look[1], linestyle="none", label=name) for name, look in style.items()
     ]
     handles.append(Line2D([], [], color=BLACK, linewidth=1, label="front: nothing is better\nand not dearer"))
     handles.append(Line2D([], [], color=GREY, marker="o", markerfacecolor="none", linestyle="none", label="behind it"))
+    handles += [] if table["complete"].all() else [incomplete_entry()]
     handles.append(Line2D([], [], color=GREY, linewidth=0.8, label="95% intervals"))
-    if wide == 1:
+    if not timed:
         handles.append(Line2D([], [], linestyle="none", label="no steps of these cells\nwere timed alone"))
-    figure.legend(handles=handles, loc="outside right center")
-    return figure
+    return handles
 
 
 def _points(axes, table: pd.DataFrame, cost: str, style: Mapping[str, tuple]) -> None:
     """Points with intervals, filled on the front and hollow behind it, and the front as a staircase.
 
-    A leaking reference is on no front, and hollow.
+    Leaking references and incomplete cells are on no front: the first are hollow, the second crossed too.
     """
     sign = -1 if "perplexity" in table else 1
-    best = ~table["method"].isin(LEAKING).to_numpy()
+    best = (table["complete"] & ~table["leaks"]).to_numpy(bool, copy=True)
     best[best] = front(table[best][cost].to_numpy(float), sign * table[best]["score"].to_numpy(float))
     for line, ahead in zip(table.itertuples(), best, strict=True):
         colour, marker, _ = style[line.method]
-        face = colour if ahead else "white"
-        axes.vlines(getattr(line, cost), line.low, line.high, color=colour, linewidth=0.8, alpha=0.7, zorder=1)
+        face, place = colour if ahead else "white", getattr(line, cost)
+        ends = [end if np.isfinite(end) else np.nan for end in (line.low, line.high)]
+        axes.vlines(place, *ends, color=colour, linewidth=0.8, alpha=0.7, zorder=1)
+        if not line.complete:
+            mark_incomplete(axes, place, line.score, style[line.method])
+            continue
         look = {"marker": marker, "markersize": 9 if line.reference else 6, "linestyle": "none", "clip_on": False}
-        axes.plot(getattr(line, cost), line.score, color=colour, markerfacecolor=face, zorder=3, **look)
+        axes.plot(place, line.score, color=colour, markerfacecolor=face, zorder=3, **look)
     ahead = table[best].sort_values([cost, "score"])
     x, y = ahead[cost].to_numpy(float), ahead["score"].to_numpy(float)
     axes.plot(x, y, drawstyle="steps-post", color=BLACK, linewidth=1, zorder=2, label="front")
@@ -116,27 +143,35 @@ def differences(rows: pd.DataFrame, compared: pd.DataFrame) -> Figure | None:
     for method, axes in zip(methods, panels, strict=True):
         cells = table[table["method"] == method].sort_values("kept_fraction")
         colour, marker, _ = style[method]
-        x, y = 100 * cells["kept_fraction"].to_numpy(float), scale * cells[name].to_numpy(float)
+        x, y = 100 * cells[sizes.axis(table)].to_numpy(float), scale * cells[name].to_numpy(float)
         axes.axhline(0, color=BLACK, linewidth=1)
         axes.vlines(x, scale * cells[f"{name}_low"], scale * cells[f"{name}_high"], color=colour, linewidth=1.2)
-        for place, value, p in zip(x, y, cells["p_holm"], strict=True):
+        for place, value, p, whole in zip(x, y, cells["p_holm"], cells["complete"], strict=True):
+            if not whole:
+                mark_incomplete(axes, place, value, style[method])
+                continue
             face, mark = (colour if p < ALPHA else "white", marker) if not np.isnan(p) else ("none", "_")
             axes.plot(place, value, marker=mark, color=colour, markerfacecolor=face, markersize=6, clip_on=False)
         axes.set(title=method, xlim=(0, 100))
         if nll:
             axes.set_yscale("symlog", linthresh=0.01)
-    figure.supxlabel(size_label(rows))
+    figure.supxlabel(sizes.label(table))
     points = metric(rows) + ", percentage points" * (scale == 100)
     unit = "NLL, nats per token (above: worse; linear below 0.01)" if nll else points
     figure.supylabel(f"minus the full cache:\n{unit}", fontsize=9)
-    number = int(compared["p_holm"].notna().sum())
+    figure.legend(handles=_difference_legend(table, int(compared["p_holm"].notna().sum())), loc="outside right center")
+    return figure
+
+
+def _difference_legend(table: pd.DataFrame, number: int) -> list[Line2D]:
+    """What filled, hollow and crossed points are, and how stars and intervals go together."""
     handles = [
         Line2D([], [], color=BLACK, marker="o", linestyle="none", label=f"differs (Holm, {number} tests, 5%)"),
         Line2D([], [], color=BLACK, marker="o", markerfacecolor="white", linestyle="none", label="not told apart"),
         Line2D([], [], color=BLACK, linewidth=1.2, label="95% interval, paired"),
         Line2D([], [], color=BLACK, linewidth=1, label="the full cache"),
     ]
-    if compared.loc[table.index, "p_holm"].isna().any():
+    if table.loc[table["complete"], "p_holm"].isna().any():
         handles.append(Line2D([], [], color=BLACK, marker="_", linestyle="none", label="too few clusters for a test"))
-    figure.legend(handles=handles, loc="outside right center")
-    return figure
+    handles += [] if table["complete"].all() else [incomplete_entry()]
+    return [*handles, Line2D([], [], linestyle="none", label=fill(HOLM_NOTE, 30))]

@@ -7,15 +7,20 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from pvcbench import analysis, store
+from pvcbench import analysis, cautions, floor, store
 from pvcbench.looks import metric
+from pvcbench.paper_tables import sizes_of
 from pvcbench.runner import Result
 from pvcbench.stats import FEWEST_CLUSTERS, headline
+
+LEGEND = "bytes kept: share of the full cache's bytes on the same samples; entries kept: in the layers that evict."
 
 
 def number(value: float, scale: float, digits: int, sign: bool = False) -> str:
     """A number as the table shows it; nothing where there is none."""
-    return "" if value is None or math.isnan(value) else f"{scale * value:{'+' if sign else ''}.{digits}f}"
+    if value is None or math.isnan(value):
+        return ""
+    return f"{scale * value:{'+' if sign else ''}.{digits}f}".replace("inf", "∞")
 
 
 def interval(low: float, high: float, scale: float = 100, digits: int = 1, sign: bool = False) -> str:
@@ -23,16 +28,13 @@ def interval(low: float, high: float, scale: float = 100, digits: int = 1, sign:
     return "" if math.isnan(low) else f"[{number(low, scale, digits, sign)}, {number(high, scale, digits, sign)}]"
 
 
-def scores(line, scale: float, digits: int) -> list[str]:
-    """Score and difference to full, with intervals."""
-    style = scale, digits
-    ends = interval(line.difference_low, line.difference_high, *style, sign=True)
-    return [
-        number(line.score, *style),
-        interval(line.low, line.high, *style),
-        number(line.difference, *style, True),
-        ends,
-    ]
+def scores(line, scale: float, digits: int, hidden: bool) -> list[str]:
+    """Score and difference to full, with intervals; `hidden` at the floor, where a difference of none says nothing."""
+    style, ends = (scale, digits), (line.difference_low, line.difference_high)
+    told = [number(line.difference, *style, True), interval(*ends, *style, sign=True)]
+    if hidden and floor.unseen(line.difference, *ends):
+        told = [floor.WORD, ""]
+    return [number(line.score, *style), interval(line.low, line.high, *style), *told]
 
 
 def likelihoods(line) -> list[str]:
@@ -61,38 +63,40 @@ def clusters_of(rows) -> int:
 
 def main_table(result: Result) -> tuple[Table, list[str]]:
     """The summary of a run, a line per method and budget, and notes on what has no value."""
-    rows, summary = result.rows, result.summary
+    rows, summary, at_floor = result.rows, result.summary, floor.sentence(result.rows)
     title = f"{rows['task'].iloc[0]}, {rows['model'].iloc[0]}: 95% intervals"
     if "perplexity" in summary:
-        heads, values = (
-            ["perplexity", "interval", "bits/byte", "interval", "NLL - full after B", "interval"],
-            likelihoods,
-        )
+        heads = ["perplexity", "interval", "bits/byte", "interval", "NLL - full after B", "interval"]
+        values = likelihoods
         for name in ("after_difference", "after_difference_low", "after_difference_high"):
             summary = summary if name in summary else summary.assign(**{name: math.nan})
     else:
         heads, (scale, digits) = [metric(rows), "interval", "minus full", "interval"], scale_of(rows)
-        values = partial(scores, scale=scale, digits=digits)
+        values = partial(scores, scale=scale, digits=digits, hidden=at_floor is not None)
         title += ", per cent" if scale == 100 else ""
-    table, notes = Table(title=title), []
-    for name in ("method", "asked", "cache kept", "MiB", "n", *heads):
+    table, notes = Table(title=title if at_floor is None else f"{title}\n{at_floor}"), []
+    for name in ("method", "asked", "bytes kept", "entries kept", "MiB", "n", *heads):
         table.add_column(name, justify="left" if name in ("method", "asked") else "right")
     for line in summary.itertuples():
         if not line.samples:
-            table.add_row(line.method, line.budget, "-", "-", "0", "-", *[""] * (len(heads) - 1))
+            table.add_row(line.method, line.budget, "-", "-", "-", "0", "-", *[""] * (len(heads) - 1))
             notes.append(f"{line.method} at {line.budget}: {line.error}")
             continue
-        sizes = [f"{number(line.kept_fraction, 100, 1)}%", f"{line.mib:.1f}", str(line.samples)]
-        table.add_row(line.method, line.budget, *sizes, *values(line))
-        if line.errors:
-            notes.append(f"{line.method} at {line.budget}: {line.errors} samples failed: {line.error}")
+        table.add_row(line.method, line.budget, *measured(line), *values(line))
+    notes += cautions.of(rows, summary)[len(cautions.loud(rows)) :]
     fewest = clusters_of(rows)
     if fewest < FEWEST_CLUSTERS:
         notes.append(
             f"Fewer than ten clusters ({fewest}{' in a data set' if 'part' in result.parts else ''}): "
             "no intervals of means over clusters."
         )
-    return table, notes
+    return table, [*notes, LEGEND]
+
+
+def measured(line) -> list[str]:
+    """Both measured shares of a cell, its bytes and its samples."""
+    shares = sizes_of(line)
+    return [text + "%" * (name.endswith("%") and text != "-") for name, text in shares.items()]
 
 
 def frame_tables(result: Result) -> list[Table]:
@@ -131,23 +135,28 @@ def parts_table(result: Result) -> Table | None:
     parts = result.parts
     if "part" not in parts or parts["samples"].sum() == 0:
         return None
-    names = [f"{method} {budget}" for method, budget in zip(parts["method"], parts["budget"], strict=True)]
-    scored = parts.assign(cell=names)[parts["kind"] != "all"]
-    wide = scored.pivot_table(index=["kind", "part"], columns="cell", values="score", sort=False)
+    scored = parts[(parts["kind"] != "all") & (parts["samples"] > 0)]
+    names = list(dict.fromkeys(f"{line.method} {line.budget}" for line in parts.itertuples() if line.samples))
     scale, digits = scale_of(result.rows)
     table = Table(title=f"{'per cent; ' if scale == 100 else ''}summary.csv has the intervals")
-    for name in ("", "", *wide.columns):
+    for name in ("", "", *names):
         table.add_column(name, justify="right" if name else "left")
-    for (kind, part), line in wide.iterrows():
-        table.add_row(kind, str(part), *(number(value, scale, digits) for value in line))
+    for (kind, part), lines in scored.groupby(["kind", "part"], sort=False):
+        told = {f"{line.method} {line.budget}": part_of(line, scale, digits) for line in lines.itertuples()}
+        table.add_row(str(kind), str(part), *(told.get(name, "") for name in names))
     return table
 
 
+def part_of(line, scale: float, digits: int) -> str:
+    """A data set's score; of some of its samples it says of how many."""
+    return number(line.score, scale, digits) + ("" if line.complete else f" ({line.samples} of {line.asked})")
+
+
 def show(result: Result) -> None:
-    """Prints the summary of a run and the paths of its figures, rows and W&B run."""
-    console = Console(width=None if Console().is_terminal else 170)
+    """Prints the summary of a run and the paths of its figures, rows and W&B run; no text of theirs is markup."""
+    console = Console(width=None if Console().is_terminal else 170, markup=False, emoji=False, highlight=False)
     if result.note is not None:
-        console.print(result.note, highlight=False, soft_wrap=True)
+        console.print(result.note, soft_wrap=True)
         return
     if "score" in result.summary:
         table, notes = main_table(result)
@@ -157,19 +166,20 @@ def show(result: Result) -> None:
     for table in tables:
         console.print(table)
     for note in notes:
-        console.print(f"  {note}", highlight=False, soft_wrap=True)
+        console.print(f"  {note}", soft_wrap=True)
     parts = parts_table(result)
     if parts is not None:
         console.print(parts)
     if not result.measured:
-        console.print("This run was finished before; nothing was measured again.", highlight=False)
+        console.print("This run was finished before; nothing was measured again.")
     if result.more:
-        told = f"The run has {result.more} more samples, of a larger limit; figures and tables in its folder show all."
-        console.print(told, highlight=False)
+        console.print(f"The run has {result.more} more samples, of a larger limit; its figures and tables show all.")
     for name, value in (
         ("figure", result.figures[0] if result.figures else None),
         ("rows", store.shown(result.folder)),
         ("W&B", result.tracked),
     ):
         if value is not None:
-            console.print(f"{name:<8}{value}", highlight=False, soft_wrap=True)
+            console.print(f"{name:<8}{value}", soft_wrap=True)
+    for line in cautions.loud(result.rows):
+        console.print(f"WARNING: {line}", soft_wrap=True, style="bold")

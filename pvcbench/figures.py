@@ -3,7 +3,7 @@
     figures.draw(store.load("results/default/0123456789ab"), Path("figures"))
 
 Sizes are measured, never the ones asked for. What has no value (out of reach, failed, not measured) is marked as such,
-so that nobody takes it for a zero.
+so that nobody takes it for a zero; what has values of some samples only is hollow, with a cross in it.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,19 +15,21 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 
-from pvcbench import drawn, likelihood, published, stats
+from pvcbench import drawn, floor, likelihood, published, ranking, sizes, stats
 from pvcbench.looks import (
     BLACK,
     DOTTED,
     STYLE,
     asked,
     budgets_of,
+    incomplete_entry,
     looks,
+    mark_incomplete,
     metric,
     panels_of,
     reach,
-    size_label,
     subject,
 )
 from pvcbench.many import curves_of_many, too_many
@@ -55,6 +57,7 @@ def save(
         matplotlib.rcParams.update(STYLE)
         for name, figure in make():
             if figure is not None:
+                _literal(figure)
                 folder.mkdir(parents=True, exist_ok=True)
                 for ending in ("png", "svg"):
                     paths.append(folder / f"{name}.{ending}")
@@ -62,6 +65,13 @@ def save(
     if paths:
         drawn.record(folder, paths, sources)
     return paths
+
+
+def _literal(figure: Figure) -> None:
+    """Keeps names that hold dollar signs from being read as formulas; the axes' own powers of ten stay."""
+    for text in figure.findobj(Text):
+        if "$" in text.get_text() and r"\mathdefault" not in text.get_text():
+            text.set_parse_math(False)
 
 
 def curve(rows: pd.DataFrame) -> Figure | None:
@@ -75,7 +85,7 @@ def curve(rows: pd.DataFrame) -> Figure | None:
         best = "lowest" if "perplexity" in table else "highest"
         return curves_of_many(rows, table, ("score", "low", "high"), label, best)
     figure = Figure(figsize=(8.4, 4.4), layout="constrained")
-    axes = figure.add_subplot(xlim=(0, 100), xlabel=size_label(rows), ylabel=label)
+    axes = figure.add_subplot(xlim=(0, 100), xlabel=sizes.label(table), ylabel=label)
     axes.set_title(subject(rows))
     if "perplexity" in table:
         axes.set_yscale("log" if scored["score"].max() > 4 * scored["score"].min() else "linear")
@@ -83,46 +93,67 @@ def curve(rows: pd.DataFrame) -> Figure | None:
         axes.set_ylim(-0.04, 1.04)
     handles, size = [], 5 + table["method"].nunique()  # shrinking, so that equal points show behind each other
     for name, cells in table.groupby("method", sort=False):
-        (colour, marker, line), points = style[name], cells[cells["score"].notna()].sort_values("kept_fraction")
-        x, score, low, high = (points[key].astype(float) for key in ("kept_fraction", "score", "low", "high"))
+        points = cells[cells["score"].notna()]
         if cells["reference"].any():
-            for level, least, most, mib in zip(score, low, high, points["mib"], strict=True):
-                axes.axhline(level, color=colour, linestyle=line, linewidth=1.2, label=name)
-                axes.axhspan(least, most, color=colour, alpha=0.07, linewidth=0)
-                handles.append(Line2D([], [], color=colour, linestyle=line, label=f"{name} cache, {mib:.1f} MiB"))
-            continue
-        look = {"color": colour, "linestyle": line, "marker": marker, "markersize": (size := size - 1), "label": name}
-        axes.fill_between(100 * x, low, high, color=colour, alpha=0.12, linewidth=0)
-        axes.vlines(100 * x, low, high, color=colour, linewidth=0.7, alpha=0.5)
-        axes.plot(100 * x, score, clip_on=False, zorder=3, markeredgecolor="white", markeredgewidth=0.6, **look)
-        handles += [Line2D([], [], **look), *_absences(axes, name, cells, points, (colour, size))]
+            handles += [_level(axes, line, style[name]) for line in points.itertuples()]
+        else:
+            size -= 1
+            handles += [_line(axes, name, points, style[name], size, sizes.axis(table))]
+            handles += _absences(axes, name, cells, table, (*style[name], size))
     handles += published.mark(axes, rows, style)
     full_size_axis(axes, scored)
+    handles += [incomplete_entry()] if (~scored["complete"]).any() else []
     figure.legend(handles=[*handles, Patch(color="#DDDDDD", label="95% intervals")], loc="outside right upper")
     return figure
 
 
-def _absences(axes, name: str, cells: pd.DataFrame, points: pd.DataFrame, look: tuple) -> list[Line2D]:
+def _level(axes, line, look: tuple) -> Line2D:
+    """The full cache across a panel, and its legend entry."""
+    colour, _, dashes = look
+    axes.axhline(line.score, color=colour, linestyle=dashes, linewidth=1.2, label=line.method)
+    axes.axhspan(line.low, line.high, color=colour, alpha=0.07, linewidth=0)
+    lost = "" if line.complete else f", {line.samples} of {line.asked} samples"
+    return Line2D([], [], color=colour, linestyle=dashes, label=f"{line.method} cache, {line.mib:.1f} MiB{lost}")
+
+
+def _line(axes, name: str, points: pd.DataFrame, look: tuple, size: int, measure: str) -> Line2D:
+    """One method's points with their intervals, those of some samples only hollow, and its legend entry."""
+    colour, marker, line = look
+    points = points.sort_values(measure)
+    x, score, low, high = (points[key].astype(float) for key in (measure, "score", "low", "high"))
+    low, high = low.where(np.isfinite(low)), high.where(np.isfinite(high))  # what has no bound is marked as incomplete
+    same = {"color": colour, "linestyle": line, "marker": marker, "markersize": size, "label": name}
+    axes.fill_between(100 * x, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.vlines(100 * x, low, high, color=colour, linewidth=0.7, alpha=0.5)
+    axes.plot(100 * x, score, clip_on=False, zorder=3, markeredgecolor="white", markeredgewidth=0.6, **same)
+    for place, value in zip(x[~points["complete"]], score[~points["complete"]], strict=True):
+        mark_incomplete(axes, 100 * place, value, look, size)
+    return Line2D([], [], **same)
+
+
+def _absences(axes, name: str, cells: pd.DataFrame, table: pd.DataFrame, look: tuple) -> list[Line2D]:
     """Marks where a method's curve has to end, and returns legend entries for all that has no score."""
-    handles, end, (colour, size) = [], reach(cells["error"]), look
+    handles, end, (colour, *_, size) = [], reach(cells["error"]), look
+    known = cells[cells["complete"]].sort_values(measure := sizes.axis(table))
     if end is not None:
-        axes.axvline(end, color=colour, linewidth=0.9, linestyle=DOTTED, zorder=1, label=f"{name}: reach")
+        place = 100 * sizes.placed(table, end / 100)
+        axes.axvline(place, color=colour, linewidth=0.9, linestyle=DOTTED, zorder=1, label=f"{name}: reach")
         ring = {"marker": "o", "markersize": size + 6, "markerfacecolor": "none", "color": colour}
-        first = points.head(1)
-        axes.plot(100 * first["kept_fraction"], first["score"], clip_on=False, label=f"{name}: smallest", **ring)
-        label = f"{name}: reach {end:.0f}%, nothing smaller"
+        first = known.head(1)
+        axes.plot(100 * first[measure], first["score"], clip_on=False, label=f"{name}: smallest", **ring)
+        label = f"{name}: reach {place:.0f}%, nothing smaller"
         handles.append(Line2D([], [], linestyle=DOTTED, linewidth=0.9, label=label, **ring))
-    failed = cells[(cells["errors"] > 0) & ((cells["samples"] > 0) | cells["error"].map(lambda e: reach([e]) is None))]
-    for _, cell in failed.iterrows():
-        lost = f"{name} at {asked(cell['budget'])}: no score for {cell['errors']} of {cell['errors'] + cell['samples']}"
+    failed = ~cells["complete"] & ((cells["samples"] > 0) | cells["error"].map(lambda error: reach([error]) is None))
+    for cell in cells[failed].itertuples():
+        lost = f"{name} at {asked(cell.budget)}: no score for {cell.asked - cell.samples} of {cell.asked}"
         handles.append(Line2D([], [], linestyle="none", label=lost))
     return handles
 
 
 def full_size_axis(axes, scored: pd.DataFrame) -> None:
     """A second axis on top in MiB of KV cache: the line through the measured sizes, where they lie on one."""
-    scored = scored[scored["errors"] == 0] if (scored["errors"] == 0).any() else scored  # cells of the same prompts
-    fraction, mib = 100 * scored["kept_fraction"].to_numpy(float), scored["mib"].to_numpy(float)
+    scored = scored[scored["complete"]] if scored["complete"].any() else scored  # cells of the same prompts
+    fraction, mib = 100 * scored[sizes.axis(scored)].to_numpy(float), scored["mib"].to_numpy(float)
     slope, start = np.polyfit(fraction, mib, 1) if np.ptp(fraction) > 0 else (mib[0] / fraction[0], 0.0)
     if slope > 0 and np.abs(start + slope * fraction - mib).max() < 0.03 * mib.max():
         top = axes.secondary_xaxis("top", functions=(lambda x: start + slope * x, lambda y: (y - start) / slope))
@@ -137,8 +168,9 @@ def curves_by_part(rows: pd.DataFrame) -> Figure | None:
     kind = next(kind for kind in ("group", "set") if (table["kind"] == kind).any())
     table = table[(table["kind"] == kind) & table["score"].notna()]
     figure, panels = panels_of(table["part"].nunique(), rows)
+    floors = {name: f" (full answers {counts})" for name, counts in floor.sets(rows).items()}
     for (part, cells), axes in zip(table.groupby("part", sort=False), panels, strict=True):
-        axes.set(title=part, xlim=(0, 100))
+        axes.set(title=part + floors.get(str(part), ""), xlim=(0, 100))
         if table["score"].between(0, 1).all():
             axes.set_ylim(-0.04, 1.04)
         for name, points in cells.groupby("method", sort=False):
@@ -148,31 +180,38 @@ def curves_by_part(rows: pd.DataFrame) -> Figure | None:
                 axes.axhline(score[0], color=colour, linestyle=line, linewidth=1.2, label=name)
                 axes.axhspan(low[0], high[0], color=colour, alpha=0.07, linewidth=0)
                 continue
-            x = 100 * points["kept_fraction"].to_numpy(float)
+            x = 100 * points[sizes.axis(table)].to_numpy(float)
             axes.errorbar(x, score, np.maximum(0, [score - low, high - score]), fmt="none", ecolor=colour, alpha=0.5)
             axes.plot(x, score, color=colour, linestyle=line, marker=marker, markersize=4, label=name, clip_on=False)
-    figure.supxlabel(size_label(rows))
+            for place in np.flatnonzero(~points["complete"]):
+                mark_incomplete(axes, x[place], score[place], style[name], 4)
+    figure.supxlabel(sizes.label(table))
     figure.supylabel(metric(rows))
-    _one_legend(figure, panels)
+    _one_legend(figure, panels, [] if table["complete"].all() else [incomplete_entry()])
     return figure
 
 
 def likelihood_by_position(rows: pd.DataFrame) -> Figure | None:
-    """Mean NLL against position in the document: a panel per budget, a line per method, the full cache in each."""
-    table, style = likelihood.by_position(rows), looks(rows["method"].unique())
-    full = table[table["method"].isin(rows[rows["reference"]]["method"].unique())]
-    others = table.drop(full.index)
-    budgets = [budget for budget in budgets_of(rows) if budget in set(others["budget"])]
+    """Mean NLL against position in the document: a panel per budget, a line per method, the full cache in each.
+
+    A panel is of the documents that all of its cells have likelihoods of.
+    """
+    known, style = likelihood.scored(rows), looks(rows["method"].unique())
+    some = set(known[~known["reference"].astype(bool)]["budget"])
+    budgets = [budget for budget in budgets_of(rows) if budget in some]
     if not budgets:
         return None
     figure, panels = panels_of(len(budgets), rows)
     for budget, axes in zip(budgets, panels, strict=True):
-        axes.set_title(f"asked {asked(budget)}")
-        cells = pd.concat([full, others[others["budget"] == budget]])
-        for name, points in cells.groupby("method", sort=False):
+        own = known[(known["budget"] == budget) | known["reference"].astype(bool)]
+        same = ranking.shared(own)
+        here, there = same["sample"].nunique(), own["sample"].nunique()
+        axes.set_title(f"asked {asked(budget)}" + (f", {here} of {there} documents" if here < there else ""))
+        table = likelihood.by_position(same)
+        for name, points in table.groupby("method", sort=False):
             colour, _, line = style[name]
             axes.plot(points["position"], points["nll"], color=colour, linestyle=line, linewidth=1.2, label=name)
-        entries = rows[rows["budget"] == budget]["budget_entries"].dropna()
+        entries = same[same["budget"] == budget]["budget_entries"].dropna()
         if len(entries) and entries.min() > table["position"].min():
             axes.axvline(entries.mean(), color=BLACK, linestyle=DOTTED, linewidth=0.9, label="budget full")
     figure.supxlabel("position in the document, tokens")
@@ -192,23 +231,28 @@ def likelihood_cost(rows: pd.DataFrame) -> Figure | None:
         ends = ("nll_difference", "nll_difference_low", "nll_difference_high")
         return curves_of_many(rows, table, ends, label, "lowest", scale)
     figure, style = Figure(figsize=(8.4, 4.4), layout="constrained"), looks(rows["method"].unique())
-    axes = figure.add_subplot(xlim=(0, 100), xlabel=size_label(rows), ylabel=label)
+    axes = figure.add_subplot(xlim=(0, 100), xlabel=sizes.label(table), ylabel=label)
     axes.set_title(subject(rows))
+    measure = sizes.axis(table)
     axes.axhline(0, color=BLACK, linestyle=style["full"][2] if "full" in style else DOTTED, linewidth=1.2, label="full")
-    table = table[table["nll_difference"].notna()].sort_values("kept_fraction")
+    table = table[table["nll_difference"].notna()].sort_values(measure)
     for name, cells in table.groupby("method"):
         colour, marker, line = style[name]
-        x, mean = 100 * cells["kept_fraction"].to_numpy(float), cells["nll_difference"].to_numpy(float)
+        x, mean = 100 * cells[measure].to_numpy(float), cells["nll_difference"].to_numpy(float)
         ends = np.abs(cells[["nll_difference_low", "nll_difference_high"]].to_numpy(float).T - mean)
         axes.errorbar(x, mean, ends, color=colour, linestyle=line, marker=marker, markersize=4, capsize=2, label=name)
+        for place in np.flatnonzero(~cells["complete"]):
+            mark_incomplete(axes, x[place], mean[place], style[name], 4)
     axes.set_yscale(**scale)
-    figure.legend(title="95% intervals", loc="outside right upper")
+    handles = axes.get_legend_handles_labels()[0] + ([] if table["complete"].all() else [incomplete_entry()])
+    figure.legend(handles=handles, title="95% intervals", loc="outside right upper")
     return figure
 
 
-def _one_legend(figure: Figure, panels: list) -> None:
+def _one_legend(figure: Figure, panels: list, more: Sequence[Line2D] = ()) -> None:
     """One legend for all panels; the figure grows where it is taller."""
-    handles = {handle.get_label(): handle for axes in panels for handle in axes.get_legend_handles_labels()[0]}
+    found = [handle for axes in panels for handle in axes.get_legend_handles_labels()[0]]
+    handles = {handle.get_label(): handle for handle in [*found, *more]}
     figure.set_figheight(max(figure.get_figheight(), 0.3 + 0.2 * len(handles)))
     figure.legend(list(handles.values()), list(handles), loc="outside right upper")
 

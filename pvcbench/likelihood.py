@@ -92,7 +92,10 @@ def shown(rows: pd.DataFrame) -> pd.DataFrame:
     for new, old in (turned | {"nll_difference_high": "difference_low"}).items():
         table[new] = -table[old]
     table = table.assign(difference=math.nan, difference_low=math.nan, difference_high=math.nan)
-    return table.assign(score=table["perplexity"], low=table["perplexity_low"], high=table["perplexity_high"])
+    high = table["perplexity_high"].where(
+        table["complete"] | table["perplexity"].isna(), math.inf
+    )  # failures: no bound
+    return table.assign(score=table["perplexity"], low=table["perplexity_low"], high=high, perplexity_high=high)
 
 
 def tables(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -11,6 +11,10 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.path import Path
+
+from pvcbench import floor
 
 STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9, "legend.frameon": False}
 STYLE |= {"axes.spines.right": False, "hatch.linewidth": 0.5, "svg.hashsalt": "pvcbench"}
@@ -32,8 +36,12 @@ LOOKS = {
     "oracle_answer": (BLACK, "x", DOTTED),
     "oracle_future": (BLACK, "x", DOTTED),
 }
-LEAKING = ("oracle_answer", "oracle_future")  # references: drawn beside methods, never ranked with them
-BESIDE = ("random", *LEAKING)  # the floor and what leaks: drawn in every panel
+BESIDE = ("random",)  # drawn in every panel, with the leaking references
+HOLM_NOTE = (
+    "Holm's verdict is of all comparisons together and stricter than an interval, which is of one: "
+    "it may be missing where the interval excludes zero."
+)
+INCOMPLETE = "hollow, crossed: some samples\nhave no score; not ranked"
 SHAPES = [("d", DOTTED), ("v", "-"), ("P", DASHED), ("<", MIXED), (">", "-"), ("p", DOTTED)]
 OTHERS = [(colour, *shape) for shape in SHAPES for colour in (SKY, ORANGE, PURPLE, BLUE, GREEN, RED, GREY)]
 
@@ -77,7 +85,12 @@ def budgets_of(rows: pd.DataFrame) -> list[str]:
 
 
 def subject(rows: pd.DataFrame) -> str:
-    """The title of every figure: task, model, prompt length and number of samples; the protocol."""
+    """The title of every figure: task, model, length and samples; the protocol; the full cache where it fails most."""
+    return "\n".join(filter(None, [measured(rows), floor.sentence(rows)]))
+
+
+def measured(rows: pd.DataFrame) -> str:
+    """What was measured, and by which protocol."""
     least, most = int(rows["prompt_tokens"].min()), int(rows["prompt_tokens"].max())
     tokens = f"{least:,}" if least == most else f"{least:,} to {most:,}"
     samples, protocol = rows["sample"].nunique(), rows["protocol"].iloc[0]
@@ -92,10 +105,21 @@ def subject(rows: pd.DataFrame) -> str:
     return f"{what}\nquestion seen {when}, decode: {protocol['decode']}"
 
 
-def size_label(rows: pd.DataFrame) -> str:
-    """The axis of measured sizes: a share of what a full cache would hold of the compressed part."""
-    whole = {"continuation": "prefix", "streaming": "document", "blockwise": "document"}
-    return f"KV cache kept, % of the {whole.get(rows['protocol'].iloc[0].get('name'), 'prompt')}'s"
+def mark_incomplete(axes, x: float, y: float, look: tuple, size: float = 6) -> None:
+    """Draws a point that is a mean over some samples only: hollow, with a cross in it."""
+    colour, marker, *_ = look
+    same = {"color": colour, "linestyle": "none", "clip_on": False, "zorder": 6}
+    axes.plot(x, y, marker=marker, markersize=size + 3, markerfacecolor="white", label="_incomplete", **same)
+    cross = same | {"color": BLACK, "marker": "x", "markersize": 0.7 * size, "markeredgewidth": 1.0}
+    axes.plot(x, y, label="_incomplete", **cross)
+
+
+def incomplete_entry() -> Line2D:
+    """What a legend says of such points."""
+    strokes = Path([(-0.4, -0.4), (0.4, 0.4), (-0.4, 0.4), (0.4, -0.4)], [Path.MOVETO, Path.LINETO] * 2)
+    both = Path.make_compound_path(Path.unit_circle(), strokes)
+    look = {"color": BLACK, "markerfacecolor": "none", "markersize": 9, "linestyle": "none"}
+    return Line2D([], [], marker=both, label=INCOMPLETE, **look)
 
 
 def metric(rows: pd.DataFrame) -> str:

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from pvcbench import sizes
 from pvcbench.intervals import proportion_interval
 from pvcbench.looks import BLACK, DASHED, SEQUENTIAL, asked, budgets_of, looks, metric, panels_of, reach, subject
 
@@ -18,7 +19,7 @@ def needle_grid(rows: pd.DataFrame) -> Figure | None:
     """Accuracy by depth and length: methods down, budgets across, the full cache beside every method."""
     info = rows["sample_info"].map(lambda info: info if isinstance(info, dict) else {})
     rows = rows.assign(depth=info.map(lambda i: i.get("depth")), length=info.map(lambda i: i.get("length")))
-    rows = rows[rows["depth"].notna() & rows["length"].notna()]
+    rows = sizes.with_bytes(rows[rows["depth"].notna() & rows["length"].notna()])
     if rows.empty:
         return None
     depths, lengths = sorted(rows["depth"].unique()), sorted(rows["length"].unique())
@@ -36,7 +37,9 @@ def needle_grid(rows: pd.DataFrame) -> Figure | None:
     for heading, axes in zip(["full cache", *(f"asked {asked(budget)}" for budget in budgets)], panels[0], strict=True):
         axes.set_title(f"{heading}\n{axes.get_title()}", fontsize=8)
     figure.suptitle(subject(rows), fontsize=9)
-    figure.supxlabel("prompt length, tokens (in the squares: hits/samples; hatched: no value)", fontsize=8)
+    what = sizes.MEASURES["kept_bytes" if rows["kept_bytes"].notna().any() else "kept_fraction"]
+    squares = "prompt length, tokens (in the squares: hits/samples; hatched: no value)"
+    figure.supxlabel(f"{squares}\nkept: {what}, of samples with a value", fontsize=8)
     bar = {"shrink": min(1.0, 4 / len(methods)), "aspect": 30, "anchor": (0, 1), "pad": 0.02}
     figure.colorbar(ScalarMappable(cmap=SEQUENTIAL), ax=panels, label=metric(rows), **bar)
     return figure
@@ -54,7 +57,10 @@ def square_panel(axes, cell: pd.DataFrame, depths: list, lengths: list) -> None:
         axes.set_facecolor("#EEEEEE")
         axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", fontsize=7, color="#555555")
         return
-    axes.set_title(f"kept {100 * good['kept_fraction'].astype(float).mean():.1f}%", fontsize=7)
+    kept = good.get("kept_bytes", good["kept_fraction"]).astype(float)
+    kept = kept if kept.notna().any() else good["kept_fraction"].astype(float)
+    lost = f"\n{len(good)} of {len(cell)} samples" if len(good) < len(cell) else ""
+    axes.set_title(f"kept {100 * kept.mean():.1f}%{lost}", fontsize=7)
     for (y, depth), (x, length) in ((a, b) for a in enumerate(depths) for b in enumerate(lengths)):
         square = cell[(cell["depth"] == depth) & (cell["length"] == length)]
         scores, ink, label = square["score"].dropna().astype(float), "#555555", ""
@@ -86,18 +92,23 @@ def needle_survival(rows: pd.DataFrame) -> Figure | None:
         return None
     figure, panels = panels_of(len(methods), rows)
     for name, axes in zip(methods, panels, strict=True):
-        absent = []
+        absent, partial = [], []
         for number, budget in enumerate(budgets):
             layers = known[(known["method"] == name) & (known["budget"] == budget)]["layers"]
+            asked_of = int(((rows["method"] == name) & (rows["budget"] == budget)).sum())
+            partial += [f"{asked(budget)}: {len(layers)} of {asked_of}"] if 0 < len(layers) < asked_of else []
             if len(layers):
                 rest = 1 - number / max(1, len(budgets) - 1)  # equal lines show behind each other: the first is widest
                 colour, width = SEQUENTIAL(0.9 * rest), 1 + 2 * rest
                 share = 100 * np.mean(np.stack(list(layers)), axis=0)
                 axes.plot(share, color=colour, marker=".", linewidth=width, clip_on=False, label=asked(budget))
-            elif ((rows["method"] == name) & (rows["budget"] == budget)).any():
+            elif asked_of:
                 absent.append(asked(budget))
         axes.axhline(100, color=BLACK, linestyle=DASHED, linewidth=1, label="full cache")
-        axes.set(title=name + (f" (no value at {', '.join(absent)})" if absent else ""), ylim=(-3, 103))
+        notes = [f"no value at {', '.join(absent)}"] * bool(absent) + [f"samples at {', '.join(partial)}"] * bool(
+            partial
+        )
+        axes.set(title=name + (f" ({'; '.join(notes)})" if notes else ""), ylim=(-3, 103))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.supxlabel("layer")
     figure.supylabel("needle's tokens still cached, %")

@@ -4,12 +4,18 @@ import math
 
 import pandas as pd
 
-from pvcbench import drawn, stats
-from pvcbench.looks import asked, metric, subject
-from pvcbench.significance import ALPHA, STRICTER, TEST
+from pvcbench import cautions, drawn, floor, sizes, stats
+from pvcbench.looks import HOLM_NOTE, asked, measured, metric
+from pvcbench.significance import ALPHA, TEST
 
 LATEX = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$"})
+LATEX |= str.maketrans({"{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"})
+LATEX |= str.maketrans({"\\": r"\textbackslash{}"})
 NO_VALUE = "-"
+SIZES = (
+    f"bytes: {sizes.MEASURES['kept_bytes']}, sample by sample; entries: {sizes.MEASURES['kept_fraction']}, of the "
+    "compressed part's; MiB of a cell with some samples only: of the full cache's on the same ones."
+)
 
 
 def scores(rows: pd.DataFrame, compared: pd.DataFrame, published: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -18,28 +24,40 @@ def scores(rows: pd.DataFrame, compared: pd.DataFrame, published: pd.DataFrame) 
     scale, digits = (100, 1) if share and not nll else (1, 2)
     label = "perplexity" if nll else metric(rows) + (", %" if scale == 100 else "")
     kind, heading = ("nll_difference", "NLL - full") if nll else ("difference", "minus full")
-    lines, lost, notes = [], {}, [subject(rows).replace("\n", "; ")]
+    lines, lost, hidden = [], {}, floor.sentence(rows) is not None
     for line in compared.itertuples():
-        cell = {"method": line.method, "asked": "all" if line.reference else asked(line.budget)}
-        empty = line.samples == 0
-        cell |= {"kept, %": NO_VALUE if empty else f"{100 * line.kept_fraction:.1f}"}
-        cell |= {"MiB": NO_VALUE if empty else f"{line.mib:.1f}", "n": str(line.samples)}
+        cell = {"method": line.method, "asked": "all" if line.reference else asked(line.budget)} | sizes_of(line)
         cell[label] = _ends(line.score, line.low, line.high, scale, digits)
-        ends = (getattr(line, f"{kind}{end}", float("nan")) for end in ("", "_low", "_high"))
+        ends = [getattr(line, f"{kind}{end}", float("nan")) for end in ("", "_low", "_high")]
         cell[heading] = _ends(*ends, scale, 3 if nll else digits, sign=True) if not line.reference else ""
+        if hidden and floor.unseen(*ends):
+            cell[heading] = floor.WORD
         cell[heading] += "*" if line.p_holm < ALPHA else ""
         cell["p (Holm)"] = "" if line.reference or pd.isna(line.p_holm) else _probability(line.p_holm)
         if len(published):
             theirs = published[(published["method"] == line.method) & (published["budget"] == line.budget)]
             cell["published"] = "; ".join(f"{one.score:g}" for one in theirs.itertuples())
         lines.append(cell)
-        if line.errors:
-            why = f"{line.errors} of {line.errors + line.samples} samples have no value: {line.error}"
+        if not line.samples:
+            why = f"{line.errors} of {line.asked} samples have no value: {line.error}"
             lost.setdefault((line.method, why), []).append(asked(line.budget))
-    notes.append(_method_note(compared))
-    notes += [f"{method} at {', '.join(sizes)}: {why}." for (method, why), sizes in lost.items()]
+    notes = [measured(rows).replace("\n", "; "), *cautions.of(rows, compared), SIZES, _method_note(compared)]
+    notes += [f"{method} at {', '.join(budgets)}: {why}." for (method, why), budgets in lost.items()]
     notes += [f"Published: {source}." for source in (published["source"].unique() if len(published) else ())]
     return pd.DataFrame(lines), notes
+
+
+def sizes_of(line) -> dict[str, str]:
+    """Both measured shares of a cell, its bytes and its samples; what is of some samples only says of how many."""
+    cell = {"bytes, %": NO_VALUE, "entries, %": NO_VALUE, "MiB": NO_VALUE, "n": str(line.samples)}
+    if line.samples:
+        shares = {"bytes, %": line.kept_bytes, "entries, %": line.kept_fraction}
+        cell |= {name: NO_VALUE if pd.isna(one) else f"{100 * one:.1f}" for name, one in shares.items()}
+        cell["MiB"] = f"{line.mib:.1f}"
+    if line.samples and not line.complete:
+        cell["MiB"] += "" if line.reference or pd.isna(line.full_mib) else f" of {line.full_mib:.1f}"
+        cell["n"] += f" of {line.asked}"
+    return cell
 
 
 def by_set(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -53,19 +71,26 @@ def by_set(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         cell = {"method": line.method, "asked": "all" if line.reference else asked(line.budget)}
         for kind in ("set", "all"):
             found = own[own["kind"] == kind]
-            cell |= {one.part: _ends(one.score, math.nan, math.nan, scale, digits) for one in found.itertuples()}
+            cell |= {one.part: _part(one, scale, digits) for one in found.itertuples()}
         lines.append(cell)
-    notes = [subject(rows).replace("\n", "; "), "Per cent." if scale == 100 else "Scores."]
+    notes = [measured(rows).replace("\n", "; "), "Per cent." if scale == 100 else "Scores."]
+    notes += [*cautions.loud(rows), *cautions.weak_sets(rows), *cautions.incomplete(parts[parts["kind"] == "all"])]
     return pd.DataFrame(lines).fillna(NO_VALUE), notes
+
+
+def _part(line, scale: float, digits: int) -> str:
+    """A data set's score; of some of its samples it says of how many."""
+    text = _ends(line.score, math.nan, math.nan, scale, digits)
+    return text if line.complete or not line.samples else f"{text} ({line.samples} of {line.asked})"
 
 
 def _method_note(compared: pd.DataFrame) -> str:
     number = int(compared["p_holm"].notna().sum())
     if not number:
-        return "Brackets: 95% intervals. Fewer than ten clusters, or no full cache: no tests."
+        return "Brackets: 95% intervals. No tests: fewer than ten clusters, or no full cache or cell with every sample."
     return (
         "Brackets: 95% intervals, paired by sample for differences. * differs from the full cache at 5% after Holm's "
-        f"correction over the {number} comparisons of this table. {TEST}. {STRICTER}."
+        f"correction over the {number} comparisons of this table. {TEST}. {HOLM_NOTE}"
     )
 
 
@@ -73,7 +98,7 @@ def _ends(value: float, low: float, high: float, scale: float, digits: int, sign
     """A number and its interval, or a dash."""
     if value is None or pd.isna(value):
         return NO_VALUE
-    told = [f"{scale * one:{'+' if sign else ''}.{digits}f}" for one in (value, low, high)]
+    told = [f"{scale * one:{'+' if sign else ''}.{digits}f}".replace("inf", "∞") for one in (value, low, high)]
     return told[0] if pd.isna(low) else f"{told[0]} [{told[1]}, {told[2]}]"
 
 
@@ -104,7 +129,7 @@ def latex(frame: pd.DataFrame, notes: list[str], title: str, data: str) -> str:
     right = [frame[column].str.match(r"[-+<]?\d").any() for column in frame.columns]
     form = "".join("r" if one else "l" for one in right)
     text = frame.to_latex(index=False, escape=True, caption=caption, label=f"tab:{name}", column_format=form)
-    text = text.replace("<", r"\textless{}")
+    text = text.replace("<", r"\textless{}").replace("∞", r"$\infty$")
     return f"% {drawn.KEY}: {data}\n% \\usepackage{{booktabs}}\n{text}"
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from pvcbench import ranking, sizes
 from pvcbench.intervals import (
     FEWEST_CLUSTERS,
     LEVEL,
@@ -14,6 +15,9 @@ from pvcbench.intervals import (
     unit,
     wilson,
 )
+
+NUMBERS = ("kept_bytes", "kept_fraction", "kept_entries", "prompt_tokens", "mib", "full_mib", "prefill_s")
+NUMBERS += ("score", "low", "high", "at_worst", "difference", "difference_low", "difference_high", "p", "pairs", "lost")
 
 __all__ = ["FEWEST_CLUSTERS", "LEVEL", "breakdown", "headline", "info", "mean_interval", "mean_of_strata"]
 __all__ += ["paired_difference", "pairs", "summarize", "wilson"]
@@ -43,36 +47,60 @@ def breakdown(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarize(rows: pd.DataFrame) -> pd.DataFrame:
-    """One line per method and budget of one run: measured size, score with interval, paired difference to full and p.
+    """One line per method and budget of one run: measured sizes, score with interval, paired difference to full and p.
 
-    Cells without a single score stay, with their error; the reference cell comes first.
+    A cell with scores of some of the run's samples only is not `complete`: its mean is over the `samples` it answered
+    of the `asked`, the low end of its interval counts the others as the worst score, and `lost` says how many pairs it
+    lacks. Cells without a single score stay, with their error; the reference cell comes first.
     """
-    rows = headline(rows.assign(stratum=rows["stratum"].fillna("") if "stratum" in rows else ""))
-    done = rows[rows["error"].isna()]
-    reference = done[done["reference"]][["sample", "score", "prompt_sha256"]]
-    lines, bounded = [], unit(done["score"])  # of the whole run: a cell's own scores may lie in [0, 1] by chance
+    rows = sizes.with_bytes(headline(rows.assign(stratum=rows["stratum"].fillna("") if "stratum" in rows else "")))
+    done, leaks = rows[ranking.answered(rows)], ranking.leaking(rows)
+    reference = done[done["reference"].astype(bool)][["sample", "score", "prompt_sha256"]]
+    everyone = rows.drop_duplicates("sample")[["sample", "cluster", "stratum"]]
+    bounded = unit(done["score"])  # of the whole run: a cell's own scores may lie in [0, 1] by chance
+    worst, lines = 0.0 if bounded else -np.inf, []
     for (method, budget), cell in rows.groupby(["method", "budget"], sort=False):
-        good = cell[cell["error"].isna() & cell["score"].notna()]
-        line = {"method": method, "budget": budget, "reference": bool(cell["reference"].iloc[0]), "samples": len(good)}
+        good = cell[ranking.answered(cell)]
+        line = {"method": method, "budget": budget, "reference": bool(cell["reference"].iloc[0])}
+        line |= {"leaks": method in leaks, "samples": len(good), "asked": len(everyone)}
+        line["complete"] = len(good) == len(everyone)
         line["errors"] = int(cell["error"].notna().sum())
         line["error"] = cell["error"].dropna().iloc[0] if line["errors"] else None
         if len(good):
-            line |= {name: float(good[name].mean()) for name in ("kept_fraction", "kept_entries", "prompt_tokens")}
-            line["mib"] = float(good["kv_bytes"].mean()) / 2**20
-            line["prefill_s"] = float(good["prefill_s"].median())
-            line["score"] = mean_of_strata(good["score"], good["stratum"])
-            parts = good["score"], good["cluster"], good["stratum"]
-            line["low"], line["high"] = mean_interval(*parts, bounded) or (np.nan, np.nan)
+            line |= _measured(good) | _scored(good, everyone, worst, bounded)
             if not line["reference"] and len(reference):
                 columns = ["sample", "score", "prompt_sha256", "cluster", "stratum"]
                 line["difference"], interval, line["p"], line["pairs"] = paired(good[columns], reference, bounded)
                 line["difference_low"], line["difference_high"] = interval or (np.nan, np.nan)
+                line["lost"] = len(everyone) - line["pairs"]
         lines.append(line)
     table = pd.DataFrame(lines)
-    columns = ["kept_fraction", "kept_entries", "prompt_tokens", "mib", "prefill_s", "score", "low", "high"]
-    columns += ["difference", "difference_low", "difference_high", "p", "pairs"]
-    for name in columns:
+    for name in NUMBERS:
         if name not in table:
             table[name] = np.nan
     order = table.assign(rank=~table["reference"]).sort_values(["rank", "method", "kept_fraction"], kind="stable")
     return order.drop(columns="rank").reset_index(drop=True)
+
+
+def _measured(good: pd.DataFrame) -> dict[str, float]:
+    """Sizes and time of a cell over the samples it answered; `full_mib` is the full cache's on the same samples."""
+    names = ("kept_bytes", "kept_fraction", "kept_entries", "prompt_tokens")
+    line = {name: float(good[name].astype(float).mean()) for name in names}
+    line |= {"mib": float(good["kv_bytes"].mean()) / 2**20, "full_mib": float(good["full_bytes"].mean()) / 2**20}
+    return line | {"prefill_s": float(good["prefill_s"].median())}
+
+
+def _scored(good: pd.DataFrame, everyone: pd.DataFrame, worst: float, bounded: bool) -> dict[str, float]:
+    """The mean score with its interval; `at_worst` is the mean with the samples that lack one counted as the worst."""
+    score, (low, high) = mean_of_strata(good["score"], good["stratum"]), _ends_of(good, bounded)
+    line = {"score": score, "low": low, "high": high, "at_worst": score}
+    if len(good) < len(everyone):
+        found = everyone["sample"].map(good.set_index("sample")["score"].astype(float))
+        filled = everyone.assign(score=found.astype(float).fillna(worst))
+        line["at_worst"] = mean_of_strata(filled["score"], everyone["stratum"])
+        line["low"] = _ends_of(filled, bounded)[0] if np.isfinite(worst) else worst
+    return line if np.isfinite(high) else line | {"low": np.nan}
+
+
+def _ends_of(rows: pd.DataFrame, bounded: bool) -> tuple[float, float]:
+    return mean_interval(rows["score"], rows["cluster"], rows["stratum"], bounded) or (np.nan, np.nan)

@@ -1,4 +1,4 @@
-"""A mirror of a run in Weights & Biases: one curve per method, accuracy against the measured share of the cache.
+"""A mirror of a run in Weights & Biases: one curve per method, accuracy against the measured share of the bytes.
 
 The rows on disk are the results; whatever goes wrong here is one line on stderr and changes nothing. A run that goes on
 continues its W&B run: the id is the run's. wandb/mirrored.json in its folder tells what was mirrored last: a run whose
@@ -13,14 +13,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pandas as pd
 
 from pvcbench.errors import UserError
 
 MODES = ("offline", "online", "disabled")
-AXIS = "cache/fraction"
+AXIS, ENTRIES = "cache/bytes_fraction", "cache/fraction"  # of the full cache's bytes; of entries in layers that evict
 RECORD = "wandb/mirrored.json"
-NUMBERS = ("kept_fraction", "mib", "score", "difference")  # of each cell, in the run's summary
+NUMBERS = ("kept_bytes", "kept_fraction", "mib", "score", "difference")  # of each cell, in the run's summary
 
 
 class Settings(Protocol):
@@ -111,7 +112,8 @@ def _mirror(settings, run_id, experiment, config, summary, figures, folder, task
         settings=_quiet(wandb.Settings),
     )
     try:
-        run.define_metric(AXIS)
+        for axis in (AXIS, ENTRIES):
+            run.define_metric(axis)
         run.define_metric(f"{task}/*", step_metric=AXIS)
         for point in points(summary, task):
             run.log(point)
@@ -137,15 +139,20 @@ def _quiet(settings):
 
 
 def points(summary: pd.DataFrame, task: str) -> list[dict[str, float]]:
-    """What is logged: for each method its scores by measured size, smallest first."""
+    """What is logged: for each method its scores by measured size, smallest first.
+
+    Means over some samples only are a series of their own, `.../incomplete`: on no method's curve.
+    """
     found = []
     if "score" not in summary:  # an analysis: its table and its figures say it
         return found
     for method, cells in summary[summary["score"].notna()].groupby("method", sort=False):
         for _, cell in cells.sort_values("kept_fraction").iterrows():
-            point = {AXIS: float(cell["kept_fraction"]), f"{task}/{method}": float(cell["score"])}
+            name = f"{task}/{method}" + ("" if cell["complete"] else "/incomplete")
+            point = {ENTRIES: float(cell["kept_fraction"]), name: float(cell["score"])}
+            point |= {AXIS: float(cell["kept_bytes"])} if pd.notna(cell["kept_bytes"]) else {}
             point["cache/samples"] = int(cell["samples"])  # a run that goes on draws its curve again, from more samples
-            ends = {f"{task}/{method}/{end}": float(cell[end]) for end in ("low", "high") if pd.notna(cell[end])}
+            ends = {f"{name}/{end}": float(cell[end]) for end in ("low", "high") if np.isfinite(cell[end])}
             found.append(point | ends)
     return found
 

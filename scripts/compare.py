@@ -5,7 +5,9 @@
 
 Every comparison of the call, in every folder, is one of a single family. A difference is the method's score minus the
 other's over the samples both answered: needles as accuracy, perplexity as minus the mean NLL, so above 0 is better.
-Runs of one experiment are joined as in the figures. Sizes that differ by more than 1% of the prompt are refused.
+Runs of one experiment are joined as in the figures. Sizes are shares of the full cache's bytes on the same samples, and
+entries in the layers that evict; where either differs by more than 1% the comparison is refused. A method that failed
+on some samples is shown without a test.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from rich.table import Table
 from pvcbench import paper, significance, store
 from pvcbench.errors import UserError
 
-SAME_SIZE = 0.01  # of the prompt
+SAME_SIZE = 0.01  # of the full cache's bytes, and of the prompt's entries
 
 
 def compare(folders: list[Path], method: str, against: list[str]) -> pd.DataFrame:
@@ -35,27 +37,45 @@ def compare(folders: list[Path], method: str, against: list[str]) -> pd.DataFram
                     line = significance.versus(rows, method, other, budget)
                 except ValueError as error:
                     raise UserError(f"{folder}: {error}") from error
-                if abs(line["kept"] - line["other_kept"]) > SAME_SIZE:
-                    sizes = f"{line['kept']:.1%} and {line['other_kept']:.1%}"
-                    raise UserError(f"{folder}: {method} and {other} kept {sizes} at {budget}: not the same size")
+                refuse_other_sizes(folder, line)
                 lines.append({"run": name, **line})
     table = pd.DataFrame(lines)
     return table.assign(p_holm=significance.holm(table["p"]))
 
 
+def refuse_other_sizes(folder: Path, line: dict) -> None:
+    """Raises UserError where the two kept caches of unlike sizes, in bytes or in entries."""
+    for measure, what in (("kept", "bytes"), ("entries", "entries")):
+        one, two = line[measure], line[f"other_{measure}"]
+        if abs(one - two) > SAME_SIZE:
+            pair = f"{line['method']} and {line['other']} kept {one:.1%} and {two:.1%} of the {what}"
+            raise UserError(f"{folder}: {pair} at {line['budget']}: not the same size")
+
+
+def percent(value: float) -> str:
+    """A share; a dash where there is no full cache to be held against."""
+    return "-" if pd.isna(value) else f"{value:.1%}"
+
+
 def show(table: pd.DataFrame) -> None:
     """The lines on the terminal."""
-    shown = Table("run", "method", "against", "asked", "kept", "n", "difference", "95% interval", "p", "p (Holm)")
+    heads = ("run", "method", "against", "asked", "bytes kept", "entries kept", "n", "difference", "95% interval")
+    shown = Table(*heads, "p", "p (Holm)")
     for line in table.itertuples():
-        sizes = f"{line.kept:.1%}, {line.other_kept:.1%}"
-        values = (
-            f"{line.difference:+.4f}",
-            f"[{line.low:+.4f}, {line.high:+.4f}]",
-            f"{line.p:.4f}",
-            f"{line.p_holm:.4f}",
-        )
-        shown.add_row(line.run, line.method, line.other, line.budget, sizes, str(line.samples), *values)
-    Console(width=150).print(shown)
+        shares = [
+            f"{percent(one)}, {percent(two)}"
+            for one, two in ((line.kept, line.other_kept), (line.entries, line.other_entries))
+        ]
+        number = f"{line.samples} of {line.samples + line.lost}" if line.lost else str(line.samples)
+        tests = ["no test" if pd.isna(p) else f"{p:.4f}" for p in (line.p, line.p_holm)]
+        ends = "" if pd.isna(line.low) else f"[{line.low:+.4f}, {line.high:+.4f}]"
+        values = f"{line.difference:+.4f}", ends, *tests
+        shown.add_row(line.run, line.method, line.other, line.budget, *shares, number, *values)
+    console = Console(width=170, markup=False, emoji=False)
+    console.print(shown)
+    console.print(
+        "bytes kept: share of the full cache's; entries kept: in the layers that evict; both on the pairs' samples."
+    )
 
 
 def main() -> int:

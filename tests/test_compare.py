@@ -32,9 +32,12 @@ def test_a_line_is_the_paired_difference_of_what_both_answered(made):
     scores = rows[rows["budget"] == "0.1"].pivot_table(index="sample", columns="method", values="score").dropna()
     difference = scores["h2o"] - scores["random"]
     assert line["samples"] == 18 and line["difference"] == pytest.approx(difference.mean())
-    assert line["low"] < line["difference"] < line["high"] and line["kept"] == pytest.approx(0.1)
-    assert (line["low"] > 0 or line["high"] < 0) == (line["p"] < 0.05)
-    back = significance.versus(rows, "random", "h2o", "0.1")
+    assert line["low"] < line["difference"] < line["high"] and line["entries"] == pytest.approx(0.1)
+    assert line["kept"] == pytest.approx(102 / 1024) and line["lost"] == 2  # of the bytes: entries are whole
+    assert np.isnan(line["p"])  # what failed on some samples is in no test
+    whole = table(copy.deepcopy(made))
+    line, back = (significance.versus(whole, *pair, "0.1") for pair in (("h2o", "random"), ("random", "h2o")))
+    assert (line["low"] > 0 or line["high"] < 0) == (line["p"] < 0.05) and line["lost"] == 0
     assert back["difference"] == pytest.approx(-line["difference"]) and back["p"] == pytest.approx(line["p"])
 
 

@@ -159,11 +159,11 @@ def test_pareto_shows_every_cell_hollow_behind_the_front(rows, compared):
     stairs = next(line for line in axes.get_lines() if line.get_label() == "front")
     points = [line for line in axes.get_lines() if line is not stairs]
     assert len(points) == len(scored) == 6  # the full cache, pvc once, h2o and random twice
-    best = claims.front(scored["mib"].to_numpy(), scored["score"].to_numpy())
+    best = claims.front(scored["kept_bytes"].to_numpy(), scored["score"].to_numpy())
     filled = [to_rgba(line.get_markerfacecolor()) != to_rgba("white") for line in points]
     assert filled == best.tolist() and not all(filled)
-    np.testing.assert_allclose(sorted(stairs.get_xdata()), sorted(scored["mib"][best]))
-    assert axes.get_xlabel() == "KV cache, MiB (measured)" and axes.get_ylabel() == "accuracy"
+    np.testing.assert_allclose(sorted(stairs.get_xdata()), sorted(100 * scored["kept_bytes"][best]))
+    assert axes.get_xlabel() == "KV cache kept: share of the full cache's bytes, %" and axes.get_ylabel() == "accuracy"
     assert "no steps of these cells\nwere timed alone" in legend(figure)
 
 
@@ -227,7 +227,7 @@ def test_differences_are_filled_where_holm_leaves_them(rows, compared):
         )
         points = [line for line in axes.get_lines() if len(line.get_xdata()) == 1]
         np.testing.assert_allclose([line.get_ydata()[0] for line in points], 100 * cells["difference"])
-        np.testing.assert_allclose([line.get_xdata()[0] for line in points], 100 * cells["kept_fraction"])
+        np.testing.assert_allclose([line.get_xdata()[0] for line in points], 100 * cells["kept_bytes"])
         filled = [to_rgba(line.get_markerfacecolor()) != to_rgba("white") for line in points]
         assert filled == (cells["p_holm"] < 0.05).tolist()
         seen += sum(filled)
@@ -246,14 +246,15 @@ def test_too_few_clusters_are_marked_and_no_pairs_give_no_picture(rows):
 
 def test_the_table_has_every_cell_with_intervals_and_marks(rows, compared):
     frame, notes = paper_tables.scores(rows, compared, published.beside(rows))
-    assert list(frame.columns[:5]) == ["method", "asked", "kept, %", "MiB", "n"] and len(frame) == len(compared)
+    assert list(frame.columns[:6]) == ["method", "asked", "bytes, %", "entries, %", "MiB", "n"]
+    assert len(frame) == len(compared)
     random = frame[(frame["method"] == "random") & (frame["asked"] == "10%")].iloc[0]
     line = compared[(compared["method"] == "random") & (compared["budget"] == "0.1")].iloc[0]
     assert random["accuracy, %"] == f"{100 * line.score:.1f} [{100 * line.low:.1f}, {100 * line.high:.1f}]"
     assert random["minus full"].startswith(f"{100 * line.difference:+.1f} [") and random["minus full"].endswith("]*")
     assert line.p_holm < 0.05 and random["p (Holm)"] == (f"{line.p_holm:.3f}" if line.p_holm >= 0.001 else "<0.001")
     lost = frame[(frame["method"] == "pvc") & (frame["asked"] == "10%")].iloc[0]
-    assert (lost["kept, %"], lost["accuracy, %"], lost["n"]) == ("-", "-", "0")
+    assert (lost["bytes, %"], lost["accuracy, %"], lost["n"]) == ("-", "-", "0")
     assert any("pvc at 10%: 20 of 20" in note and "reach" in note for note in notes)
     assert any("5 comparisons" in note for note in notes)
 

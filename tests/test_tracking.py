@@ -94,12 +94,18 @@ def test_every_point_of_every_curve_is_in_the_offline_file(rows, summary, tmp_pa
         key = f"needle/{method}"
         mine = [row for row in histories if key in row]
         expected = cells.sort_values("kept_fraction")
-        columns = {"cache/fraction": "kept_fraction", key: "score", f"{key}/low": "low", f"{key}/high": "high"}
+        columns = {
+            "cache/bytes_fraction": "kept_bytes",
+            "cache/fraction": "kept_fraction",
+            key: "score",
+            f"{key}/low": "low",
+            f"{key}/high": "high",
+        }
         for name, column in columns.items():
             assert [row[name] for row in mine] == pytest.approx(list(expected[column]), abs=1e-12), (method, name)
     defined = [record.metric for record in found if record.HasField("metric")]
     metrics = {metric.name or metric.glob_name: metric for metric in defined}
-    assert metrics["needle/*"].step_metric == "cache/fraction"
+    assert metrics["needle/*"].step_metric == "cache/bytes_fraction"
     logged = {key: value for row in histories for key, value in row.items()}
     assert logged["table/nrows"] == len(summary)
     for picture in ("curve", "needle_grid"):

@@ -4,7 +4,8 @@
 const BUTTONS = [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]]; // none that asks a server
 const CONFIG = {responsive: true, displaylogo: false, modeBarButtons: BUTTONS};
 const AXES = {
-  kept: {label: (run) => run.scores.size, unit: "%"},
+  kept: {label: (run) => run.scores.sizes.kept, unit: "%"},
+  entries: {label: (run) => run.scores.sizes.entries, unit: "%"},
   mib: {label: () => "KV cache, MiB", unit: " MiB"},
   prefill_s: {label: () => "prefill and compression, seconds a sample (median)", unit: " s"},
   decode_s: {label: () => "decoding, seconds a sample (median, cells that ran alone)", unit: " s"},
@@ -39,7 +40,8 @@ function hover(run, cell) {
   const ends = cell.low === null ? "" : ` [${told(cell.low, digits)}, ${told(cell.high, digits)}]`;
   const lines = [`<b>${plain(cell.method)}</b>, asked ${plain(cell.asked)}`, `${plain(run.scores.metric)}: ${told(cell.score, digits)}${ends}`];
   if (cell.difference !== null) lines.push(`${run.scores.difference}: ${told(cell.difference, run.scores.lower ? 3 : digits)}`);
-  lines.push(`kept ${told(cell.kept, 1)}%, ${told(cell.mib, 1)} MiB, n = ${cell.samples}`);
+  lines.push(`kept ${told(cell.kept, 1)}% of the bytes, ${told(cell.entries, 1)}% of the entries, ${told(cell.mib, 1)} MiB`);
+  lines.push(cell.complete ? `n = ${cell.samples}` : `incomplete: ${cell.samples} of ${cell.of} samples, not ranked`);
   return lines.join("<br>");
 }
 
@@ -52,12 +54,17 @@ function measured(run, axis) {
   return run.scores.parts.some((part) => part.cells.some((cell) => cell.score !== null && cell[axis] !== null));
 }
 
+function hollow(symbol) {
+  return symbol.endsWith("-open") ? symbol : `${symbol}-open`;
+}
+
 function curveTrace(run, method, cells, axis) {
   const bars = (end) => cells.map((cell) => (cell[end] === null ? 0 : Math.abs(cell[end] - cell.score)));
   return {
     type: "scatter", mode: method.reference ? "markers" : "lines+markers", name: plain(method.name), legendgroup: method.name,
     x: cells.map((cell) => cell[axis]), y: cells.map((cell) => cell.score), hovertext: cells.map((cell) => hover(run, cell)), hoverinfo: "text",
-    line: {color: method.colour, dash: method.dash, width: 2}, marker: {color: method.colour, symbol: method.symbol, size: method.reference ? 14 : 10},
+    line: {color: method.colour, dash: method.dash, width: 2},
+    marker: {color: method.colour, symbol: cells.map((cell) => (cell.complete ? method.symbol : hollow(method.symbol))), size: method.reference ? 14 : 10},
     error_y: {type: "data", symmetric: false, array: bars("high"), arrayminus: bars("low"), color: method.colour, thickness: 1.2, width: 4},
     showlegend: !method.reference,
   };
@@ -73,7 +80,8 @@ function referenceLine(method, cell, last) {
 function curves(run, part, axis, chosen) {
   const traces = [], shapes = [], annotations = [], methods = run.scores.methods.filter((method) => chosen.has(method.name));
   const all = methods.flatMap((method) => points(run, part, axis, method.name));
-  const last = axis === "kept" ? 100 : 1.04 * Math.max(0, ...all.map((cell) => cell[axis]));
+  const share = axis === "kept" || axis === "entries";
+  const last = share ? 100 : 1.04 * Math.max(0, ...all.map((cell) => cell[axis]));
   for (const method of methods) {
     const cells = points(run, part, axis, method.name);
     if (cells.length && method.reference) {
@@ -83,28 +91,29 @@ function curves(run, part, axis, chosen) {
       }
     }
     if (cells.length) traces.push(curveTrace(run, method, cells, axis));
-    if (axis === "kept" && method.reach !== null) {
-      shapes.push({type: "line", x0: method.reach, x1: method.reach, yref: "paper", y0: 0, y1: 1, line: {color: method.colour, dash: "dot", width: 1.2}});
-      annotations.push({x: method.reach, yref: "paper", y: 0.02, text: `${plain(method.name)}: nothing smaller`, textangle: -90, xanchor: "right", yanchor: "bottom", showarrow: false, font: {color: method.colour, size: 11}});
+    const reach = axis === "kept" ? method.reach : method.reach_entries;
+    if (share && reach !== null) {
+      shapes.push({type: "line", x0: reach, x1: reach, yref: "paper", y0: 0, y1: 1, line: {color: method.colour, dash: "dot", width: 1.2}});
+      annotations.push({x: reach, yref: "paper", y: 0.02, text: `${plain(method.name)}: nothing smaller`, textangle: -90, xanchor: "right", yanchor: "bottom", showarrow: false, font: {color: method.colour, size: 11}});
     }
   }
   const scores = all.flatMap((cell) => [cell.score, cell.low, cell.high]).filter((value) => value !== null && value !== undefined);
   const log = run.scores.lower && Math.max(...scores) > 4 * Math.min(...scores);
   const yaxis = {title: {text: plain(run.scores.metric) + (run.scores.lower ? " (lower is better)" : "")}, type: log ? "log" : "linear"};
   if (run.scores.bounded) yaxis.range = [-4, 104];
-  const xaxis = {title: {text: plain(AXES[axis].label(run))}, range: [axis === "kept" ? 0 : -0.02 * last, 1.02 * last]};
+  const xaxis = {title: {text: plain(AXES[axis].label(run))}, range: [share ? 0 : -0.02 * last, 1.02 * last]};
   return [traces, layout({xaxis, yaxis, shapes, annotations})];
 }
 
 function absent(run, part, chosen) {
-  const lost = run.scores.parts[part].cells.filter((cell) => chosen.has(cell.method) && (cell.errors || cell.score === null));
-  return lost.map((cell) => `${cell.method} at ${cell.asked}: ${cell.score === null ? "no score" : `${cell.errors} samples without a score`}${cell.error ? ` (${cell.error})` : ""}`);
+  const lost = run.scores.parts[part].cells.filter((cell) => chosen.has(cell.method) && (!cell.complete || cell.score === null));
+  return lost.map((cell) => `${cell.method} at ${cell.asked}: ${cell.score === null ? "no score" : `hollow, ${cell.samples} of ${cell.of} samples have a score`}${cell.error ? ` (${cell.error})` : ""}`);
 }
 
 function drawCurve(run, part, axis, chosen) {
   Plotly.react("curve", ...curves(run, part, axis, chosen), CONFIG);
   const lost = absent(run, part, chosen);
-  document.getElementById("curve-note").textContent = lost.length ? `Not drawn: ${lost.join("; ")}.` : "";
+  document.getElementById("curve-note").textContent = lost.length ? `Not whole: ${lost.join("; ")}.` : "";
 }
 
 function drawGrid(run) {

@@ -27,7 +27,7 @@ function chooseRun(number) {
   const answered = others.find((place) => run.samples.samples.some((sample) => sample.cells[place] && sample.cells[place].error === null));
   Object.assign(state, {run: number, part: 0, sample: 0, left: answered ?? 0, right: 0, which: "all"});
   state.chosen = new Set(run.scores.methods.map((method) => method.name));
-  if (!measured(run, state.axis)) state.axis = "kept";
+  if (!measured(run, state.axis)) state.axis = measured(run, "kept") ? "kept" : "entries";
   showCurveControls(run);
   drawCurve(run, state.part, state.axis, state.chosen);
   drawGrid(run);

@@ -50,7 +50,10 @@ function cellView(cell) {
   const metrics = Object.entries(cell.metrics).map(([name, value]) => `${name.replaceAll("_", " ")} ${typeof value === "number" ? +value.toFixed(4) : value ?? "-"}`);
   const facts = [["score", metrics.join(", ") || "none"]];
   if (cell.error !== null) facts.push(["error", cell.error]);
-  if (cell.kept !== null) facts.push(["cache", `${told(cell.kept, 1)}% kept: ${told(cell.entries, 0)} entries a head, ${told(cell.mib, 1)} MiB`]);
+  if (cell.share !== null) {
+    const bytes = cell.kept === null ? "" : `${told(cell.kept, 1)}% of the full cache's bytes, `;
+    facts.push(["cache kept", `${bytes}${told(cell.mib, 1)} MiB; ${told(cell.share, 1)}% of the entries in the layers that evict, ${told(cell.entries, 0)} a head`]);
+  }
   if (cell.prefill_s !== null) facts.push(["prefill", `${told(cell.prefill_s, 2)} s`]);
   if (cell.decode_s !== null) facts.push(["decoding", `${told(cell.decode_s, 2)} s`]);
   view.append(terms(facts));

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from pvcbench import likelihood
+from pvcbench import likelihood, sizes
 from pvcbench.looks import asked
 from pvcbench.report.scores import value
 
@@ -14,7 +14,7 @@ BYTES = 2**20
 
 def samples_of(rows: pd.DataFrame, excerpts: Mapping[str, Mapping], limit: int) -> dict:
     """The first samples of a run, `cells` (method and budget, reference first), and how many there are in all."""
-    rows = rows.assign(order=~rows["reference"].astype(bool))
+    rows = sizes.with_bytes(rows.assign(order=~rows["reference"].astype(bool)))
     cells = rows.sort_values(["order", "method"], kind="stable")[["method", "budget"]].drop_duplicates()
     keys = list(cells.itertuples(index=False, name=None))
     samples = list(rows.groupby("sample", sort=False))
@@ -45,7 +45,8 @@ def row_of(row: Mapping, nll: pd.DataFrame | None) -> dict:
     known = {"score": value(row["score"]), "error": row["error"] if isinstance(row["error"], str) else None}
     known |= {"output": None if output is None else output[:LONGEST], "cut": len(output or "") > LONGEST}
     known |= {"metrics": {name: one if isinstance(one, str) else value(one) for name, one in row["metrics"].items()}}
-    known |= {"kept": value(row["kept_fraction"], 100), "entries": value(row["kept_entries"])}
+    known |= {"kept": value(row["kept_bytes"], 100), "share": value(row["kept_fraction"], 100)}
+    known["entries"] = value(row["kept_entries"])
     known |= {"mib": value(row["kv_bytes"], 1 / BYTES), "prefill_s": value(row["prefill_s"])}
     known["decode_s"] = value(row["decode_s"])
     spans = row["spans_kept"] if isinstance(row["spans_kept"], dict) else {}

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from pvcbench import likelihood, stats
+from pvcbench import cautions, floor, likelihood, ranking, sizes, stats
 from pvcbench.console import interval, number, scale_of
-from pvcbench.looks import DASHED, DOTTED, LEAKING, MIXED, asked, budgets_of, looks, metric, reach, size_label, subject
+from pvcbench.looks import DASHED, DOTTED, MIXED, asked, budgets_of, looks, metric, reach, subject
 from pvcbench.needle_figures import needle_shares
 
 SYMBOLS = {"*": "star", "o": "circle", "s": "square", "^": "triangle-up", "X": "x", "D": "diamond", "P": "cross"}
 SYMBOLS |= {"v": "triangle-down", "p": "pentagon", "h": "hexagon", "d": "diamond-tall", "<": "triangle-left"}
 SYMBOLS |= {">": "triangle-right", "x": "x-thin-open"}
 DASHES = {"-": "solid", DASHED: "dash", DOTTED: "dot", MIXED: "dashdot"}
-SIZES = ("mib", "prefill_s", "kept_entries")
+SIZES = ("mib", "full_mib", "prefill_s", "kept_entries")
 
 
 def run_of(rows: pd.DataFrame) -> dict:
@@ -43,19 +43,27 @@ def run_of(rows: pd.DataFrame) -> dict:
         "digits": digits,
         "scale": scale,
         "bounded": not perplexity and scale == 100,
-        "size": size_label(rows),
-        "methods": methods_of(rows),
+        "sizes": {"kept": f"KV cache kept: {sizes.MEASURES['kept_bytes']}, %"}
+        | {"entries": f"KV cache kept: {sizes.MEASURES['kept_fraction']}, %"},
+        "cautions": cautions.of(rows, summary),
+        "floor": floor.sentence(rows),
+        "methods": methods_of(rows, summary),
         "budgets": [{"budget": budget, "asked": asked(budget)} for budget in budgets_of(rows)],
         "parts": parts,
     }
 
 
-def methods_of(rows: pd.DataFrame) -> list[dict]:
-    """The methods, the reference first, with the colour, marker and line that the figures give them."""
-    found, errors = [], rows.groupby("method")["error"]
+def methods_of(rows: pd.DataFrame, summary: pd.DataFrame) -> list[dict]:
+    """The methods, the reference first, with the colour, marker and line that the figures give them.
+
+    `reach` is where a method's curve ends, in % of the bytes, `reach_entries` of the entries.
+    """
+    found, errors, leaks = [], rows.groupby("method")["error"], ranking.leaking(rows)
     for name, (colour, marker, line) in looks(rows["method"].unique()).items():
         own = rows["method"] == name
-        known = {"name": name, "reference": bool(rows[own]["reference"].any()), "reach": reach(errors.get_group(name))}
+        known = {"name": name, "reference": bool(rows[own]["reference"].any()), "leaks": name in leaks}
+        known["reach_entries"] = end = reach(errors.get_group(name))
+        known["reach"] = None if end is None else round(100 * sizes.placed(summary, end / 100), 6)
         found.append(known | {"colour": colour, "symbol": SYMBOLS[marker], "dash": DASHES[line]})
     return sorted(found, key=lambda method: (not method["reference"], method["name"]))
 
@@ -71,11 +79,14 @@ def cells_of(table: pd.DataFrame, rows: pd.DataFrame, scale: float) -> list[dict
     found = []
     for line in table.to_dict("records"):
         key = line["method"], line["budget"]
-        cell = {name: line[name] for name in ("method", "budget", "reference", "samples", "errors", "error")}
+        names = ("method", "budget", "reference", "leaks", "samples", "complete", "errors", "error")
+        cell = {name: line[name] for name in names} | {"of": line["asked"]}
         cell["error"] = cell["error"] if isinstance(cell["error"], str) else None  # pandas makes None NaN
-        cell |= {"asked": asked(line["budget"]), "kept": value(line["kept_fraction"], 100)}
+        cell |= {"asked": asked(line["budget"]), "kept": value(line["kept_bytes"], 100)}
+        cell["entries"] = value(line["kept_fraction"], 100)
         cell |= {name: value(line[name]) for name in SIZES}
         cell |= {name: value(line[name], scale) for name in ("score", "low", "high")}
+        cell["unbounded"] = bool(np.isinf([line["low"], line["high"]]).any())
         names = [f"nll_{name}" if likely else name for name in ("difference", "difference_low", "difference_high")]
         for shown, name in zip(("difference", "difference_low", "difference_high"), names, strict=True):
             cell[shown] = value(line.get(name), 1 if likely else scale)
@@ -85,8 +96,8 @@ def cells_of(table: pd.DataFrame, rows: pd.DataFrame, scale: float) -> list[dict
 
 
 def value(number: float | None, scale: float = 1) -> float | None:
-    """A number for JSON, which has no NaN."""
-    return None if number is None or math.isnan(number) else round(scale * float(number), 6)
+    """A number for JSON, which has neither NaN nor infinities."""
+    return None if number is None or not math.isfinite(number) else round(scale * float(number), 6)
 
 
 def board(run: Mapping) -> dict:
@@ -105,8 +116,8 @@ def board(run: Mapping) -> dict:
 
 
 def best_of(run: Mapping, cells: list[dict]) -> str | None:
-    """The method with the best score among some cells; the full cache and what leaks are references and left out."""
-    ranked = [cell for cell in cells if not cell["reference"] and cell["method"] not in LEAKING]
+    """The method with the best score among some cells; left out are references, what leaks and what is incomplete."""
+    ranked = [cell for cell in cells if not cell["reference"] and not cell["leaks"] and cell["complete"]]
     scored = [cell for cell in ranked if cell["score"] is not None]
     order = sorted(scored, key=lambda cell: cell["score"] if run["lower"] else -cell["score"])
     return order[0]["method"] if len(order) > 1 and order[0]["score"] != order[1]["score"] else None
@@ -119,17 +130,32 @@ def spell(run: Mapping, cell: Mapping | None, best: bool) -> dict:
     digits, fine = run["digits"], 3 if run["lower"] else run["digits"]
     ends = (math.nan if cell[name] is None else cell[name] for name in ("low", "high"))
     wide = (math.nan if cell[name] is None else cell[name] for name in ("difference_low", "difference_high"))
-    failed = f", {cell['errors']} without a score" if cell["errors"] else ""
+    of = "" if cell["complete"] else f" of {cell['of']}: incomplete, not ranked"
+    ends, wide = list(ends), list(wide)
+    difference = [number(cell["difference"], 1, fine, True), interval(*wide, 1, fine, True)]
+    if run["floor"] is not None and floor.unseen(math.nan if cell["difference"] is None else cell["difference"], *wide):
+        difference = [floor.WORD, ""]
     return {
         "score": number(cell["score"], 1, digits),
         "sort": -cell["score"] if run["lower"] else cell["score"],
-        "interval": interval(*ends, 1, digits) or "no interval",
-        "difference": number(cell["difference"], 1, fine, True),
-        "difference_interval": interval(*wide, 1, fine, True),
-        "size": f"{cell['kept']:.1f}% kept, {cell['mib']:.1f} MiB",
-        "n": f"n = {cell['samples']}{failed}",
+        "interval": "unbounded" if cell["unbounded"] else interval(*ends, 1, digits) or "no interval",
+        "difference": difference[0],
+        "difference_interval": difference[1],
+        "size": size_of(cell),
+        "n": f"n = {cell['samples']}{of}",
         "best": best,
+        "complete": cell["complete"],
     }
+
+
+def size_of(cell: Mapping) -> str:
+    """What a cell kept, by both measures where they differ, and its bytes; of some samples only beside the full's."""
+    shares = {"of the bytes": cell["kept"], "of the entries": cell["entries"]}
+    if cell["kept"] is not None and abs(cell["kept"] - cell["entries"]) <= 100 * sizes.APART:
+        shares = {"kept": cell["kept"]}
+    told = ", ".join(f"{share:.1f}% {of}" for of, share in shares.items() if share is not None)
+    whole = "" if cell["complete"] or cell["full_mib"] is None else f" of {cell['full_mib']:.1f}"
+    return f"{told}, {cell['mib']:.1f}{whole} MiB"
 
 
 def absent(cell: Mapping) -> str:
