@@ -50,7 +50,7 @@ class Observation:
     later: int = 0  # under hold: rows of the same chunk still to come
     excess: int = 0  # under hold: entries of each head beyond what the cell may keep
     queries: Float[Tensor, "batch heads tokens dim"] | None = None  # before rotary embedding, where `needs_queries`
-    ahead: Callable[[int], tuple[Tensor, Tensor]] | None = None  # cos and sin of that many positions after the prompt
+    ahead: Callable[[int], Tensor] | None = None  # mean rotation of so many positions after the prompt: queries @ it
 
     def grouped_mass(self) -> Float[Tensor, "batch kv_heads entries"]:
         """The mass summed over the query heads that share a KV head."""

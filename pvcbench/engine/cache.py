@@ -45,6 +45,10 @@ class AttendingCache(Cache):
     def __init__(self, layers: int):
         super().__init__(layers=[PassThrough(self) for _ in range(layers)])
         self.seen = 0
+        self.reach = 0  # tokens of the whole sequence, by which some models choose their rotary tables
+
+    def before_attention(self, layer: int, module, args: tuple, kwargs: dict) -> None:
+        """Is told the inputs of a layer's attention before it runs."""
 
     def places(self, ids: Int[Tensor, "rows tokens"]) -> Int[Tensor, "rows tokens"]:
         """The positions of tokens about to be fed."""

@@ -20,6 +20,7 @@ class DecodeCache(AttendingCache):
         shape = groups[0].prefill.shape
         super().__init__(shape.layers)
         self.backend, self.seen = backend, shape.tokens
+        self.reach = max(group.prefill.reach for group in groups)
         self.first_layer: dict[int, int] = {}  # entries of each group's first layer in this step, its own included
         self.use(groups)
 

@@ -21,11 +21,12 @@ from pvcbench.engine.evict import Cell, Group, fork
 from pvcbench.engine.kernels import require
 from pvcbench.engine.observe import Observer, clock
 from pvcbench.engine.prefill import Prefill, PrefillCache
+from pvcbench.engine.rotary import Reach
 from pvcbench.engine.score import Scored, score_groups, tokens_per_call
 from pvcbench.engine.stream import StreamCache
 from pvcbench.engine.variants import Reading, Variant, VariantCache, read
 from pvcbench.engine.windows import layer_windows
-from pvcbench.errors import UserError
+from pvcbench.errors import Inexact, UserError
 from pvcbench.policy import Method, Shape
 
 VERSION = 1  # raised whenever a change of the engine changes a number
@@ -45,6 +46,12 @@ def attention(module, query, key, value, attention_mask, scaling=None, cache_of_
 
 
 AttentionInterface.register(NAME, attention)
+
+
+def attentions(layer: nn.Module) -> list[nn.Module]:
+    """The attention modules of a decoder layer: those that know its number."""
+    known = [module for module in layer.modules() if getattr(module, "layer_idx", None) is not None]
+    return [module for module in known if module is not layer and "attention" in type(module).__name__.lower()]
 
 
 class Engine:
@@ -68,12 +75,25 @@ class Engine:
         if not getattr(model, "_supports_attention_backend", False) or not hasattr(decoder, "layers"):
             raise UserError(f"{type(model).__name__} cannot be measured: its attention is its own (ALiBi, for one)")
         model.set_attn_implementation(NAME)
+        self.reach = Reach(model)
         self.active: PrefillCache | StreamCache | VariantCache | None = None
         self.plain_costs: dict[tuple[int, int], float] = {}
         self.hooks = [
             layer.register_forward_pre_hook(self._hook(number), with_kwargs=True)
             for number, layer in enumerate(decoder.layers)
         ]
+        self.hooks += [
+            module.register_forward_pre_hook(self._attention_hook(number), with_kwargs=True)
+            for number, layer in enumerate(decoder.layers)
+            for module in attentions(layer)
+        ]
+
+    def _attention_hook(self, layer):
+        def before(module, args, kwargs):
+            if self.active is not None:
+                self.active.before_attention(layer, module, args, kwargs)
+
+        return before
 
     def _hook(self, layer):
         def before(module, args, kwargs):
@@ -85,6 +105,7 @@ class Engine:
         """Gives the model back as it was."""
         for hook in self.hooks:
             hook.remove()
+        self.reach.release()
         self.model.set_attn_implementation(self.original)
 
     @property
@@ -115,14 +136,21 @@ class Engine:
 
         A cache of variants returns more rows than are fed.
         """
-        output = self.model(
-            input_ids=ids,
-            position_ids=cache.places(ids),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=keep or 1,
-            cache_of_cells=cache,
-        )
+        end = cache.seen + ids.shape[1]
+        if end > cache.reach and self.reach.differs(cache.reach, end):
+            raise Inexact(self.reach.refusal(cache.reach, end))
+        self.reach.tokens = max(cache.reach, end)
+        try:
+            output = self.model(
+                input_ids=ids,
+                position_ids=cache.places(ids),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=keep or 1,
+                cache_of_cells=cache,
+            )
+        finally:
+            self.reach.tokens = None
         cache.seen += ids.shape[1]
         return output.logits[:, -1] if keep is None else output.logits
 
@@ -136,11 +164,13 @@ class Engine:
         shape: Shape | None = None,
         watch: Callable[[Float[Tensor, "batch tokens vocabulary"]], None] | None = None,
         capture: int = 0,
+        reach: int = 0,
     ) -> Prefill:
         """Runs the prompt once, observing what the methods ask for; with a pruner, the prefill is its own.
 
         `shape` stands in for the prompt's own where more is to come; `watch` is shown the logits of all tokens;
-        the queries of the last `capture` rows are kept (`Prefill.rows`).
+        the queries of the last `capture` rows are kept (`Prefill.rows`). `reach` is the number of tokens of the whole
+        sequence where it is known to be longer: some models choose their rotary tables by it.
         """
         shape = self.shape(ids.shape[1]) if shape is None else shape
         draws = torch.zeros(len(ids), dtype=torch.int64) if draws is None else draws
@@ -150,6 +180,7 @@ class Engine:
         cache = PrefillCache(observer, windows, self.kernel, pruner, capture)
         size = ids.shape[1] if pruner is not None or self.chunk is None else self.chunk
         size = size if watch is None else min(size, tokens_per_call(self.config.vocab_size, len(ids)))
+        cache.reach = max(reach, ids.shape[1])
         started, self.active = clock(ids), cache
         try:
             for part in ids.split(size, 1):
@@ -194,7 +225,7 @@ class Engine:
             parts.append(Scored.of(logits[:, : own.shape[1]], own))
 
         begun, methods = Shape(first, whole.layers, whole.evicted), [] if cell.everything else [cell.method]
-        prefill = self.prefill(ids[:, :first], methods, draws=draws, shape=begun, watch=watch)
+        prefill = self.prefill(ids[:, :first], methods, draws=draws, shape=begun, watch=watch, reach=ids.shape[1])
         [group] = fork(prefill, [replace(cell, hold=True)], 0 if scan else ids.shape[1] - first)
         cache = StreamCache(group, every) if scan else DecodeCache([group], self.backend)
         size = tokens_per_call(self.config.vocab_size, len(ids)) // every * every if scan else every

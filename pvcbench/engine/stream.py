@@ -28,6 +28,7 @@ class StreamCache(AttendingCache):
         if any(entries.ragged for entries in group.layers):
             raise ValueError("streaming needs equally many entries in every head of a layer")
         self.group, self.every, self.seen = group, every, group.prefill.shape.tokens
+        self.reach = group.prefill.reach
         self.tables = [None if table is None else [table] for table in group.prefill.rotary]
 
     def before_layer(self, layer: int, args: tuple, kwargs: dict) -> None:
