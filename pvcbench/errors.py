@@ -19,3 +19,9 @@ class MethodError(Exception):
 
 class NotFinite(FloatingPointError):
     """Numbers of a model are NaN or infinite where a result would follow from them; the message says what to do."""
+
+
+NOT_FINITE = (
+    "the model's logits are NaN or infinite, so nothing follows from them: use a wider dtype (dtype=float32, or "
+    "bfloat16 instead of float16), or look for such numbers in the model's weights"
+)

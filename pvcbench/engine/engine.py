@@ -26,7 +26,7 @@ from pvcbench.engine.score import Scored, score_groups, tokens_per_call
 from pvcbench.engine.stream import StreamCache
 from pvcbench.engine.variants import Reading, Variant, VariantCache, read
 from pvcbench.engine.windows import layer_windows
-from pvcbench.errors import Inexact, UserError
+from pvcbench.errors import NOT_FINITE, Inexact, NotFinite, UserError
 from pvcbench.policy import Method, Shape
 
 VERSION = 1  # raised whenever a change of the engine changes a number
@@ -46,6 +46,12 @@ def attention(module, query, key, value, attention_mask, scaling=None, cache_of_
 
 
 AttentionInterface.register(NAME, attention)
+
+
+def require_finite(numbers: Tensor) -> None:
+    """Raises NotFinite where a number is NaN or infinite: what is read off such a model means nothing."""
+    if not bool(torch.isfinite(numbers).all()):
+        raise NotFinite(NOT_FINITE)
 
 
 def attentions(layer: nn.Module) -> list[nn.Module]:
@@ -78,6 +84,7 @@ class Engine:
         self.reach = Reach(model)
         self.active: PrefillCache | StreamCache | VariantCache | None = None
         self.plain_costs: dict[tuple[int, int], float] = {}
+        self.strict = False  # whether methods are on trial: asked twice, and held to every rule at any cost
         self.hooks = [
             layer.register_forward_pre_hook(self._hook(number), with_kwargs=True)
             for number, layer in enumerate(decoder.layers)
@@ -175,7 +182,7 @@ class Engine:
         shape = self.shape(ids.shape[1]) if shape is None else shape
         draws = torch.zeros(len(ids), dtype=torch.int64) if draws is None else draws
         watchers = [pruner] if pruner is not None else list(dict.fromkeys(methods))
-        observer = Observer(watchers, shape, draws.to(ids.device), self.backend, self.plain_costs)
+        observer = Observer(watchers, shape, draws.to(ids.device), self.backend, self.plain_costs, self.strict)
         windows = [None if window is None or window >= ids.shape[1] else window for window in self.windows]
         cache = PrefillCache(observer, windows, self.kernel, pruner, capture)
         size = ids.shape[1] if pruner is not None or self.chunk is None else self.chunk
@@ -191,6 +198,8 @@ class Engine:
         finally:
             self.active = None
         cache.windows = self.windows
+        if capture:
+            require_finite(logits)
         return cache.finished(logits, clock(ids) - started)
 
     @torch.inference_mode()
@@ -253,7 +262,9 @@ class Engine:
             return self.call(fed, cache, fed.shape[1])
 
         try:
-            return read(call, prefill, entries, wanted, variants, self.config.vocab_size)
+            reading = read(call, prefill, entries, wanted, variants, self.config.vocab_size)
+            require_finite(reading.logprobs)
+            return reading
         finally:
             self.active = None
 
@@ -271,8 +282,8 @@ class Engine:
         return fork(prefill, cells, room, consume)
 
     @torch.inference_mode()
-    def greedy(self, groups: Sequence[Group], **options) -> tuple[list[list[list[int]]], float]:
-        """Decodes all cells together; the tokens as [cell][sample], and the seconds it took."""
+    def greedy(self, groups: Sequence[Group], **options) -> tuple[list[list[list[int] | None]], float]:
+        """Decodes all cells together; the tokens as [cell][sample] (None: not finite), and the seconds it took."""
         decoder = Decoder(self.call, groups, self.backend)
         started = time.perf_counter()
         return decoder.greedy(**options), time.perf_counter() - started

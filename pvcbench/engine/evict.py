@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from pvcbench.engine import answers
 from pvcbench.engine.cache import Entries
 from pvcbench.engine.prefill import Prefill
 from pvcbench.policy import Method, protect
@@ -94,8 +95,6 @@ def select(
     positions: Int[Tensor, "batch kv_heads entries"],
 ) -> tuple[Int[Tensor, "batch kv_heads kept"], Bool[Tensor, "batch kv_heads kept"]]:
     """Indices of the top entries in order of position, and which of them are real where heads keep fewer."""
-    if torch.isnan(scores).any():
-        raise FloatingPointError("a score is NaN: the model's attention overflowed; try a wider dtype")
     kept = int(counts.max())
     order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :kept]
     real = torch.arange(kept, device=scores.device) < counts[..., None]
@@ -106,11 +105,16 @@ def select(
 def kept_indices(prefill: Prefill, cell: Cell) -> list[tuple[Tensor, Tensor, int | None]]:
     """For each layer what a cell keeps: indices and which are real, [batch, kv_heads, kept], and the plan's limit."""
     choices = [_keep_all(prefill, layer) for layer in range(prefill.shape.layers)]
-    if cell.everything or cell.pruner is not None:
+    if cell.everything:
+        return choices
+    if cell.pruner is not None:
+        if cell.budget is not None:
+            left = [prefill.layers[layer].keys.shape[2] for layer in prefill.shape.evicted]
+            answers.require_within(cell.method, "survivors", sum(left) / len(left), cell.budget, prefill.shape)
         return choices
     scores = prefill.observer.scores[cell.method]
-    counts = cell.method.plan(scores, cell.budget, prefill.shape)
-    protected = cell.method.protects(cell.budget, prefill.shape)
+    counts = answers.plan(cell.method, scores, cell.budget, prefill.shape, prefill.observer.strict)
+    protected = answers.protected(cell.method, cell.budget, prefill.shape)
     for layer, worth, count in zip(prefill.shape.evicted, scores, counts, strict=True):
         stored = prefill.layers[layer]
         positions = stored.positions[:, None].expand(worth.shape)

@@ -73,9 +73,9 @@ class Reach:
         """Why a sequence that begins with so many tokens cannot grow to `most`, and what to do."""
         kinds = {name for module in self.modules for kind in kinds_of(module) for name in CHANGING if name in kind}
         last = self.same_until(tokens, most)
-        why = f"this model's rotary embedding ({', '.join(sorted(kinds))}) is another one beyond {last} tokens than before"
-        what = f"a cache of {tokens} tokens cannot go on to {most}: keep prompt and answer together within {last} tokens"
-        return f"{why}, and {what}" + (", or begin with a longer prompt" if "longrope" in kinds else "")
+        what = f"this model's rotary embedding ({'/'.join(sorted(kinds))}) changes beyond {last} tokens"
+        what += f", so a cache of {tokens} tokens cannot go on to {most}: keep prompt and answer within {last} tokens"
+        return what + (", or begin with a longer prompt" if "longrope" in kinds else "")
 
     def _first(self, tokens: int) -> list[Float[Tensor, "1 1 rotary"]]:
         """Cos and sin of position 1 in sequences of so many tokens, by every module and kind of layer."""
@@ -84,9 +84,9 @@ class Reach:
             for module in self.modules:
                 kinds = module.rope_type if isinstance(module.rope_type, dict) else {None: None}
                 device = next(module.buffers()).device
+                kind_of, place = torch.zeros(1, device=device), torch.ones(1, 1, dtype=torch.int64, device=device)
                 for kind in kinds:
-                    options = {} if kind is None else {"layer_type": kind}
-                    found += module(torch.zeros(1, device=device), torch.ones(1, 1, dtype=int, device=device), **options)
+                    found += module(kind_of, place, **({} if kind is None else {"layer_type": kind}))
         finally:
             self.tokens = None
         return found
@@ -196,7 +196,7 @@ def form_of(
 def mean_rotation(
     form: Callable, table: tuple[Float[Tensor, "rows positions rotary"], ...], dim: int, first: int, count: int
 ) -> Float[Tensor, "dim dim"]:
-    """The mean rotation of the positions first, first + 1, ... as a matrix for row vectors, scaled as the layer does."""
+    """The mean rotation of the positions first, first + 1, ... as a matrix for row vectors, as the layer scales it."""
     cos, sin = table[0][0, 0].to(torch.promote_types(table[0].dtype, torch.float32)), table[1][0, 0]
     scaling = (cos * cos + sin * sin).sqrt()
     mean = (part.mean(0) * scaling for part in angles(table, first, count))

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pvcbench.engine import answers
 from pvcbench.engine.decode import DecodeCache, Decoder
 from pvcbench.engine.evict import Group
 from pvcbench.engine.kernels import available
@@ -87,11 +88,11 @@ class StaticCache(DecodeCache):
             totals=None if entries.totals is None else entries.totals[:, :, : slots.used],
         )
         if cell.method.watches_decoding:
-            totals = cell.method.accumulate(view)
+            totals = answers.totals(cell.method, view)
             if totals is not None:
                 entries.totals[:, :, : slots.used] = totals
                 view = replace(view, totals=entries.totals[:, :, : slots.used])
-        freed = cell.method.drop(view, cell.budget)
+        freed = answers.dropped(cell.method, view, cell.budget)
         positions.scatter_(2, freed, -1)
         slots.free.copy_(freed[..., 0])
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pvcbench.engine import answers
 from pvcbench.engine.attention import visible_slots, windowed_attention
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.evict import Group
@@ -170,11 +171,13 @@ class Block:
             return
         view = self._observation(row, attention, excess)
         if method.watches_decoding:
-            totals = method.accumulate(view)
+            totals = answers.totals(method, view)
             if totals is not None:
                 self.totals = totals
                 view = replace(view, totals=totals)
-        slots = method.drop(view, self.cell.budget) if excess > 0 else None
+        slots = answers.dropped(method, view, self.cell.budget) if excess > 0 else None
+        if excess > 0 and (slots is None or slots.shape[-1] != excess):
+            raise answers.wrong(method, "drop", answers.told(slots), f"{excess} slots of each head, to hold the budget")
         if slots is not None:
             self.positions.scatter_(-1, slots, -1)
             yield slots
