@@ -21,8 +21,8 @@ from pvcbench.analysis.run import run_observations
 from pvcbench.attempt import Protocol, finite, run_batch
 from pvcbench.cells import OBSERVATION, Point, parse_budgets, points
 from pvcbench.checks import check_prompts, check_question, check_reach
+from pvcbench.contract import prepare
 from pvcbench.engine import engine as engines
-from pvcbench.engine.check import check
 from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
 from pvcbench.generate import Generate
@@ -180,8 +180,7 @@ def _work(config, loaded, task, cells, folder, work, total: int) -> int:
     protocol = Protocol(config.query_aware, config.refeed_last, config.decode, config.seed)
     added = 0
     try:
-        methods = [point.method for point in cells if point.method is not None]
-        check(engine, any(m.positions == "cache" for m in methods), any(m.needs_queries for m in methods))
+        prepare(engine, cells, holds(config, task))
         check_reach(engine, work, task)
         with Meter(total=total, done=total - len(work)) as meter:
             for batch in batches(work, config.batch, config.query_aware):
@@ -194,6 +193,11 @@ def _work(config, loaded, task, cells, folder, work, total: int) -> int:
     finally:
         engine.release()
     return added
+
+
+def holds(config: DictConfig, task: Task) -> bool:
+    """Whether a run evicts after every token, or every few."""
+    return config.decode == "hold" or bool({"streaming", "blockwise"} & set(task.protocols))
 
 
 def cells_of(config: DictConfig, task: Task, methods, budgets: Sequence[int | float]) -> list[Point]:

@@ -153,7 +153,20 @@ def survivors(method: Method, seen: Observation, strict: bool = False) -> Tensor
     if not shaped or not bool((found.diff(dim=-1) > 0).all() and (found >= 0).all() and (found < entries).all()):
         rule = f"None or rising indices below {entries}, [{len(seen.positions)}, kept]"
         raise wrong(method, "survivors", told(found), rule)
+    if strict:
+        require_survivors(method, seen, found)
     return found
+
+
+def require_survivors(method: Method, seen: Observation, chosen: Tensor) -> None:
+    """Raises MethodError where an entry that is protected at this budget does not go on."""
+    first, last = protected(method, None, seen.shape)
+    positions = seen.positions[:, 0]
+    stay = (positions < first) | (positions >= seen.seen - last)
+    if int(stay.sum()) != int(stay.gather(1, chosen).sum()):
+        raise wrong(
+            method, "survivors", "indices without some that protects() names", f"the {first} first, {last} last"
+        )
 
 
 def dropped(method: Method, seen: Observation, budget: int | None, strict: bool = False) -> Tensor | None:
