@@ -25,17 +25,27 @@ def prepare(engine: Engine, points: Sequence[Point], hold: bool = False) -> None
 
     `hold` where the run evicts after every token.
     """
-    methods = list(dict.fromkeys(point.method for point in points if point.method is not None))
-    for method in methods:
-        if not isinstance(method, Method):
+    for point in points:
+        if point.method is not None and not (isinstance(point.method, Method) and hashable(point.method)):
             raise MethodError(
-                f"{method!r} is no method: derive its class from pvcbench.policy.Method and give an object"
+                f"{point.name} is {point.method!r:.80}: a method is an object of a class that derives from "
+                "pvcbench.policy.Method and is a frozen dataclass"
             )
+    methods = list(dict.fromkeys(point.method for point in points if point.method is not None))
     rotates = any(method.positions == "cache" for method in methods)
     check(engine, rotates, any(method.needs_queries for method in methods))
     for method in methods:
         if not method.reference:
             try_method(engine, method, hold)
+
+
+def hashable(value) -> bool:
+    """Whether a value can be the key of a dictionary, as methods are."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 @torch.inference_mode()

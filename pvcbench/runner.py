@@ -24,7 +24,7 @@ from pvcbench.checks import check_prompts, check_question, check_reach
 from pvcbench.contract import prepare
 from pvcbench.engine import engine as engines
 from pvcbench.engine.engine import Engine
-from pvcbench.errors import UserError
+from pvcbench.errors import MethodError, UserError
 from pvcbench.generate import Generate
 from pvcbench.measure import run_measurements
 from pvcbench.models import LoadedModel
@@ -100,8 +100,20 @@ def run(
     finally:
         folder.close()
     if shard is None:
-        return report(config, folder, task, measured)
-    return report_shard(config, folder, task, measured, plan)
+        result = report(config, folder, task, measured)
+    else:
+        result = report_shard(config, folder, task, measured, plan)
+    blame(result.rows)
+    return result
+
+
+def blame(rows: "store.pd.DataFrame") -> None:
+    """Raises MethodError where a method gave no result at all and its own code is why."""
+    for name, own in rows.groupby("method") if len(rows) else ():
+        errors = own["error"]
+        faults = errors[errors.fillna("").str.startswith(MethodError.__name__)]
+        if errors.notna().all() and len(faults):
+            raise MethodError(f"{name} gave no result on any of {own['sample'].nunique()} samples: {faults.iloc[0]}")
 
 
 def stored(config: DictConfig) -> dict:

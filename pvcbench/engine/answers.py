@@ -42,7 +42,10 @@ def same(one, other) -> bool:
 def label(method: Method, name: str, error: Exception | None = None) -> str:
     """A method's function with its file and line: where it is defined or, of an error, where in its file that arose."""
     owner = next(kind for kind in type(method).__mro__ if name in vars(kind))
-    code = getattr(vars(owner)[name], "__code__", None)
+    function = vars(owner)[name]
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    code = getattr(function, "__code__", None)
     place, line = (type(method).__module__, None) if code is None else (code.co_filename, code.co_firstlineno)
     trace = None if error is None else error.__traceback__
     while trace is not None:
