@@ -80,6 +80,11 @@ class Entries:
     rotary: tuple[Tensor, Tensor] | None = None
     shift: int = 0  # by which the sinks stand rotated
 
+    @property
+    def slides(self) -> int | None:
+        """The window that entries leave for good; None where sinks stay in their slots."""
+        return self.window if self.sinks is None else None
+
     def append(self, key, value, first: int) -> None:
         """Stores new entries at positions first, first + 1, ..."""
         count = key.shape[2]

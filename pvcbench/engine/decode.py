@@ -76,6 +76,7 @@ class DecodeCache(AttendingCache):
                 first_layer_entries=self.first_layer[id(group)],
                 later=query.shape[2] - 1 - row,
                 excess=excess,
+                window=entries.slides,
                 totals=None if entries.totals is None else entries.totals[:, :, :filled],
             )
             if method.watches_decoding:

@@ -200,7 +200,7 @@ class Engine:
         cache.windows = self.windows
         if capture:
             require_finite(logits)
-        return cache.finished(logits, clock(ids) - started)
+        return replace(cache.finished(logits, clock(ids) - started), evicts_sliding=self.evict_sliding)
 
     @torch.inference_mode()
     def score(
@@ -224,7 +224,7 @@ class Engine:
         after the other: the same numbers, slowly.
         """
         whole, parts, wanted = self.shape(ids.shape[1]), [], ids[:, 1:]
-        first = ids.shape[1] if cell.everything else min(ids.shape[1], cell.budget)
+        first = ids.shape[1] if cell.everything else min(ids.shape[1], self.least(cell, whole))
         if first < 1:
             raise ValueError("a budget of 0 entries reads nothing: ask for a larger share")
 
@@ -267,6 +267,11 @@ class Engine:
             return reading
         finally:
             self.active = None
+
+    def least(self, cell: Cell, shape: Shape) -> int:
+        """What a cell's budget comes to in the evicted layer that may keep fewest, if its plan is the same for all."""
+        budget = torch.tensor([[cell.budget]])
+        return min(int(cell.granted(budget, self.windows[layer])) for layer in shape.evicted)
 
     def free_bytes(self) -> int:
         """Memory that new caches may take: what is free; of several GPUs, which share layers, the fullest decides."""

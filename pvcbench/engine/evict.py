@@ -18,7 +18,7 @@ class Cell:
     """One point of a curve: a method with its hyperparameters settled, and how many entries it may keep.
 
     `budget` None means that the method's configuration, not the harness, decides; `everything` that nothing is ever
-    evicted, while decoding included.
+    evicted, while decoding included. `share` is the budget as a share of the prompt, where it was asked for as one.
     """
 
     label: str
@@ -26,6 +26,18 @@ class Cell:
     budget: int | None
     hold: bool = False
     everything: bool = False
+    share: float | None = None
+
+    def granted(self, count: Int[Tensor, "batch kv_heads"], window: int | None) -> Int[Tensor, "batch kv_heads"]:
+        """What a plan's count comes to in a layer: in a sliding one never more than the next token sees.
+
+        A share of the prompt is there the same share of what the full cache stores.
+        """
+        if window is None:
+            return count
+        if self.share is not None and self.budget / self.share >= window:
+            count = (count * (self.share * (window - 1) / self.budget)).round().long()
+        return count.clamp(max=window - 1)
 
     @property
     def holds(self) -> bool:
@@ -114,13 +126,17 @@ def kept_indices(prefill: Prefill, cell: Cell) -> list[tuple[Tensor, Tensor, int
         return choices
     scores = prefill.observer.scores[cell.method]
     counts = answers.plan(cell.method, scores, cell.budget, prefill.shape, prefill.observer.strict)
-    protected = answers.protected(cell.method, cell.budget, prefill.shape)
-    for layer, worth, count in zip(prefill.shape.evicted, scores, counts, strict=True):
-        stored = prefill.layers[layer]
+    for layer, worth, planned in zip(prefill.shape.evicted, scores, counts, strict=True):
+        stored, window = prefill.layers[layer], prefill.windows[layer]
+        count = cell.granted(planned, window)
+        budget = cell.budget if torch.equal(count, planned) else int(count.max())
+        first, last = answers.protected(cell.method, budget, prefill.shape)
+        last = last if budget is cell.budget else min(last, int(count.min()))
         positions = stored.positions[:, None].expand(worth.shape)
         seen = prefill.observer.observation(layer, stored.keys, stored.values, stored.positions, 0)
+        seen = replace(seen, window=window)
         most = count.to(worth.device).clamp(max=worth.shape[-1])
-        choices[layer] = *select(protect(worth, seen, *protected), most, positions), int(count.max())
+        choices[layer] = *select(protect(worth, seen, first, last), most, positions), int(count.max())
     return choices
 
 
@@ -195,7 +211,8 @@ def _gather(prefill, layer, index, real, cell, room):
         window=prefill.windows[layer],
         totals=totals,
     )
-    if cell.method.positions == "cache" and layer in prefill.shape.evicted and not cell.everything:
+    slides = prefill.evicts_sliding and entries.window is not None  # its first tokens are soon seen no more
+    if cell.method.positions == "cache" and layer in prefill.shape.evicted and not (cell.everything or slides):
         sinks = cell.method.protects(cell.budget, prefill.shape)[0]
         if cell.holds or kept < prefill.shape.tokens:
             entries = _with_sinks(entries, prefill, layer, sinks)

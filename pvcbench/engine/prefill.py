@@ -41,6 +41,7 @@ class Prefill:
     queries: list[Float[Tensor, "batch heads rows dim"]]  # of the last rows, where they were asked for
     scales: list[float]
     reach: int  # tokens of the whole sequence, which chose the rotary tables
+    evicts_sliding: bool = False  # whether sliding layers that the sequence outgrows evict as well
     consumed: bool = False  # by a fork that freed the layers: logits, shape and times are what is left
 
     def rows(self, layer: int) -> Rows:

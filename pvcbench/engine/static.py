@@ -85,6 +85,7 @@ class StaticCache(DecodeCache):
             mass=weights,
             draws=view.draws.repeat(len(group.cells)),
             excess=1,
+            window=entries.slides,
             totals=None if entries.totals is None else entries.totals[:, :, : slots.used],
         )
         if cell.method.watches_decoding:

@@ -197,6 +197,7 @@ class Block:
             first_layer_entries=0,
             later=min(self.cache.every - 1 - row % self.cache.every, self.rows - 1 - row),
             excess=excess,
+            window=self.entries.slides,
         )
 
     def _compact(self) -> None:
