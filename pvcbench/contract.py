@@ -14,7 +14,7 @@ from pvcbench.engine.check import check
 from pvcbench.engine.decode import Decoder
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
-from pvcbench.errors import MethodError, OutOfReach
+from pvcbench.errors import MethodError, NotFinite, OutOfReach
 from pvcbench.policy import Method, Shape
 
 TOKENS, STEPS, SHARES = 96, 6, (0.5, 0.75, 0.9, 1.0)
@@ -57,15 +57,15 @@ def try_method(engine: Engine, method: Method, hold: bool = False) -> None:
     windows = [] if engine.evict_sliding else [window for window in engine.windows if window is not None]
     tokens = min([TOKENS, *windows])
     shape, batch = engine.shape(tokens), 1 if method.ragged_batch else 2
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1, engine.config.vocab_size, (batch, tokens + STEPS), generator=generator).to(engine.device)
     asked, engine.strict = engine.strict, True
     try:
-        for share in SHARES:
+        for seed, share in enumerate(SHARES):
+            generator = torch.Generator().manual_seed(seed)
+            ids = torch.randint(1, engine.config.vocab_size, (batch, tokens + STEPS), generator=generator)
             try:
-                run(engine, settled(method, int(share * tokens), shape, hold), ids, tokens)
+                run(engine, settled(method, int(share * tokens), shape, hold), ids.to(engine.device), tokens)
                 return
-            except OutOfReach:
+            except (OutOfReach, NotFinite):
                 continue  # the rules hold in every run; on so short a prompt this method cannot be tried
     except answers.THEIRS:
         raise
@@ -88,7 +88,7 @@ def settled(method: Method, budget: int, shape: Shape, hold: bool) -> Cell:
 def run(engine: Engine, cell: Cell, ids: torch.Tensor, tokens: int) -> None:
     """Prefill, fork and some steps of a cell."""
     watching = [] if cell.pruner is not None else [cell.method]
-    prefill = engine.prefill(ids[:, :tokens], watching, cell.pruner, torch.arange(len(ids)))
+    prefill = engine.prefill(ids[:, :tokens], watching, cell.pruner, torch.arange(len(ids)), reach=ids.shape[1])
     decoder = Decoder(engine.call, engine.fork(prefill, [cell], STEPS), engine.backend)
     for number in range(tokens, tokens + STEPS):
         decoder.step(ids[:, number : number + 1])

@@ -9,7 +9,7 @@ from pvcbench.engine.rotary import rotate
 from pvcbench.errors import NOT_FINITE, UserError
 from pvcbench.policy import Method
 
-TOKENS, STEPS = 28, 4
+TOKENS, STEPS, TRIES = 28, 4, 4
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.1}  # of the logits' range
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -37,20 +37,13 @@ def check(engine: Engine, rotates: bool = False, queries: bool = False) -> None:
     reason = refusals(engine.config)
     if reason is not None:
         raise UserError(f"this model cannot be measured: it has {reason}, which the engine does not support")
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1, engine.config.vocab_size, (1, TOKENS + STEPS), generator=generator).to(engine.device)
+    ids, theirs = unmodified(engine)
     try:
         ours = [through_engine(engine, ids, chunk) for chunk in {None, engine.chunk and min(engine.chunk, TOKENS // 3)}]
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"this model cannot be measured: {' '.join(str(error).split())[:200]}") from error
-    engine.model.set_attn_implementation("sdpa")
-    try:
-        theirs = engine.model(input_ids=ids, use_cache=False).logits[0, TOKENS - 1 :]
-    finally:
-        engine.model.set_attn_implementation(NAME)
-    require_finite_model(theirs)
     off = max((one - theirs).abs().max().item() for one in ours) / (theirs.max() - theirs.min()).item()
     if not off <= TOLERANCE[theirs.dtype]:
         raise UserError(f"this model cannot be measured: the engine's logits differ by {off:.1e} of their range")
@@ -69,17 +62,31 @@ class Queries(Method):
         return torch.zeros_like(seen.positions, dtype=torch.float32)
 
 
-def require_finite_model(logits) -> None:
-    """Refuses a model whose own logits are NaN or infinite on any tokens at all."""
-    if not bool(torch.isfinite(logits).all()):
-        raise UserError(f"this model cannot be measured: {NOT_FINITE}")
+def unmodified(engine: Engine):
+    """Random tokens and the unmodified model's logits after the last of the prompt and each later one.
+
+    Raises UserError where these are not finite on any tokens that are tried.
+    """
+    for seed in range(TRIES):
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(1, engine.config.vocab_size, (1, TOKENS + STEPS), generator=generator).to(engine.device)
+        engine.model.set_attn_implementation("sdpa" if getattr(engine.model, "_supports_sdpa", True) else "eager")
+        try:
+            theirs = engine.model(input_ids=ids, use_cache=False).logits[0, TOKENS - 1 :]
+        except Exception as error:
+            raise UserError(f"this model cannot be measured: {' '.join(str(error).split())[:200]}") from error
+        finally:
+            engine.model.set_attn_implementation(NAME)
+        if bool(torch.isfinite(theirs).all()):
+            return ids, theirs
+    raise UserError(f"this model cannot be measured: {NOT_FINITE}")
 
 
 def through_engine(engine: Engine, ids, chunk: int | None):
     """Logits of the last prompt token and of each step after it, through an uncompressed cache."""
     asked, engine.chunk = engine.chunk, chunk
     try:
-        prefill = engine.prefill(ids[:, :TOKENS])
+        prefill = engine.prefill(ids[:, :TOKENS], reach=TOKENS + STEPS)
     finally:
         engine.chunk = asked
     groups = engine.fork(prefill, [Cell("check", Method(), None, everything=True)], STEPS)

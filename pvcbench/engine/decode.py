@@ -58,7 +58,7 @@ class DecodeCache(AttendingCache):
     def _evict(self, group, layer, query, scale, before):
         """After the step: running totals row by row, then one decision for the whole chunk."""
         entries, prefill = group.layers[layer], group.prefill
-        method, budget = group.cells[0].method, group.cells[0].budget
+        method, budget = group.cells[0].method, group.cells[0].within(entries.limit, entries.slides)
         known = entries.limit is not None and not entries.ragged  # ragged heads stay at the sizes they have
         excess = entries.filled - entries.limit if known else query.shape[2]
         for row in range(query.shape[2]):

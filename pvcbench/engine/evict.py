@@ -39,6 +39,10 @@ class Cell:
             count = (count * (self.share * (window - 1) / self.budget)).round().long()
         return count.clamp(max=window - 1)
 
+    def within(self, limit: int | None, window: int | None) -> int | None:
+        """The budget as the method is told it in a layer that may keep so many entries: in a sliding one no more."""
+        return self.budget if None in (self.budget, limit, window) else min(self.budget, limit)
+
     @property
     def holds(self) -> bool:
         """Whether the method goes on evicting while decoding."""
@@ -129,9 +133,8 @@ def kept_indices(prefill: Prefill, cell: Cell) -> list[tuple[Tensor, Tensor, int
     for layer, worth, planned in zip(prefill.shape.evicted, scores, counts, strict=True):
         stored, window = prefill.layers[layer], prefill.windows[layer]
         count = cell.granted(planned, window)
-        budget = cell.budget if torch.equal(count, planned) else int(count.max())
-        first, last = answers.protected(cell.method, budget, prefill.shape)
-        last = last if budget is cell.budget else min(last, int(count.min()))
+        first, last = answers.protected(cell.method, cell.within(int(count.max()), window), prefill.shape)
+        last = last if window is None else min(last, int(count.min()))
         positions = stored.positions[:, None].expand(worth.shape)
         seen = prefill.observer.observation(layer, stored.keys, stored.values, stored.positions, 0)
         seen = replace(seen, window=window)

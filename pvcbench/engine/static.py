@@ -93,7 +93,7 @@ class StaticCache(DecodeCache):
             if totals is not None:
                 entries.totals[:, :, : slots.used] = totals
                 view = replace(view, totals=entries.totals[:, :, : slots.used])
-        freed = answers.dropped(cell.method, view, cell.budget)
+        freed = answers.dropped(cell.method, view, cell.within(entries.limit, entries.slides))
         positions.scatter_(2, freed, -1)
         slots.free.copy_(freed[..., 0])
 

@@ -83,6 +83,7 @@ class Block:
     def __init__(self, cache: StreamCache, layer: int, start: int, query, key, value, scale: float):
         self.cache, self.group, self.layer, self.scale = cache, cache.group, layer, scale
         self.entries, self.cell = cache.group.layers[layer], cache.group.cells[0]
+        self.budget = self.cell.within(self.entries.limit, self.entries.slides)
         self.start, self.first, self.rows = start, cache.seen + start, query.shape[2]
         self.before, self.query = self.entries.filled, query
         fresh = torch.full((*key.shape[:2], self.rows), -1, device=key.device)
@@ -175,7 +176,7 @@ class Block:
             if totals is not None:
                 self.totals = totals
                 view = replace(view, totals=totals)
-        slots = answers.dropped(method, view, self.cell.budget) if excess > 0 else None
+        slots = answers.dropped(method, view, self.budget) if excess > 0 else None
         if excess > 0 and (slots is None or slots.shape[-1] != excess):
             raise answers.wrong(method, "drop", answers.told(slots), f"{excess} slots of each head, to hold the budget")
         if slots is not None:
