@@ -52,7 +52,7 @@ def hashable(value) -> bool:
 def try_method(engine: Engine, method: Method, hold: bool = False) -> None:
     """Runs a method on a short prompt at the first share of it that it reaches; raises MethodError.
 
-    Out of memory and what the model or the user is to blame for pass as they are.
+    What the user is to blame for passes as it is.
     """
     windows = [] if engine.evict_sliding else [window for window in engine.windows if window is not None]
     tokens = min([TOKENS, *windows])
@@ -65,8 +65,8 @@ def try_method(engine: Engine, method: Method, hold: bool = False) -> None:
             try:
                 run(engine, settled(method, int(share * tokens), shape, hold), ids.to(engine.device), tokens)
                 return
-            except (OutOfReach, NotFinite):
-                continue  # the rules hold in every run; on so short a prompt this method cannot be tried
+            except (OutOfReach, NotFinite, MemoryError, torch.OutOfMemoryError):
+                continue  # nothing to judge the method by; its cells will say so, and the rules hold there too
     except answers.THEIRS:
         raise
     except Exception as error:
