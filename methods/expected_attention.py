@@ -34,11 +34,11 @@ class ExpectedAttention(Method):
             torch.promote_types(seen.keys.dtype, torch.float32)
         )
         mean = queries.mean(2, keepdim=True)
-        ahead = [part.mean(0) for part in seen.ahead(self.horizon)]
+        ahead = seen.ahead(self.horizon).to(mean.dtype)
         keys = seen.keys.to(mean.dtype).repeat_interleave(mean.shape[1] // kv_heads, 1)
-        logits = (keys @ rotated(mean, *ahead).mT)[..., 0] / dim**0.5
+        logits = (keys @ (mean @ ahead).mT)[..., 0] / dim**0.5
         if self.covariance:
-            centred = rotated(queries - mean, *ahead)
+            centred = (queries - mean) @ ahead
             spread = centred.mT @ centred / centred.shape[2]
             logits = logits + ((keys @ spread) * keys).sum(-1) / (2 * dim)
         first = min(self.sinks, entries - 1)
@@ -46,11 +46,3 @@ class ExpectedAttention(Method):
         expected[..., first:] = logits[..., first:].softmax(-1)
         scores = expected.view(batch, kv_heads, -1, entries).mean(2)
         return (scores + self.epsilon) * seen.values.norm(dim=-1) if self.value_norm else scores
-
-
-def rotated(vectors, cos, sin):
-    """Vectors under a rotary matrix, or under a mean of such; dimensions beyond the tables stay."""
-    width = cos.shape[-1]
-    first, second = vectors[..., :width].chunk(2, -1)
-    turned = vectors[..., :width] * cos + torch.cat((-second, first), -1) * sin
-    return torch.cat((turned, vectors[..., width:]), -1)

@@ -3,6 +3,7 @@
 What happens on the forked caches is the kind's: `generate.py` decodes, `score.py` scores given tokens.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from pvcbench.cells import Point
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell, Group
 from pvcbench.engine.foresight import foresee
-from pvcbench.errors import OutOfReach, UserError
+from pvcbench.errors import NOT_FINITE, Inexact, NotFinite, OutOfReach, UserError
 from pvcbench.models import LoadedModel
 from pvcbench.policy import Shape
 from pvcbench.prompts import Prompt
@@ -46,7 +47,7 @@ def run_batch(
 ) -> list[dict]:
     """The rows of some samples with equally long prompts, for all cells they lack.
 
-    Cells that fail together are tried again one by one, so that one that cannot run sinks no other.
+    Cells and samples that fail together are tried again one by one, so that one that cannot run sinks no other.
     """
     shape = engine.shape(kind.compressed(protocol, batch[0][1]))
     cells, rows = {}, []
@@ -58,11 +59,12 @@ def run_batch(
     attempt = kind(engine, loaded, task, batch, protocol, shape)
     rows += attempt.run(cells, meter)
     for points, error in attempt.failed:
-        for point in points:
-            alone = kind(engine, loaded, task, batch, protocol, shape)
-            rows += alone.run({point: cells[point]}, meter) if len(points) > 1 else []
-            for _, reason in alone.failed if len(points) > 1 else [(points, error)]:
-                rows += [base_row(task, item, point, protocol, shape, reason) for item in batch]
+        if len(points) == len(batch) == 1:
+            rows.append(base_row(task, batch[0], points[0], protocol, shape, error))
+            continue
+        for sample, prompt, _ in batch:
+            for point in points:
+                rows += run_batch(kind, engine, loaded, task, [(sample, prompt, (point,))], protocol, meter)
     return rows
 
 
@@ -77,6 +79,10 @@ class Attempt:
     def room_needed(self) -> int:
         """Tokens that the caches take beside the compressed ones."""
         raise TypeError(f"{type(self).__name__} does not say how much room it needs")
+
+    def whole(self) -> int:
+        """Tokens of the whole sequence, by which some models choose their rotary tables: the prompt's, unless more."""
+        return self.context.shape[1] + self.rest.shape[1]
 
     def answer(self, groups: Sequence[Group], rows: Sequence[tuple[Sample, dict]]) -> None:
         """Runs the cells of these groups and completes their rows, which come by group, cell and sample."""
@@ -115,13 +121,14 @@ class Attempt:
 
     def _prefill(self, methods, pruner, reads):
         """The prompt's prefill, with or without what a leaking reference may read after it."""
+        reach = self.whole()
         if reads is None:
-            return self.engine.prefill(self.context, methods, pruner, self.draws)
+            return self.engine.prefill(self.context, methods, pruner, self.draws, reach=reach)
         following = self.rest
         if reads == "answer":
             following = torch.cat((following, self.right_answer()), 1)
         watched = following.shape[1] - (self.rest.shape[1] if reads == "answer" else 0)
-        return foresee(self.engine, self.context, following, watched, methods, self.draws)
+        return foresee(self.engine, self.context, following, watched, methods, self.draws, reach)
 
     def right_answer(self) -> torch.Tensor:
         """The tokens of the first listed answer, one row; samples come one by one where it is asked for."""
@@ -132,7 +139,7 @@ class Attempt:
         return torch.tensor([tokens], device=self.context.device)
 
     def _fail(self, points, error: Exception) -> None:
-        if isinstance(error, UserError):
+        if isinstance(error, UserError) and not isinstance(error, Inexact):
             raise error
         self.failed.append((list(points), explain(error)))
 
@@ -162,10 +169,9 @@ class Attempt:
 
     def measured(self, sample: Sample, row: dict, logprobs) -> dict:
         """A row with its task's measures of these likelihoods, or with the reason why there are none."""
-        try:
-            return row | self.task.measured(sample, logprobs)
-        except FloatingPointError as error:
-            return row | EMPTY | {"error": explain(error)}
+        if not bool(torch.isfinite(logprobs).all()):
+            return broken(row)
+        return row | self.task.measured(sample, logprobs)
 
     def row(self, group, number, point, row) -> dict:
         """A row with everything but the answer: measured sizes, survival and the cost of the prefill."""
@@ -239,6 +245,35 @@ def base_row(task: Task, item: tuple, point: Point, protocol: Protocol, shape: S
         "error": error,
     }
     return row
+
+
+def broken(row: dict, error: Exception | None = None) -> dict:
+    """The row of a cell that gave no result: by default because the model's logits were not finite."""
+    return row | EMPTY | {"error": explain(NotFinite(NOT_FINITE) if error is None else error)}
+
+
+def finite(row: dict) -> dict:
+    """The row, or one that says which of its numbers is NaN or infinite: such a number is no result."""
+    place = next(not_finite(row), None)
+    return row if place is None else broken(cleared(row), NotFinite(f"{place} is not a finite number: {NOT_FINITE}"))
+
+
+def not_finite(value, place: str = "") -> Iterator[str]:
+    """Where in a row's value numbers are NaN or infinite, as keys joined by dots."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield place
+    elif isinstance(value, dict | list | tuple):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from not_finite(part, f"{place}.{key}" if place else str(key))
+
+
+def cleared(value):
+    """A value without its numbers that are not finite: null in their places."""
+    if isinstance(value, dict):
+        return {key: cleared(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [cleared(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def explain(error: Exception) -> str:

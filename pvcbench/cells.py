@@ -37,7 +37,8 @@ class Point:
             if entries < first + min(last, 1):
                 raise OutOfReach(f"{entries} entries are fewer than the {first} sinks the method keeps")
         method = self.method.resolve(None if entries is None else min(entries, shape.tokens), shape)
-        return Cell(f"{self.name}@{self.label}", method, entries, hold)
+        share = self.budget if isinstance(self.budget, float) else None
+        return Cell(f"{self.name}@{self.label}", method, entries, hold, share=share)
 
 
 OBSERVATION = Point(None, None, None, None)  # no cell: what a sample shows by itself, in tasks that observe

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
+from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
 from pvcbench.models import LoadedModel
 from pvcbench.prompts import Prompt
@@ -34,3 +35,13 @@ def check_prompts(
                 f"sample {sample.id} has {len(prompt.ids)} prompt tokens and {sample.max_new_tokens} to generate, "
                 f"more than the model's {longest}: {task.shorten}, or use another model"
             )
+
+
+def check_reach(engine: Engine, work: Sequence[tuple[Sample, Prompt, tuple]], task: Task) -> None:
+    """Refuses, before anything runs, answers that grow across a change of the model's rotary tables."""
+    known = {}
+    for sample, prompt, _ in work:
+        known.setdefault((len(prompt.ids), len(prompt.ids) + max(sample.max_new_tokens, 1) - 1), sample.id)
+    for (tokens, most), name in known.items():
+        if engine.reach.differs(tokens, most):
+            raise UserError(f"sample {name}: {engine.reach.refusal(tokens, most)} ({task.shorten})")

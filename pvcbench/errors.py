@@ -1,9 +1,27 @@
-"""The two ways a run ends early, so that the command line can say which in one line."""
+"""The ways a run or a cell ends early, so that the command line and the rows can say which in one line."""
 
 
 class UserError(Exception):
     """Something the user asked for cannot be done; the message says what to do instead (exit code 2)."""
 
 
+class Inexact(UserError):
+    """A sequence cannot be measured exactly on this model; other sequences can."""
+
+
 class OutOfReach(Exception):
     """A method cannot get down to the budget asked of it; the message says how far it reaches."""
+
+
+class MethodError(Exception):
+    """A method breaks its contract; the message names its file and line, what came and what is wanted (exit code 1)."""
+
+
+class NotFinite(FloatingPointError):
+    """Numbers of a model are NaN or infinite where a result would follow from them; the message says what to do."""
+
+
+NOT_FINITE = (
+    "the model's logits are NaN or infinite, so nothing follows from them: use a wider dtype (dtype=float32, or "
+    "bfloat16 instead of float16), or look for such numbers in the model's weights"
+)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pvcbench.attempt import Attempt
+from pvcbench.attempt import Attempt, broken
 
 
 class Generate(Attempt):
@@ -28,6 +28,9 @@ class Generate(Attempt):
             barred=ends if own_ends else (),
         )
         for (sample, row), tokens in zip(rows, (tokens for cell in answers for tokens in cell), strict=True):
+            if tokens is None:
+                row.update(broken(row))
+                continue
             output = cut(prompter.decode(tokens[: sample.max_new_tokens]), sample.stop)
             metrics = self.task.score(sample, output)
             row |= {"score": next(iter(metrics.values())), "metrics": metrics, "output": output}

@@ -21,7 +21,7 @@ from pvcbench import config as configuration
 from pvcbench import models
 from pvcbench.attempt import Protocol
 from pvcbench.cells import parse_budgets, points
-from pvcbench.engine.check import check
+from pvcbench.contract import prepare
 from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
 from pvcbench.respond import respond, together
@@ -129,7 +129,11 @@ class CompressedLM(Tokens):
         self._loaded = models.LoadedModel(self.model, self.tokenizer, {}, ends=ends)
         self._protocol = Protocol(True, refeed_last, decode, seed)
         self._engine = Engine(self.model)
-        check(self._engine, rotates=self._point.method.positions == "cache")
+        try:
+            prepare(self._engine, [self._point], decode == "hold")
+        except Exception:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Gives the model back as it was."""

@@ -18,11 +18,11 @@ from torch import Tensor
 from pvcbench.attempt import Protocol, base_row, draw_of, explain
 from pvcbench.cells import Point
 from pvcbench.engine.decode import Decoder
-from pvcbench.engine.engine import Engine
+from pvcbench.engine.engine import Engine, require_finite
 from pvcbench.engine.evict import Cell
 from pvcbench.engine.observe import clock
 from pvcbench.engine.static import StaticDecoder, fastest
-from pvcbench.errors import OutOfReach, UserError
+from pvcbench.errors import Inexact, OutOfReach, UserError
 from pvcbench.memory import Meter, Search, largest_batch
 from pvcbench.models import LoadedModel
 from pvcbench.prompts import Prompt
@@ -35,10 +35,17 @@ FEW = 9  # tokens that a warm-up and a trial of a batch generate, in caches with
 def decode(
     decoder: Decoder | StaticDecoder, first: Int[Tensor, " rows"], new_tokens: int
 ) -> Int[Tensor, "rows tokens"]:
-    """Goes on greedily after the first token, `new_tokens - 1` steps; nothing in here waits for the device."""
-    tokens = [first]
+    """Goes on greedily after the first token, `new_tokens - 1` steps; nothing waits for the device before the last.
+
+    Raises NotFinite where a step's largest logit was NaN, as it is where any is, or infinite.
+    """
+    tokens, largest = [first], []
     for _ in range(new_tokens - 1):
-        tokens.append(decoder.step(tokens[-1][:, None]).argmax(-1))
+        best = decoder.step(tokens[-1][:, None]).max(-1)
+        tokens.append(best.indices)
+        largest.append(best.values)
+    if largest:
+        require_finite(torch.stack(largest))
     return torch.stack(tokens, 1)
 
 
@@ -104,9 +111,9 @@ class Turns:
         try:
             with torch.inference_mode():
                 return work(point, *arguments)
-        except UserError:
-            raise
         except Exception as error:
+            if isinstance(error, UserError) and not isinstance(error, Inexact):
+                raise
             self.failed[point] = explain(error)
         self._clear()
         return None
@@ -161,6 +168,7 @@ class Turns:
         times.append(clock(ids))
         decode(decoder, first, new)
         times.append(clock(ids))
+        require_finite(prefill.logits)
         kept = [one.entries[layer] for one in sizes for layer in self.shape.evicted]
         return Pass(
             ttft_s=times[1] - times[0],

@@ -49,8 +49,9 @@ class Observation:
     first_layer_entries: int  # entries in the first layer now (PvC's recent window grows with them)
     later: int = 0  # under hold: rows of the same chunk still to come
     excess: int = 0  # under hold: entries of each head beyond what the cell may keep
+    window: int | None = None  # of a sliding layer: entries at positions up to seen - window are seen no more
     queries: Float[Tensor, "batch heads tokens dim"] | None = None  # before rotary embedding, where `needs_queries`
-    ahead: Callable[[int], tuple[Tensor, Tensor]] | None = None  # cos and sin of that many positions after the prompt
+    ahead: Callable[[int], Tensor] | None = None  # mean rotation of so many positions after the prompt: queries @ it
 
     def grouped_mass(self) -> Float[Tensor, "batch kv_heads entries"]:
         """The mass summed over the query heads that share a KV head."""
@@ -132,6 +133,13 @@ class Method:
 def protect(
     scores: Float[Tensor, "batch kv_heads entries"], seen: Observation, first: int, last: int
 ) -> Float[Tensor, "batch kv_heads entries"]:
-    """Scores with the first and last tokens of the sequence, and empty slots (-1), raised above all others."""
+    """Scores with the first and last tokens of the sequence, and empty slots (-1), raised above all others.
+
+    What no later token sees, since its layer slides, comes below all others, protected or not.
+    """
     kept = (seen.positions < first) | (seen.positions >= seen.seen - last) | (seen.positions < 0)
-    return scores.masked_fill(kept, float("inf"))
+    scores = scores.masked_fill(kept, float("inf"))
+    if seen.window is None:
+        return scores
+    unseen = (seen.positions >= 0) & (seen.positions <= seen.seen - seen.window)
+    return scores.masked_fill(unseen, float("-inf"))

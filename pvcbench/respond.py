@@ -6,6 +6,7 @@ prefix of an empty context) is not compressed, and the first token after it come
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -13,10 +14,11 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from pvcbench.attempt import EMPTY, Attempt, Protocol, explain, run_batch
+from pvcbench.attempt import Attempt, Protocol, broken, run_batch
 from pvcbench.cells import Point
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.score import Scored
+from pvcbench.errors import Inexact
 from pvcbench.generate import Generate
 from pvcbench.models import LoadedModel
 from pvcbench.prompts import Prompt
@@ -49,6 +51,14 @@ class Likelihood(Attempt):
     def room_needed(self):
         return self.rest.shape[1] + max(len(part.continuation) for part in self.samples[0].parts) - 1
 
+    def whole(self):
+        """Of the longest continuation; they share a prefill, so that none may be rotated by other tables."""
+        lengths = [len(part.continuation) - 1 for part in self.samples[0].parts]
+        shortest, longest = (super(Likelihood, self).whole() + count for count in (min(lengths), max(lengths)))
+        if self.engine.reach.differs(shortest, longest):
+            raise Inexact(self.engine.reach.refusal(shortest, longest))
+        return longest
+
     def answer(self, groups, rows):
         found = [[] for _ in rows]
         for number, part in enumerate(self.samples[0].parts):
@@ -58,7 +68,8 @@ class Likelihood(Attempt):
             for answers, logprobs, greedy in zip(found, scored.logprobs, scored.greedy, strict=True):
                 answers.append([float(logprobs.double().sum()), bool(greedy.all())])
         for (_, row), answers in zip(rows, found, strict=True):
-            row["responses"] = answers
+            sound = all(math.isfinite(total) for total, _ in answers)
+            row.update({"responses": answers} if sound else broken(row))
 
     def _score(self, groups, wanted) -> Scored:
         """The likelihood of each token, by row; the first comes from the prefill where no token is left to feed."""
@@ -88,6 +99,9 @@ class Written(Generate):
             stopped=lambda tokens: any(stop in tokenizer.decode(tokens) for stop in parts[0].stop),
         )
         for (_, row), [tokens] in zip(rows, answers, strict=True):
+            if tokens is None:
+                row.update(broken(row))
+                continue
             row |= {"responses": [tokens] * len(parts), "decode_s": seconds if len(rows) == 1 else None}
 
 
@@ -98,7 +112,8 @@ class Reading(Streaming):
         scored, group = self.engine.stream(self.context, cell, 1, self.draws)
         parts = self.samples[0].parts
         total = float(scored.logprobs[0, -len(parts[0].continuation) :].double().sum())
-        return [self.row(group, 0, point, 0) | {"prefill_s": None, "responses": [[total, None]] * len(parts)}]
+        row = self.row(group, 0, point, 0) | {"prefill_s": None}
+        return [row | {"responses": [[total, None]] * len(parts)} if math.isfinite(total) else broken(row)]
 
 
 KINDS: dict[str, type[Attempt]] = {"continuation": Likelihood, "generate": Written, "streaming": Reading}
@@ -172,7 +187,7 @@ def document_rows(engine, loaded, task, sample, points, protocol, meter) -> Iter
                 row["responses"] = responses = assembled(task, requests, found)
                 row |= task.measured(sample, responses)
             except Exception as error:
-                row |= EMPTY | {"error": explain(error)}
+                row |= broken(row, error)
         yield row
 
 

@@ -19,11 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from pvcbench import config as configuration
 from pvcbench import environment, excerpts, outcome, store, tracking
 from pvcbench.analysis.run import run_observations
-from pvcbench.attempt import Protocol, run_batch
+from pvcbench.attempt import Protocol, finite, run_batch
 from pvcbench.cells import OBSERVATION, Point, parse_budgets, points
-from pvcbench.checks import check_prompts, check_question
+from pvcbench.checks import check_prompts, check_question, check_reach
+from pvcbench.contract import prepare
 from pvcbench.engine import engine as engines
-from pvcbench.engine.check import check
 from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
 from pvcbench.generate import Generate
@@ -53,13 +53,18 @@ class Result:
     more: int = 0  # samples of a larger limit that the folder and its figures have beside those asked for
 
 
+def sound(work: Callable[..., list[dict]]) -> Callable[..., list[dict]]:
+    """Work whose rows hold finite numbers only: a row with any other says so and has no result."""
+    return lambda *arguments: [finite(row) for row in work(*arguments)]
+
+
 KINDS = {
-    "generate": partial(run_batch, Generate),
-    "continuation": partial(run_batch, Continuation),
-    "streaming": partial(run_batch, Streaming),
-    "lm_eval": run_documents,
-    "observe": run_observations,
-    "measure": run_measurements,
+    "generate": sound(partial(run_batch, Generate)),
+    "continuation": sound(partial(run_batch, Continuation)),
+    "streaming": sound(partial(run_batch, Streaming)),
+    "lm_eval": sound(run_documents),
+    "observe": sound(run_observations),
+    "measure": sound(run_measurements),
 }
 
 
@@ -174,10 +179,11 @@ def _work(config, loaded, task, cells, folder, work, total: int) -> int:
     """Measures the cells that each of these samples lacks; returns how many rows were added."""
     check_prompts(work, loaded, task, config.query_aware)
     engine = Engine(loaded.model, loaded.attention, config.engine.backend, loaded.evict_sliding, config.engine.chunk)
-    check(engine, rotates=any(getattr(point.method, "positions", None) == "cache" for point in cells))
     protocol = Protocol(config.query_aware, config.refeed_last, config.decode, config.seed)
     added = 0
     try:
+        prepare(engine, cells, holds(config, task))
+        check_reach(engine, work, task)
         with Meter(total=total, done=total - len(work)) as meter:
             for batch in batches(work, config.batch, config.query_aware):
                 rows = KINDS[task.kind](engine, loaded, task, batch, protocol, meter)
@@ -189,6 +195,11 @@ def _work(config, loaded, task, cells, folder, work, total: int) -> int:
     finally:
         engine.release()
     return added
+
+
+def holds(config: DictConfig, task: Task) -> bool:
+    """Whether a run evicts after every token, or every few."""
+    return config.decode == "hold" or bool({"streaming", "blockwise"} & set(task.protocols))
 
 
 def cells_of(config: DictConfig, task: Task, methods, budgets: Sequence[int | float]) -> list[Point]:

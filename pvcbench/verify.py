@@ -25,7 +25,7 @@ from pvcbench.agreement import SPEEDS, TIMES, Tolerance
 from pvcbench.attempt import Protocol
 from pvcbench.cells import Point, parse_budgets
 from pvcbench.cli import guarded, program
-from pvcbench.engine.check import check
+from pvcbench.contract import prepare
 from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
 from pvcbench.models import LoadedModel
@@ -105,7 +105,7 @@ def measured(
     protocol = Protocol(config.query_aware, config.refeed_last, config.decode, config.seed)
     found = {}
     try:
-        check(engine, rotates=any(getattr(point.method, "positions", None) == "cache" for point in points))
+        prepare(engine, points, runner.holds(config, task))
         with Meter(total=len(work)) as meter:
             for batch in runner.batches(work, config.batch, config.query_aware):
                 for row in runner.KINDS[task.kind](engine, loaded, task, batch, protocol, meter):

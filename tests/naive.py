@@ -37,6 +37,7 @@ class H2O:
     sizes: list[int] | None = None  # of each KV head, where they differ; then `first` and `last` tokens are protected
     first: int = 0
     last: int | None = None  # None: half of the budget
+    window: int | None = None  # what the next token does not see goes first
     seen: int = 0
     score: list[dict[int, float]] = field(default_factory=list)
 
@@ -63,7 +64,8 @@ class H2O:
 
     def _evict(self):
         recent = self.budget // 2 if self.last is None else self.last
-        for head, score in enumerate(self.score):
+        for head, every in enumerate(self.score):
+            score = {j: v for j, v in every.items() if self.window is None or j > self.seen - self.window}
             kept = {j for j in score if j < self.first or j >= self.seen - recent}
             older = {position: value for position, value in score.items() if position not in kept}
             if self.normalize:

@@ -435,7 +435,7 @@ class Ragged(Method):
     def plan(self, scores, budget, shape):
         batch, heads, _ = scores[0].shape
         layer, row, head = (torch.arange(size) for size in (len(scores), batch, heads))
-        return budget + 3 * (layer[:, None, None] - 1) + 2 * row[:, None] + 7 * (2 * head - heads + 1)
+        return budget - 4 + 3 * (layer[:, None, None] - 1) + 2 * row[:, None] + 7 * (2 * head - heads + 1)
 
 
 @dataclass(frozen=True)
@@ -444,7 +444,7 @@ class Pyramid(Ragged):
 
     def plan(self, scores, budget, shape):
         batch, heads, _ = scores[0].shape
-        return (budget + 5 - 4 * torch.arange(len(scores)))[:, None, None].expand(-1, batch, heads)
+        return (budget + 4 - 4 * torch.arange(len(scores)))[:, None, None].expand(-1, batch, heads)
 
 
 @pytest.mark.parametrize("method", [Ragged(), Pyramid()], ids=["ragged", "pyramid"])

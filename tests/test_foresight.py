@@ -134,9 +134,9 @@ def test_a_leaking_reference_reads_the_answer(tmp_path, monkeypatch):
     """The tokens after the prompt are those of the first answer: seen by what the prefill is given."""
     given = []
 
-    def watched(engine, ids, following, watched, methods, draws=None):
+    def watched(engine, ids, following, watched, methods, draws=None, reach=0):
         given.append((following.tolist(), watched))
-        return foresee(engine, ids, following, watched, methods, draws)
+        return foresee(engine, ids, following, watched, methods, draws, reach)
 
     monkeypatch.setattr("pvcbench.attempt.foresee", watched)
     options = {"results": str(tmp_path), "wandb__mode": "disabled", "limit": 1, "threads": 1, "budgets": [0.3]}

@@ -7,7 +7,7 @@ import naive
 import pytest
 import torch
 from test_engine import Pyramid, Ragged
-from tiny import METHODS, cell_of, dense, engine, fork, positions, prompt, teach
+from tiny import METHODS, WINDOW, cell_of, dense, engine, fork, positions, prompt, teach
 
 from methods.h2o import H2O
 from methods.random import Random
@@ -192,13 +192,13 @@ def evicts_as(rule_of, method, family, tokens, budget, chunks):
     ("llama", 30, 16, [1] * 40),
     ("qwen2", 41, 25, [1] * 12 + [7] + [1] * 5),
     ("qwen3", 12, 20, [1] * 30),
-    ("mistral_sliding", 40, 31, [1] * 10 + [7] + [1] * 10),
+    ("mistral_sliding", 40, 15, [1] * 10 + [7] + [1] * 10),
 ], ids=["steps", "chunk", "short", "window"])  # fmt: skip
 def test_h2o_evicts_what_the_naive_one_evicts(normalize, family, tokens, budget, chunks):
     """Under hold, every eviction equals the running-sum simulation."""
 
     def rule_of(plan):
-        return naive.H2O(budget, normalize, len(plan))
+        return naive.H2O(budget, normalize, len(plan), window=WINDOW if family == "mistral_sliding" else None)
 
     evicts_as(rule_of, H2O(normalize), family, tokens, budget, chunks)
 
@@ -209,7 +209,9 @@ def test_uneven_plans_evict_what_a_naive_one_evicts(method, family):
     """Where heads or layers hold different numbers of entries, each still loses its own lowest sum."""
 
     def rule_of(plan):
-        return naive.H2O(30, False, len(plan), plan, *method.protects(30, None))
+        window = WINDOW if family == "mistral_sliding" else None
+        sizes = [size if window is None else min(size, window - 1) for size in plan]
+        return naive.H2O(30, False, len(plan), sizes, *method.protects(30, None), window)
 
     evicts_as(rule_of, method, family, 60, 30, [1] * 8 + [5] + [1] * 4)
 

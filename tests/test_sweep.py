@@ -235,10 +235,10 @@ def tiny_run(tmp_path, *overrides):
 def test_memory_that_ends_in_one_prefill_or_in_decoding_together(tmp_path, monkeypatch):
     prefill, answer = Engine.prefill, generate.Generate.answer
 
-    def short_prefill(self, ids, methods=(), pruner=None, draws=None):
+    def short_prefill(self, ids, methods=(), pruner=None, draws=None, **more):
         if pruner is not None:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return prefill(self, ids, methods, pruner, draws)
+        return prefill(self, ids, methods, pruner, draws, **more)
 
     def short_answer(self, groups, rows):
         if len(rows) > 1:

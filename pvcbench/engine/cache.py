@@ -45,6 +45,10 @@ class AttendingCache(Cache):
     def __init__(self, layers: int):
         super().__init__(layers=[PassThrough(self) for _ in range(layers)])
         self.seen = 0
+        self.reach = 0  # tokens of the whole sequence, by which some models choose their rotary tables
+
+    def before_attention(self, layer: int, module, args: tuple, kwargs: dict) -> None:
+        """Is told the inputs of a layer's attention before it runs."""
 
     def places(self, ids: Int[Tensor, "rows tokens"]) -> Int[Tensor, "rows tokens"]:
         """The positions of tokens about to be fed."""
@@ -75,6 +79,11 @@ class Entries:
     sinks: Float[Tensor, "batch kv_heads sinks dim"] | None = None
     rotary: tuple[Tensor, Tensor] | None = None
     shift: int = 0  # by which the sinks stand rotated
+
+    @property
+    def slides(self) -> int | None:
+        """The window that entries leave for good; None where sinks stay in their slots."""
+        return self.window if self.sinks is None else None
 
     def append(self, key, value, first: int) -> None:
         """Stores new entries at positions first, first + 1, ..."""

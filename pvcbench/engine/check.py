@@ -6,10 +6,10 @@ from pvcbench.engine.decode import Decoder
 from pvcbench.engine.engine import NAME, Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.engine.rotary import rotate
-from pvcbench.errors import UserError
+from pvcbench.errors import NOT_FINITE, UserError
 from pvcbench.policy import Method
 
-TOKENS, STEPS = 28, 4
+TOKENS, STEPS, TRIES = 28, 4, 4
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.1}  # of the logits' range
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -28,35 +28,67 @@ def refusals(config) -> str | None:
 
 
 @torch.inference_mode()
-def check(engine: Engine, rotates: bool = False) -> None:
+def check(engine: Engine, rotates: bool = False, queries: bool = False) -> None:
     """Raises UserError where the engine's logits differ from the unmodified model's, prompt and decoding alike.
 
-    With `rotates`, also that keys can be moved to other positions, which cache positions need.
+    With `rotates`, also that keys can be moved to other positions, which cache positions need; with `queries`, that
+    every layer's queries before rotary embedding can be told.
     """
     reason = refusals(engine.config)
     if reason is not None:
         raise UserError(f"this model cannot be measured: it has {reason}, which the engine does not support")
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1, engine.config.vocab_size, (1, TOKENS + STEPS), generator=generator).to(engine.device)
+    ids, theirs = unmodified(engine)
     try:
-        ours = through_engine(engine, ids)
+        ours = [through_engine(engine, ids, chunk) for chunk in {None, engine.chunk and min(engine.chunk, TOKENS // 3)}]
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"this model cannot be measured: {' '.join(str(error).split())[:200]}") from error
-    engine.model.set_attn_implementation("sdpa")
-    theirs = engine.model(input_ids=ids, use_cache=False).logits[0, TOKENS - 1 :]
-    engine.model.set_attn_implementation(NAME)
-    off = (ours - theirs).abs().max().item() / (theirs.max() - theirs.min()).item()
+    off = max((one - theirs).abs().max().item() for one in ours) / (theirs.max() - theirs.min()).item()
     if not off <= TOLERANCE[theirs.dtype]:
         raise UserError(f"this model cannot be measured: the engine's logits differ by {off:.1e} of their range")
     if rotates:
         check_rotation(engine)
+    if queries:
+        engine.prefill(ids[:, :TOKENS], [Queries()])
 
 
-def through_engine(engine: Engine, ids):
+class Queries(Method):
+    """Asks for queries before rotary embedding and ranks nothing by them."""
+
+    needs_queries = True
+
+    def scores(self, seen):
+        return torch.zeros_like(seen.positions, dtype=torch.float32)
+
+
+def unmodified(engine: Engine):
+    """Random tokens and the unmodified model's logits after the last of the prompt and each later one.
+
+    Raises UserError where these are not finite on any tokens that are tried.
+    """
+    for seed in range(TRIES):
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(1, engine.config.vocab_size, (1, TOKENS + STEPS), generator=generator).to(engine.device)
+        engine.model.set_attn_implementation("sdpa" if getattr(engine.model, "_supports_sdpa", True) else "eager")
+        try:
+            theirs = engine.model(input_ids=ids, use_cache=False).logits[0, TOKENS - 1 :]
+        except Exception as error:
+            raise UserError(f"this model cannot be measured: {' '.join(str(error).split())[:200]}") from error
+        finally:
+            engine.model.set_attn_implementation(NAME)
+        if bool(torch.isfinite(theirs).all()):
+            return ids, theirs
+    raise UserError(f"this model cannot be measured: {NOT_FINITE}")
+
+
+def through_engine(engine: Engine, ids, chunk: int | None):
     """Logits of the last prompt token and of each step after it, through an uncompressed cache."""
-    prefill = engine.prefill(ids[:, :TOKENS])
+    asked, engine.chunk = engine.chunk, chunk
+    try:
+        prefill = engine.prefill(ids[:, :TOKENS], reach=TOKENS + STEPS)
+    finally:
+        engine.chunk = asked
     groups = engine.fork(prefill, [Cell("check", Method(), None, everything=True)], STEPS)
     decoder = Decoder(engine.call, groups)
     steps = [decoder.step(ids[:, number : number + 1]) for number in range(TOKENS, TOKENS + STEPS)]
@@ -70,9 +102,9 @@ def check_rotation(engine: Engine) -> None:
         if table is None:
             raise UserError("positions=cache needs rotary embeddings: set methods.<name>.positions=original")
         keys = layer.keys.double()
-        moved = rotate(keys[:, :, 3:4], 9, table)
-        off = (moved - keys[:, :, 12:13]).abs().max() / keys.abs().max()
-        if not off <= 10 * TOLERANCE[layer.keys.dtype]:
+        moved = rotate(keys[:, :, 3:12], 9, table) - keys[:, :, 12:21]
+        off = moved.abs().amax((0, 1, 3)).median() / keys.abs().max()
+        if not off <= min(10 * TOLERANCE[layer.keys.dtype], 0.1):  # of keys turned otherwise, or not at all: about 1
             raise UserError(
                 "positions=cache does not fit this model's rotary embeddings: set methods.<name>.positions=original"
             )

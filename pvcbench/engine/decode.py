@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pvcbench.engine import answers
 from pvcbench.engine.attention import attention_mass
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.evict import Group
@@ -20,6 +21,7 @@ class DecodeCache(AttendingCache):
         shape = groups[0].prefill.shape
         super().__init__(shape.layers)
         self.backend, self.seen = backend, shape.tokens
+        self.reach = max(group.prefill.reach for group in groups)
         self.first_layer: dict[int, int] = {}  # entries of each group's first layer in this step, its own included
         self.use(groups)
 
@@ -56,7 +58,7 @@ class DecodeCache(AttendingCache):
     def _evict(self, group, layer, query, scale, before):
         """After the step: running totals row by row, then one decision for the whole chunk."""
         entries, prefill = group.layers[layer], group.prefill
-        method, budget = group.cells[0].method, group.cells[0].budget
+        method, budget = group.cells[0].method, group.cells[0].within(entries.limit, entries.slides)
         known = entries.limit is not None and not entries.ragged  # ragged heads stay at the sizes they have
         excess = entries.filled - entries.limit if known else query.shape[2]
         for row in range(query.shape[2]):
@@ -74,6 +76,7 @@ class DecodeCache(AttendingCache):
                 first_layer_entries=self.first_layer[id(group)],
                 later=query.shape[2] - 1 - row,
                 excess=excess,
+                window=entries.slides,
                 totals=None if entries.totals is None else entries.totals[:, :, :filled],
             )
             if method.watches_decoding:
@@ -81,11 +84,11 @@ class DecodeCache(AttendingCache):
                 visible = entries.visible(seen - 1, 1, filled)
                 mass = attention_mass(now, view.keys, ones, scale=scale, visible=visible, backend=self.backend)
                 view = replace(view, mass=mass)
-                totals = method.accumulate(view)
+                totals = answers.totals(method, view, prefill.observer.strict)
                 if totals is not None:
                     entries.totals[:, :, :filled] = totals
                     view = replace(view, totals=entries.totals[:, :, :filled])
-        slots = method.drop(view, budget)
+        slots = answers.dropped(method, view, budget, prefill.observer.strict)
         if slots is not None:
             entries.drop(slots)
 
@@ -118,8 +121,10 @@ class Decoder:
         ends: Sequence[int],
         stopped: Callable[[list[int]], bool] | None = None,
         barred: Sequence[int] = (),
-    ) -> list[list[list[int]]]:
+    ) -> list[list[list[int] | None]]:
         """Generates greedily; returns the tokens as [cell in order of groups][sample], end tokens left out.
+
+        None stands where a row's logits were not finite: its tokens mean nothing (see `NOT_FINITE`).
 
         Without `feed` the first token comes from the uncompressed prefill's logits. `stopped` is asked after each
         token whether a row's text is complete; `barred` tokens cannot come first.
@@ -128,17 +133,21 @@ class Decoder:
             logits = self.spread([group.prefill.logits for group in self.groups])
         else:
             logits = self.step(self.spread([feed] * len(self.groups)))
+        sound = torch.isfinite(logits).all(-1).tolist()
         if barred:
             logits = logits.index_fill(1, torch.tensor(list(barred), device=logits.device), float("-inf"))
-        tokens: list[list[int]] = [[] for _ in range(self.rows)]
+        tokens: list[list[int] | None] = [[] for _ in range(self.rows)]
         done = [False] * self.rows
         active = [
             (group, range(part.start, part.stop)) for group, part in zip(self.groups, self.cache.parts, strict=True)
         ]
         while True:
             chosen = logits.argmax(-1).tolist()
-            for row, token in zip((row for _, rows in active for row in rows), chosen, strict=True):
-                if not done[row] and token not in ends:
+            rows_now = [row for _, rows in active for row in rows]
+            for row, token, good in zip(rows_now, chosen, sound, strict=True):
+                if not (done[row] or good):
+                    tokens[row] = None
+                if not done[row] and good and token not in ends:
                     tokens[row].append(token)
                     done[row] = len(tokens[row]) >= new_tokens or (stopped is not None and stopped(tokens[row]))
                 else:
@@ -155,3 +164,4 @@ class Decoder:
                 self.cache.use([group for group, _ in going])
             active = going
             logits = self.step(torch.tensor(feeding, device=logits.device)[:, None])
+            sound = torch.isfinite(logits).all(-1).tolist()

@@ -21,11 +21,12 @@ from pvcbench.engine.evict import Cell, Group, fork
 from pvcbench.engine.kernels import require
 from pvcbench.engine.observe import Observer, clock
 from pvcbench.engine.prefill import Prefill, PrefillCache
+from pvcbench.engine.rotary import Reach
 from pvcbench.engine.score import Scored, score_groups, tokens_per_call
 from pvcbench.engine.stream import StreamCache
 from pvcbench.engine.variants import Reading, Variant, VariantCache, read
 from pvcbench.engine.windows import layer_windows
-from pvcbench.errors import UserError
+from pvcbench.errors import NOT_FINITE, Inexact, NotFinite, UserError
 from pvcbench.policy import Method, Shape
 
 VERSION = 1  # raised whenever a change of the engine changes a number
@@ -45,6 +46,18 @@ def attention(module, query, key, value, attention_mask, scaling=None, cache_of_
 
 
 AttentionInterface.register(NAME, attention)
+
+
+def require_finite(numbers: Tensor) -> None:
+    """Raises NotFinite where a number is NaN or infinite: what is read off such a model means nothing."""
+    if not bool(torch.isfinite(numbers).all()):
+        raise NotFinite(NOT_FINITE)
+
+
+def attentions(layer: nn.Module) -> list[nn.Module]:
+    """The attention modules of a decoder layer: those that know its number."""
+    known = [module for module in layer.modules() if getattr(module, "layer_idx", None) is not None]
+    return [module for module in known if module is not layer and "attention" in type(module).__name__.lower()]
 
 
 class Engine:
@@ -68,12 +81,26 @@ class Engine:
         if not getattr(model, "_supports_attention_backend", False) or not hasattr(decoder, "layers"):
             raise UserError(f"{type(model).__name__} cannot be measured: its attention is its own (ALiBi, for one)")
         model.set_attn_implementation(NAME)
+        self.reach = Reach(model)
         self.active: PrefillCache | StreamCache | VariantCache | None = None
         self.plain_costs: dict[tuple[int, int], float] = {}
+        self.strict = False  # whether methods are on trial: asked twice, and held to every rule at any cost
         self.hooks = [
             layer.register_forward_pre_hook(self._hook(number), with_kwargs=True)
             for number, layer in enumerate(decoder.layers)
         ]
+        self.hooks += [
+            module.register_forward_pre_hook(self._attention_hook(number), with_kwargs=True)
+            for number, layer in enumerate(decoder.layers)
+            for module in attentions(layer)
+        ]
+
+    def _attention_hook(self, layer):
+        def before(module, args, kwargs):
+            if self.active is not None:
+                self.active.before_attention(layer, module, args, kwargs)
+
+        return before
 
     def _hook(self, layer):
         def before(module, args, kwargs):
@@ -85,6 +112,7 @@ class Engine:
         """Gives the model back as it was."""
         for hook in self.hooks:
             hook.remove()
+        self.reach.release()
         self.model.set_attn_implementation(self.original)
 
     @property
@@ -115,14 +143,21 @@ class Engine:
 
         A cache of variants returns more rows than are fed.
         """
-        output = self.model(
-            input_ids=ids,
-            position_ids=cache.places(ids),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=keep or 1,
-            cache_of_cells=cache,
-        )
+        end = cache.seen + ids.shape[1]
+        if end > cache.reach and self.reach.differs(cache.reach, end):
+            raise Inexact(self.reach.refusal(cache.reach, end))
+        self.reach.tokens = max(cache.reach, end)
+        try:
+            output = self.model(
+                input_ids=ids,
+                position_ids=cache.places(ids),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=keep or 1,
+                cache_of_cells=cache,
+            )
+        finally:
+            self.reach.tokens = None
         cache.seen += ids.shape[1]
         return output.logits[:, -1] if keep is None else output.logits
 
@@ -136,20 +171,23 @@ class Engine:
         shape: Shape | None = None,
         watch: Callable[[Float[Tensor, "batch tokens vocabulary"]], None] | None = None,
         capture: int = 0,
+        reach: int = 0,
     ) -> Prefill:
         """Runs the prompt once, observing what the methods ask for; with a pruner, the prefill is its own.
 
         `shape` stands in for the prompt's own where more is to come; `watch` is shown the logits of all tokens;
-        the queries of the last `capture` rows are kept (`Prefill.rows`).
+        the queries of the last `capture` rows are kept (`Prefill.rows`). `reach` is the number of tokens of the whole
+        sequence where it is known to be longer: some models choose their rotary tables by it.
         """
         shape = self.shape(ids.shape[1]) if shape is None else shape
         draws = torch.zeros(len(ids), dtype=torch.int64) if draws is None else draws
         watchers = [pruner] if pruner is not None else list(dict.fromkeys(methods))
-        observer = Observer(watchers, shape, draws.to(ids.device), self.backend, self.plain_costs)
+        observer = Observer(watchers, shape, draws.to(ids.device), self.backend, self.plain_costs, self.strict)
         windows = [None if window is None or window >= ids.shape[1] else window for window in self.windows]
         cache = PrefillCache(observer, windows, self.kernel, pruner, capture)
         size = ids.shape[1] if pruner is not None or self.chunk is None else self.chunk
         size = size if watch is None else min(size, tokens_per_call(self.config.vocab_size, len(ids)))
+        cache.reach = max(reach, ids.shape[1])
         started, self.active = clock(ids), cache
         try:
             for part in ids.split(size, 1):
@@ -160,7 +198,9 @@ class Engine:
         finally:
             self.active = None
         cache.windows = self.windows
-        return cache.finished(logits, clock(ids) - started)
+        if capture:
+            require_finite(logits)
+        return replace(cache.finished(logits, clock(ids) - started), evicts_sliding=self.evict_sliding)
 
     @torch.inference_mode()
     def score(
@@ -184,7 +224,7 @@ class Engine:
         after the other: the same numbers, slowly.
         """
         whole, parts, wanted = self.shape(ids.shape[1]), [], ids[:, 1:]
-        first = ids.shape[1] if cell.everything else min(ids.shape[1], cell.budget)
+        first = ids.shape[1] if cell.everything else min(ids.shape[1], self.least(cell, whole))
         if first < 1:
             raise ValueError("a budget of 0 entries reads nothing: ask for a larger share")
 
@@ -194,7 +234,7 @@ class Engine:
             parts.append(Scored.of(logits[:, : own.shape[1]], own))
 
         begun, methods = Shape(first, whole.layers, whole.evicted), [] if cell.everything else [cell.method]
-        prefill = self.prefill(ids[:, :first], methods, draws=draws, shape=begun, watch=watch)
+        prefill = self.prefill(ids[:, :first], methods, draws=draws, shape=begun, watch=watch, reach=ids.shape[1])
         [group] = fork(prefill, [replace(cell, hold=True)], 0 if scan else ids.shape[1] - first)
         cache = StreamCache(group, every) if scan else DecodeCache([group], self.backend)
         size = tokens_per_call(self.config.vocab_size, len(ids)) // every * every if scan else every
@@ -222,9 +262,16 @@ class Engine:
             return self.call(fed, cache, fed.shape[1])
 
         try:
-            return read(call, prefill, entries, wanted, variants, self.config.vocab_size)
+            reading = read(call, prefill, entries, wanted, variants, self.config.vocab_size)
+            require_finite(reading.logprobs)
+            return reading
         finally:
             self.active = None
+
+    def least(self, cell: Cell, shape: Shape) -> int:
+        """What a cell's budget comes to in the evicted layer that may keep fewest, if its plan is the same for all."""
+        budget = torch.tensor([[cell.budget]])
+        return min(int(cell.granted(budget, self.windows[layer])) for layer in shape.evicted)
 
     def free_bytes(self) -> int:
         """Memory that new caches may take: what is free; of several GPUs, which share layers, the fullest decides."""
@@ -240,8 +287,8 @@ class Engine:
         return fork(prefill, cells, room, consume)
 
     @torch.inference_mode()
-    def greedy(self, groups: Sequence[Group], **options) -> tuple[list[list[list[int]]], float]:
-        """Decodes all cells together; the tokens as [cell][sample], and the seconds it took."""
+    def greedy(self, groups: Sequence[Group], **options) -> tuple[list[list[list[int] | None]], float]:
+        """Decodes all cells together; the tokens as [cell][sample] (None: not finite), and the seconds it took."""
         decoder = Decoder(self.call, groups, self.backend)
         started = time.perf_counter()
         return decoder.greedy(**options), time.perf_counter() - started

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from pvcbench.engine import answers
 from pvcbench.engine.cache import Entries
 from pvcbench.engine.prefill import Prefill
 from pvcbench.policy import Method, protect
@@ -17,7 +18,7 @@ class Cell:
     """One point of a curve: a method with its hyperparameters settled, and how many entries it may keep.
 
     `budget` None means that the method's configuration, not the harness, decides; `everything` that nothing is ever
-    evicted, while decoding included.
+    evicted, while decoding included. `share` is the budget as a share of the prompt, where it was asked for as one.
     """
 
     label: str
@@ -25,6 +26,22 @@ class Cell:
     budget: int | None
     hold: bool = False
     everything: bool = False
+    share: float | None = None
+
+    def granted(self, count: Int[Tensor, "batch kv_heads"], window: int | None) -> Int[Tensor, "batch kv_heads"]:
+        """What a plan's count comes to in a layer: in a sliding one never more than the next token sees.
+
+        A share of the prompt is there the same share of what the full cache stores.
+        """
+        if window is None:
+            return count
+        if self.share is not None and self.budget / self.share >= window:
+            count = (count * (self.share * (window - 1) / self.budget)).round().long()
+        return count.clamp(max=window - 1)
+
+    def within(self, limit: int | None, window: int | None) -> int | None:
+        """The budget as the method is told it in a layer that may keep so many entries: in a sliding one no more."""
+        return self.budget if None in (self.budget, limit, window) else min(self.budget, limit)
 
     @property
     def holds(self) -> bool:
@@ -94,8 +111,6 @@ def select(
     positions: Int[Tensor, "batch kv_heads entries"],
 ) -> tuple[Int[Tensor, "batch kv_heads kept"], Bool[Tensor, "batch kv_heads kept"]]:
     """Indices of the top entries in order of position, and which of them are real where heads keep fewer."""
-    if torch.isnan(scores).any():
-        raise FloatingPointError("a score is NaN: the model's attention overflowed; try a wider dtype")
     kept = int(counts.max())
     order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :kept]
     real = torch.arange(kept, device=scores.device) < counts[..., None]
@@ -106,17 +121,25 @@ def select(
 def kept_indices(prefill: Prefill, cell: Cell) -> list[tuple[Tensor, Tensor, int | None]]:
     """For each layer what a cell keeps: indices and which are real, [batch, kv_heads, kept], and the plan's limit."""
     choices = [_keep_all(prefill, layer) for layer in range(prefill.shape.layers)]
-    if cell.everything or cell.pruner is not None:
+    if cell.everything:
+        return choices
+    if cell.pruner is not None:
+        if cell.budget is not None:
+            left = [prefill.layers[layer].keys.shape[2] for layer in prefill.shape.evicted]
+            answers.require_within(cell.method, "survivors", sum(left) / len(left), cell.budget, prefill.shape)
         return choices
     scores = prefill.observer.scores[cell.method]
-    counts = cell.method.plan(scores, cell.budget, prefill.shape)
-    protected = cell.method.protects(cell.budget, prefill.shape)
-    for layer, worth, count in zip(prefill.shape.evicted, scores, counts, strict=True):
-        stored = prefill.layers[layer]
+    counts = answers.plan(cell.method, scores, cell.budget, prefill.shape, prefill.observer.strict)
+    for layer, worth, planned in zip(prefill.shape.evicted, scores, counts, strict=True):
+        stored, window = prefill.layers[layer], prefill.windows[layer]
+        count = cell.granted(planned, window)
+        first, last = answers.protected(cell.method, cell.within(int(count.max()), window), prefill.shape)
+        last = last if window is None else min(last, int(count.min()))
         positions = stored.positions[:, None].expand(worth.shape)
         seen = prefill.observer.observation(layer, stored.keys, stored.values, stored.positions, 0)
+        seen = replace(seen, window=window)
         most = count.to(worth.device).clamp(max=worth.shape[-1])
-        choices[layer] = *select(protect(worth, seen, *protected), most, positions), int(count.max())
+        choices[layer] = *select(protect(worth, seen, first, last), most, positions), int(count.max())
     return choices
 
 
@@ -191,7 +214,8 @@ def _gather(prefill, layer, index, real, cell, room):
         window=prefill.windows[layer],
         totals=totals,
     )
-    if cell.method.positions == "cache" and layer in prefill.shape.evicted and not cell.everything:
+    slides = prefill.evicts_sliding and entries.window is not None  # its first tokens are soon seen no more
+    if cell.method.positions == "cache" and layer in prefill.shape.evicted and not (cell.everything or slides):
         sinks = cell.method.protects(cell.budget, prefill.shape)[0]
         if cell.holds or kept < prefill.shape.tokens:
             entries = _with_sinks(entries, prefill, layer, sinks)

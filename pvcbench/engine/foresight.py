@@ -22,6 +22,7 @@ def foresee(
     watched: int,
     methods: Sequence[Method],
     draws: Int[Tensor, " batch"] | None = None,
+    reach: int = 0,
 ) -> Prefill:
     """The prefill of `ids` as if the methods had seen what follows; `watched` of the last tokens count as future."""
     tokens, start, own = ids.shape[1], 0, engine.shape(ids.shape[1])
@@ -35,7 +36,7 @@ def foresee(
 
     whole = torch.cat((ids, following), 1)
     shape = replace(own, tokens=whole.shape[1], future=watched)
-    prefill = engine.prefill(whole, methods, draws=draws, shape=shape, watch=watch)
+    prefill = engine.prefill(whole, methods, draws=draws, shape=shape, watch=watch, reach=reach or tokens)
     observer = prefill.observer
     observer.shape = own
     for known, axis in ((observer.scores, -1), (observer.totals, 2)):

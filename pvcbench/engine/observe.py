@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pvcbench.engine import answers
 from pvcbench.engine.attention import observed_attention
 from pvcbench.policy import Method, Observation, Shape
 
@@ -33,7 +34,9 @@ class Observer:
         draws: Int[Tensor, " batch"],
         backend: str,
         plain_costs: dict[tuple[int, int], float] | None = None,
+        strict: bool = False,
     ):
+        self.strict = strict  # whether methods are on trial (see `answers`)
         self.plain_costs = {} if plain_costs is None else plain_costs  # seconds per query and key, by rough size
         self.methods, self.shape, self.draws, self.backend = list(methods), shape, draws, backend
         self.scores: dict[Method, list[Tensor]] = {method: [] for method in self.methods}
@@ -48,7 +51,7 @@ class Observer:
         """The distinct weights of these rows, `later` rows before the prompt's end, and the set of each method."""
         distinct, users = [], {}
         for method in self.methods:
-            weights = method.row_weights(self.shape, layer)
+            weights = answers.row_weights(method, self.shape, layer, self.strict)
             if weights is None:
                 continue
             self.rows[method] = max(self.rows[method], len(weights))
@@ -147,11 +150,11 @@ class Observer:
             started = clock(seen.keys)
             own = replace(seen, mass=None if mass is None or method not in users else mass[users[method]])
             if method is pruner:
-                chosen = method.survivors(own)
+                chosen = answers.survivors(method, own, self.strict)
             else:
-                own = replace(own, totals=method.accumulate(own))
+                own = replace(own, totals=answers.totals(method, own, self.strict))
                 self.totals[method].append(own.totals)
-                self.scores[method].append(method.scores(own))
+                self.scores[method].append(answers.scores(method, own, self.strict))
             self.scoring_seconds[method] += clock(seen.keys) - started
         return chosen
 

@@ -1,5 +1,6 @@
 """One prefill: stores each layer, attends, lets methods observe, and drops positions between layers for a pruner."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -10,8 +11,9 @@ from torch import Tensor
 from pvcbench.engine.attention import prompt_attention, windowed_attention
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.observe import Observer
-from pvcbench.engine.rotary import angles, turn
+from pvcbench.engine.rotary import form_of, mean_rotation
 from pvcbench.engine.rows import Rows
+from pvcbench.errors import UserError
 from pvcbench.policy import Method, Shape
 
 
@@ -38,6 +40,8 @@ class Prefill:
     seconds: float
     queries: list[Float[Tensor, "batch heads rows dim"]]  # of the last rows, where they were asked for
     scales: list[float]
+    reach: int  # tokens of the whole sequence, which chose the rotary tables
+    evicts_sliding: bool = False  # whether sliding layers that the sequence outgrows evict as well
     consumed: bool = False  # by a fork that freed the layers: logits, shape and times are what is left
 
     def rows(self, layer: int) -> Rows:
@@ -87,6 +91,9 @@ class PrefillCache(AttendingCache):
         self.capture = capture  # rows whose queries are kept
         self.queries: list[Tensor] = []
         self.unrotated: dict[int, Tensor] = {}  # of layers under way, where a method needs them
+        self.plain: Tensor | None = None  # the same of the layer and chunk under way
+        self.forms: dict[int, Callable] = {}  # how each of these layers rotates
+        self.probing = False
         self.scales: list[float] = []
         self.observer, self.windows, self.kernel, self.pruner = observer, windows, kernel, pruner
         self.stored: list[PromptLayer] = []
@@ -110,7 +117,26 @@ class PrefillCache(AttendingCache):
             kwargs["position_ids"] = _take(kwargs["position_ids"][..., None], self.alive)[..., 0]
         return (hidden, *args[1:]), kwargs
 
+    def before_attention(self, layer: int, module, args: tuple, kwargs: dict) -> None:
+        """Where a method needs queries before rotary embedding: runs the layer's projections once without rotation."""
+        if self.probing or not any(method.needs_queries for method in self.observer.methods):
+            return
+        still = without_rotation(args, kwargs)
+        if still is None:
+            raise UserError(
+                f"layer {layer} of this model gets no rotary tables, so its queries before rotary embedding cannot be "
+                "told: choose methods that need none by method=[...]"
+            )
+        self.probing = True
+        try:
+            module(*still[0], **still[1])
+        finally:
+            self.probing = False
+
     def attend(self, layer, query, key, value, scale, window):
+        if self.probing:
+            self.plain = query
+            return query.new_zeros(*query.shape[:3], value.shape[-1])
         new, later = key.shape[2], self.observer.shape.tokens - self.seen - key.shape[2]
         if self.alive is not None:
             positions = self.alive.to(key.device)  # the layer before may lie on another device
@@ -145,7 +171,8 @@ class PrefillCache(AttendingCache):
             entries = self.stored[0].keys.shape[2]
             seen = self.observer.observation(layer, stored.keys, stored.values, stored.positions, entries)
             if layer in self.unrotated:
-                ahead = partial(angles, self.tables(layer), self.observer.shape.tokens)
+                dim, tokens = query.shape[-1], self.observer.shape.tokens
+                ahead = partial(mean_rotation, self.forms[layer], self.tables(layer), dim, tokens)
                 seen = replace(seen, queries=self.unrotated.pop(layer), ahead=ahead)
             self.chosen = self.observer.finish(seen, self.pruner)
             if self.chosen is not None:
@@ -156,7 +183,14 @@ class PrefillCache(AttendingCache):
         """Remembers the queries before rotary embedding until the layer is finished, if a method asks for them."""
         if any(method.needs_queries for method in self.observer.methods):
             cos, sin = (part.to(query.device) for part in self.rotary[layer][-1])
-            plain = turn(query, cos[0], -sin[0])
+            plain, self.plain = self.plain, None
+            form = None if plain is None else form_of(plain, query, cos, sin)
+            if form is None:
+                raise UserError(
+                    f"how layer {layer} of this model rotates its queries is not known to pvcbench: choose methods "
+                    "that do not need queries before rotary embedding by method=[...]"
+                )
+            self.forms[layer] = form
             known = self.unrotated.get(layer)
             self.unrotated[layer] = plain if known is None else torch.cat((known, plain), 2)
 
@@ -183,8 +217,23 @@ class PrefillCache(AttendingCache):
                 known[name] = self.tables(layer)
             tables.append(known[name])
         shape = self.observer.shape
-        seen = self.observer, self.pruner, seconds, self.queries, self.scales
+        seen = self.observer, self.pruner, seconds, self.queries, self.scales, self.reach
         return Prefill(shape, self.windows, self.stored, logits, tables, *seen)
+
+
+def without_rotation(args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    """The inputs of a layer's attention with tables that turn nothing; None where no tables are among them."""
+    found = False
+
+    def still(value):
+        nonlocal found
+        if not (isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, Tensor) for part in value)):
+            return value
+        found = True
+        return torch.ones_like(value[0]), torch.zeros_like(value[1])
+
+    replaced = tuple(map(still, args)), {name: still(value) for name, value in kwargs.items()}
+    return replaced if found else None
 
 
 def _take(tensor: Shaped[Tensor, "rows tokens width"], index: Int[Tensor, "batch kept"]):

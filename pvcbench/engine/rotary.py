@@ -1,8 +1,119 @@
-"""Moving keys after RoPE to other positions, by the model's own tables."""
+"""Rotary embedding: one set of tables for a whole sequence, and moving keys to other positions by the model's own.
+
+LongRoPE and dynamic NTK choose their tables by the last position of a *call*, and dynamic NTK remembers the longest
+call so far. Cut into chunks, steps or budgets, a sequence would mix tables, and differ with what ran before it.
+"""
+
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+
+CHANGING = ("longrope", "dynamic")  # kinds of rotary embedding in transformers whose tables depend on the call
+
+
+class Reach:
+    """Makes rotary embeddings a function of position and of how many tokens a sequence has, and of nothing else.
+
+    Within `Reach.of(tokens)` the model's tables are those that it uses in one call over so many tokens. `modules` is
+    empty where tables never change; then nothing is touched.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.modules = [module for module in model.modules() if changing(module)]
+        self.tokens: int | None = None
+        self.hooks = []
+        for module in self.modules:
+            self.hooks.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
+            self.hooks.append(module.register_forward_hook(self._after))
+
+    def release(self) -> None:
+        """Gives the model back as it was before anything ran."""
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks = []
+        for module in self.modules:
+            forget(module)
+
+    def _before(self, module, args, kwargs):
+        """Adds the sequence's last position to those asked for, on a module that remembers no other call."""
+        forget(module)
+        if self.tokens is None:
+            return None
+
+        def longer(value):
+            if not isinstance(value, Tensor) or value.is_floating_point():
+                return value
+            last = value.new_full((*value.shape[:-1], 1), self.tokens - 1)
+            return torch.cat((value, last), -1)
+
+        return tuple(map(longer, args)), {name: longer(value) for name, value in kwargs.items()}
+
+    def _after(self, module, args, output):
+        if self.tokens is None:
+            return output
+        return output[..., :-1, :] if isinstance(output, Tensor) else tuple(part[..., :-1, :] for part in output)
+
+    def differs(self, one: int, other: int) -> bool:
+        """Whether sequences of so many tokens are rotated by other tables."""
+        if one == other or not self.modules:
+            return False
+        return any(not torch.equal(*pair) for pair in zip(self._first(one), self._first(other), strict=True))
+
+    def same_until(self, tokens: int, most: int) -> int:
+        """The longest sequence, of at most `most` tokens, that is rotated as one of `tokens` is."""
+        low, high = tokens, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (low, middle - 1) if self.differs(tokens, middle) else (middle, high)
+        return low
+
+    def refusal(self, tokens: int, most: int) -> str:
+        """Why a sequence that begins with so many tokens cannot grow to `most`, and what to do."""
+        kinds = {name for module in self.modules for kind in kinds_of(module) for name in CHANGING if name in kind}
+        last = self.same_until(tokens, most)
+        what = f"this model's rotary embedding ({'/'.join(sorted(kinds))}) changes beyond {last} tokens"
+        what += f", so a cache of {tokens} tokens cannot go on to {most}: keep prompt and answer within {last} tokens"
+        return what + (", or begin with a longer prompt" if "longrope" in kinds else "")
+
+    def _first(self, tokens: int) -> list[Float[Tensor, "1 1 rotary"]]:
+        """Cos and sin of position 1 in sequences of so many tokens, by every module and kind of layer."""
+        found, self.tokens = [], tokens
+        try:
+            for module in self.modules:
+                kinds = module.rope_type if isinstance(module.rope_type, dict) else {None: None}
+                device = next(module.buffers()).device
+                kind_of, place = torch.zeros(1, device=device), torch.ones(1, 1, dtype=torch.int64, device=device)
+                for kind in kinds:
+                    found += module(kind_of, place, **({} if kind is None else {"layer_type": kind}))
+        finally:
+            self.tokens = None
+        return found
+
+
+def kinds_of(module: nn.Module) -> list[str]:
+    """The kinds of rotary embedding that a module makes tables of; none for any other module."""
+    known = getattr(module, "rope_type", None)
+    return [str(kind) for kind in (known.values() if isinstance(known, dict) else [known]) if kind is not None]
+
+
+def changing(module: nn.Module) -> bool:
+    """Whether the tables of a module depend on the call that asks for them."""
+    return any(name in kind for kind in kinds_of(module) for name in CHANGING)
+
+
+def forget(module: nn.Module) -> None:
+    """Brings a module of dynamic NTK back to the frequencies that it was made with."""
+    kinds = module.rope_type if isinstance(module.rope_type, dict) else {None: module.rope_type}
+    for layer, kind in kinds.items():
+        if "dynamic" not in str(kind):
+            continue
+        prefix = "" if layer is None else f"{layer}_"
+        original = getattr(module, f"{prefix}original_inv_freq")
+        current = getattr(module, f"{prefix}inv_freq")
+        module.register_buffer(f"{prefix}inv_freq", original.to(current.device).clone(), persistent=False)
+        setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
 
 
 def rotate(
@@ -34,6 +145,62 @@ def turn(
     first, second = vectors[..., :width].chunk(2, -1)
     turned = (vectors[..., :width] * cos + torch.cat((-second, first), -1) * sin) / (cos * cos + sin * sin).sqrt()
     return torch.cat((turned, vectors[..., width:]), -1)
+
+
+def halves(vectors, cos, sin):
+    """The rotation of Llama and most others: dimension i turns with dimension i + rotary/2."""
+    first, second = vectors.chunk(2, -1)
+    return vectors * cos + torch.cat((-second, first), -1) * sin
+
+
+def pairs(vectors, cos, sin):
+    """The rotation of Cohere: neighbouring dimensions turn together, and the tables name each angle twice in turn."""
+    crossed = torch.stack((-vectors[..., 1::2], vectors[..., ::2]), -1).flatten(-2)
+    return vectors * cos + crossed * sin
+
+
+def pairs_by_halves(vectors, cos, sin):
+    """The rotation of GLM and Ernie: neighbouring dimensions turn together, and the tables hold all angles twice."""
+    cos, sin = (part[..., : part.shape[-1] // 2].repeat_interleave(2, -1) for part in (cos, sin))
+    return pairs(vectors, cos, sin)
+
+
+def unturned(vectors, cos, sin):
+    """No rotation: a layer without position embedding."""
+    return vectors
+
+
+FORMS = (unturned, halves, pairs, pairs_by_halves)
+LOOSE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}  # of the largest number
+
+
+def applied(form: Callable, vectors: Float[Tensor, "*batch rows dim"], cos, sin) -> Float[Tensor, "*batch rows dim"]:
+    """A form of rotation on the first dimensions, as many as the tables have; the others stay."""
+    width = cos.shape[-1]
+    return torch.cat((form(vectors[..., :width], cos, sin), vectors[..., width:]), -1)
+
+
+def form_of(
+    plain: Float[Tensor, "batch heads rows dim"],
+    turned: Float[Tensor, "batch heads rows dim"],
+    cos: Float[Tensor, "batch rows rotary"],
+    sin: Float[Tensor, "batch rows rotary"],
+) -> Callable | None:
+    """How a layer rotates, by queries before and after it did; None where it is none of the known forms."""
+    parts, size = [part[:, None] for part in (cos, sin)], turned.abs().max().clamp(min=1e-30)
+    off = {form: ((applied(form, plain, *parts) - turned).abs().max() / size).item() for form in FORMS}
+    best = min(off, key=off.get)
+    return best if off[best] <= LOOSE[turned.dtype] else None
+
+
+def mean_rotation(
+    form: Callable, table: tuple[Float[Tensor, "rows positions rotary"], ...], dim: int, first: int, count: int
+) -> Float[Tensor, "dim dim"]:
+    """The mean rotation of the positions first, first + 1, ... as a matrix for row vectors, as the layer scales it."""
+    cos, sin = table[0][0, 0].to(torch.promote_types(table[0].dtype, torch.float32)), table[1][0, 0]
+    scaling = (cos * cos + sin * sin).sqrt()
+    mean = (part.mean(0) * scaling for part in angles(table, first, count))
+    return applied(form, torch.eye(dim, dtype=cos.dtype, device=cos.device), *mean)
 
 
 def angles(

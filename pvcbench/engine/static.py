@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pvcbench.engine import answers
 from pvcbench.engine.decode import DecodeCache, Decoder
 from pvcbench.engine.evict import Group
 from pvcbench.engine.kernels import available
@@ -84,14 +85,15 @@ class StaticCache(DecodeCache):
             mass=weights,
             draws=view.draws.repeat(len(group.cells)),
             excess=1,
+            window=entries.slides,
             totals=None if entries.totals is None else entries.totals[:, :, : slots.used],
         )
         if cell.method.watches_decoding:
-            totals = cell.method.accumulate(view)
+            totals = answers.totals(cell.method, view)
             if totals is not None:
                 entries.totals[:, :, : slots.used] = totals
                 view = replace(view, totals=entries.totals[:, :, : slots.used])
-        freed = cell.method.drop(view, cell.budget)
+        freed = answers.dropped(cell.method, view, cell.within(entries.limit, entries.slides))
         positions.scatter_(2, freed, -1)
         slots.free.copy_(freed[..., 0])
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pvcbench.engine import answers
 from pvcbench.engine.attention import visible_slots, windowed_attention
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.evict import Group
@@ -28,6 +29,7 @@ class StreamCache(AttendingCache):
         if any(entries.ragged for entries in group.layers):
             raise ValueError("streaming needs equally many entries in every head of a layer")
         self.group, self.every, self.seen = group, every, group.prefill.shape.tokens
+        self.reach = group.prefill.reach
         self.tables = [None if table is None else [table] for table in group.prefill.rotary]
 
     def before_layer(self, layer: int, args: tuple, kwargs: dict) -> None:
@@ -81,6 +83,7 @@ class Block:
     def __init__(self, cache: StreamCache, layer: int, start: int, query, key, value, scale: float):
         self.cache, self.group, self.layer, self.scale = cache, cache.group, layer, scale
         self.entries, self.cell = cache.group.layers[layer], cache.group.cells[0]
+        self.budget = self.cell.within(self.entries.limit, self.entries.slides)
         self.start, self.first, self.rows = start, cache.seen + start, query.shape[2]
         self.before, self.query = self.entries.filled, query
         fresh = torch.full((*key.shape[:2], self.rows), -1, device=key.device)
@@ -169,11 +172,13 @@ class Block:
             return
         view = self._observation(row, attention, excess)
         if method.watches_decoding:
-            totals = method.accumulate(view)
+            totals = answers.totals(method, view)
             if totals is not None:
                 self.totals = totals
                 view = replace(view, totals=totals)
-        slots = method.drop(view, self.cell.budget) if excess > 0 else None
+        slots = answers.dropped(method, view, self.budget) if excess > 0 else None
+        if excess > 0 and (slots is None or slots.shape[-1] != excess):
+            raise answers.wrong(method, "drop", answers.told(slots), f"{excess} slots of each head, to hold the budget")
         if slots is not None:
             self.positions.scatter_(-1, slots, -1)
             yield slots
@@ -193,6 +198,7 @@ class Block:
             first_layer_entries=0,
             later=min(self.cache.every - 1 - row % self.cache.every, self.rows - 1 - row),
             excess=excess,
+            window=self.entries.slides,
         )
 
     def _compact(self) -> None:

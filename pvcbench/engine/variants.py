@@ -51,6 +51,7 @@ class VariantCache(AttendingCache):
     def __init__(self, prefill: Prefill, entries: int, variants: Sequence[Variant], capture: bool):
         super().__init__(prefill.shape.layers)
         self.prefill, self.entries, self.seen = prefill, entries, entries
+        self.reach = prefill.reach
         self.variants, self.capture = variants, capture  # in order of their first layers
         self.rows: list[Rows] = []
 
