@@ -59,6 +59,8 @@ def printing(stream: TextIO | None = None) -> Iterator[None]:
     try:
         yield
         stream.flush()
+    except SystemExit:  # how rich ends a table that nobody reads, with nothing left to be flushed
+        return
     except BrokenPipeError:
         if not closed(stream):
             raise
@@ -200,6 +202,7 @@ def multirun(asked: Asked) -> int:
     """
     import hydra
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from pvcbench import config as configuration
@@ -208,12 +211,15 @@ def multirun(asked: Asked) -> int:
 
     own = [one for one in asked.overrides if one.startswith(("hydra.", "hydra/", "+hydra.", "++hydra.", "+hydra/"))]
     folders = [os.path.abspath(folder) for folder in asked.folders]
-    runs = combinations([one for one in asked.overrides if one not in own], folders)
-    for run in runs:
-        settings.check(configuration.composed(run, folders))
+    runs = []
+    for run in combinations([one for one in asked.overrides if one not in own], folders):
+        config = configuration.composed(run, folders)
+        settings.check(config)
+        runs.append(OmegaConf.to_container(config))
 
-    def job(config):  # submitit's launchers pickle it: it may hold nothing but text
-        code = told(lambda: once(configuration.composed(runs[config.multirun], folders)))
+    def job(config):  # submitit's launchers pickle it: it may hold nothing but plain data
+        configuration.folders_of(folders)
+        code = told(lambda: once(OmegaConf.create(runs[config.multirun])))
         if code >= 128:
             raise KeyboardInterrupt  # stopped: no further run starts
         if code:

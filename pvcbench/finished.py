@@ -21,7 +21,7 @@ def figures(rows: pd.DataFrame, folder: Path, draw: Callable[[pd.DataFrame, Path
     state["matplotlib"] = importlib.metadata.version("matplotlib")
     known = _read(folder / RECORD)
     paths = [folder / "figures" / name for name in known.pop("figures", [])]
-    if known == state and all(path.is_file() for path in paths):
+    if paths and known == state and all(path.is_file() for path in paths):
         return paths
     paths = draw(rows, folder / "figures")
     store.write_whole(folder / RECORD, json.dumps(state | {"figures": [path.name for path in paths]}, indent=1) + "\n")

@@ -55,9 +55,6 @@ def combinations(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> l
     for text in configuration.readable(overrides, configuration.folders_of(config_dirs), several=True):
         one = parsed(text)
         key = one.get_key_element()
-        name = key.lstrip("+")
-        if name == "shard":
-            raise UserError(f"{text}: a sweep is cut into shards by --shards N")
         if not one.is_sweep_override():
             choices[key] = [text]
         elif key in ("experiment", "++experiment"):
@@ -74,6 +71,9 @@ def lines_of(overrides: Sequence[str], shards: int, config_dirs: Sequence[str]) 
     if shards < 1:
         raise UserError(f"--shards must be 1 or more, not {shards}")
     names = [None] if shards == 1 else [f"{number}/{shards}" for number in range(1, shards + 1)]
+    for text in overrides:
+        if text.partition("=")[0].lstrip("+") == "shard":
+            raise UserError(f"{text}: a sweep is cut into shards by --shards N")
     folders = [os.path.abspath(folder) for folder in config_dirs]
     runs = itertools.product(combinations(overrides, folders), names)
     return [Line(index, chosen, shard, folders) for index, (chosen, shard) in enumerate(runs)]

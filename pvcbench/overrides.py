@@ -63,7 +63,8 @@ def readable(texts: Sequence[str], defaults: Callable[[], Mapping], several: boo
             made.append(deletion(text))
             continue
         read = parsed(text)
-        if read is not None and isinstance(read.value(), str) and not read.is_sweep_override():
+        trimmed = value != value.strip()  # by Hydra; a name may begin or end with a blank
+        if read is not None and isinstance(read.value(), str) and not read.is_sweep_override() and not trimmed:
             made.append(text)
             continue
         known = defaults() if known is None else known
@@ -99,7 +100,7 @@ def meant(key: str, value: str, read: Override | None, default: object, several:
         hint = f"; one list is written '{key}=[{value}]'" if other is None or "list" in other else ""
         raise UserError(f"{key}={value}: several values need --multirun, one run each{hint}")
     found = read.value()
-    if text and not isinstance(found, str) and found is not None:
+    if text and found is not None and (not isinstance(found, str) or value.strip() == found):
         return quoted(value)
     refuse_kind(key, value, found)
     return value
