@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from pvcbench.budgets import parse_budgets  # noqa: F401  (known here by its former place)
 from pvcbench.engine.evict import Cell
 from pvcbench.errors import UserError
 from pvcbench.policy import Method, OutOfReach, Shape
@@ -42,24 +43,6 @@ class Point:
 
 
 OBSERVATION = Point(None, None, None, None)  # no cell: what a sample shows by itself, in tasks that observe
-
-
-def parse_budgets(budgets: Sequence) -> list[int | float]:
-    """Checked budgets: integers are entries per KV head, floats in (0, 1] shares of the prompt, rounded down."""
-    if not isinstance(budgets, Sequence) or isinstance(budgets, str) or not budgets:
-        raise UserError(f"budgets must be a list such as [64,0.25,0.5], not {budgets!r}")
-    for budget in budgets:
-        if isinstance(budget, bool) or not isinstance(budget, int | float):
-            raise UserError(f"budgets: {budget!r} is neither an integer (entries) nor a float (share of the prompt)")
-        if isinstance(budget, float) and not 0 < budget <= 1:
-            raise UserError(
-                f"budgets: a share lies in (0, 1], not {budget}; write {round(budget)} for entries per KV head"
-            )
-        if isinstance(budget, int) and budget < 1:
-            raise UserError(
-                f"budgets: {budget} entries hold nothing; write a positive integer, or a share such as 0.05"
-            )
-    return list(budgets)
 
 
 def points(

@@ -1,9 +1,15 @@
 """The command line: `python -m pvcbench method=pvc task=needle`, and `python -m pvcbench list`."""
 
+import contextlib
 import errno
 import os
+import select
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
 
 from pvcbench import stopping
 from pvcbench.errors import UserError
@@ -16,7 +22,12 @@ USAGE = """python -m pvcbench KEY=VALUE ...     run; e.g. method=pvc task=needle
 python -m pvcbench list              methods, tasks, models and experiments there are
 python -m pvcbench +experiment=NAME  a whole experiment by its name; experiment=NAME only names the results folder
 python -m pvcbench --multirun ...    one run per combination of values separated by commas
-Options: --config-dir DIR adds a folder of your own configuration; --cfg job shows the configuration and stops."""
+Options: --config-dir DIR adds a folder of your own configuration, for `list` too; --cfg job shows the configuration
+and stops.
+A VALUE that names a file or folder needs no quotes but the shell's: 'task.path=my data (1)/a=b.jsonl' is taken as it
+stands, as is every text that Hydra's grammar cannot read. In a multirun commas separate values: write a name that has
+one in quotes of its own, "task.path='a,b.jsonl'".
+Exit codes: 0; 1 a failure, also of a method in all its cells; 2 a mistake in what was asked; 130 and 143 stopped."""
 
 
 class RunFailed(Exception):
@@ -30,11 +41,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def program(work: Callable[[], int] = main) -> int:
-    """What a process of its own runs: a command line, and after it nothing that a signal could disturb."""
+    """What a process of its own runs: a command line, and after it nothing that a signal or a closed pipe disturbs."""
     try:
-        return work()
+        code = work()
+        for stream in (sys.stdout, sys.stderr):
+            with printing(stream):
+                pass  # it ends with what is left to be printed
+        return code
     finally:
         stopping.plain()
+
+
+@contextlib.contextmanager
+def printing(stream: TextIO | None = None) -> Iterator[None]:
+    """Inside, what nobody reads any more (`| head`) ends what is being printed, without a word; then all is flushed."""
+    stream = stream or sys.stdout
+    try:
+        yield
+        stream.flush()
+    except SystemExit:  # how rich ends a table that nobody reads, with nothing left to be flushed
+        return
+    except BrokenPipeError:
+        if not closed(stream):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # Python flushes once more at its end
+
+
+def closed(stream) -> bool:
+    """Whether the reader of a stream has gone."""
+    watch = select.poll()
+    try:
+        watch.register(stream.fileno(), 0)
+    except (OSError, ValueError):  # not a file
+        return False
+    return any(event & select.POLLERR for _, event in watch.poll(0))
 
 
 def guarded(work: Callable[[], int], line: str = stopping.LINE) -> int:
@@ -56,6 +96,8 @@ def told(work: Callable[[], int], note: Callable[[str], None] = lambda line: Non
         if stopping.code() is not None:  # what the signal met turned it into an exception of its own
             stopping.tell()
             return stopping.code()
+        if isinstance(error, BrokenPipeError) and (closed(sys.stdout) or closed(sys.stderr)):
+            return 128 + signal.SIGPIPE  # as of a program that the signal ends
         if os.environ.get("PVCBENCH_DEBUG"):
             raise
         text = " ".join(str(error).split())
@@ -74,76 +116,116 @@ def full(error: Exception) -> bool:
 def dispatch(arguments: list[str]) -> int:
     """Help, the list, a multirun through Hydra, or one run."""
     if any(argument in ("-h", "--help", "help") for argument in arguments):
-        print(USAGE)
+        with printing():
+            print(USAGE)
         return 0
-    if arguments == ["list"]:
-        return listing()
-    if "--multirun" in arguments or "-m" in arguments:
-        return multirun(arguments)
+    asked = parse(arguments)
+    if asked.listed:
+        return listing(asked)
+    if asked.several:
+        return multirun(asked)
     from omegaconf import OmegaConf
 
     from pvcbench import config as configuration
 
-    overrides, folders, show = parse(arguments)
-    config = configuration.composed(overrides, folders)
-    if show:
-        print(OmegaConf.to_yaml(config), end="")
+    config = configuration.composed(asked.overrides, asked.folders)
+    if asked.shown:
+        with printing():
+            print(OmegaConf.to_yaml(config), end="")
         return 0
     return once(config)
 
 
-def parse(arguments: Sequence[str]) -> tuple[list[str], list[str], bool]:
-    """Overrides, configuration folders, and whether to show the configuration only."""
-    overrides, folders, show, rest = [], [], False, list(arguments)
+@dataclass
+class Asked:
+    """What a command line asks for."""
+
+    overrides: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)  # of the user's configuration
+    shown: bool = False  # the configuration, and nothing else
+    several: bool = False  # a multirun
+    listed: bool = False
+
+
+def parse(arguments: Sequence[str]) -> Asked:
+    """The overrides, configuration folders and options of a command line."""
+    asked, rest = Asked(), list(arguments)
     while rest:
         argument = rest.pop(0)
-        if argument in ("--config-dir", "-cd", "--cfg", "-c"):
-            if not rest:
+        option, equals, value = argument.partition("=")
+        if option in ("--config-dir", "-cd", "--cfg", "-c"):
+            if not equals and not rest:
                 raise UserError(f"{argument} needs a value")
-            value = rest.pop(0)
-            folders += [value] if "d" in argument else []
-            show = show or "d" not in argument
-        elif argument.startswith("--config-dir="):
-            folders.append(argument.partition("=")[2])
-        elif argument.startswith("-") or "=" not in argument.lstrip("~"):
+            value = value if equals else rest.pop(0)
+            if option in ("--config-dir", "-cd"):
+                asked.folders.append(value)
+            asked.shown = asked.shown or option in ("--cfg", "-c")
+        elif argument in ("--multirun", "-m"):
+            asked.several = True
+        elif argument == "list":
+            asked.listed = True
+        elif argument.startswith("-") or ("=" not in argument.lstrip("~") and not argument.startswith("~")):
             raise UserError(f"what is {argument!r}? write KEY=VALUE, or `list`, or --help")
         else:
-            overrides.append(argument)
-    for folder in folders:
-        sys.path.insert(0, os.path.abspath(folder))
-    return overrides, folders, show
+            asked.overrides.append(argument)
+    return asked
 
 
 def once(config) -> int:
-    """One run, its table and where its files are."""
-    from pvcbench import console, runner
+    """One run, its table and where its files are; 1 where some method failed in all of its cells."""
+    from pvcbench import settings
+
+    settings.check(config)  # before what takes seconds to import
+    from pvcbench import runner
 
     with stopping.orderly():
         result = runner.run(config)
-    console.show(result)
-    return 0
+    return told_of(result)
 
 
-def multirun(arguments: list[str]) -> int:
-    """One run per combination, by Hydra's own sweeper and launcher; where one fails, the others go on."""
+def told_of(result) -> int:
+    """Shows what a run came to; 1 where some method failed in all of its cells."""
+    from pvcbench import console
+
+    with printing():
+        console.show(result)
+    failed = result.failed
+    for line in failed:
+        print(f"pvcbench: {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def multirun(asked: Asked) -> int:
+    """One run per combination, by Hydra's own sweeper and launcher; where one fails, the others go on.
+
+    All of them are composed and checked before the first one starts.
+    """
     import hydra
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from pvcbench import config as configuration
+    from pvcbench import settings
+    from pvcbench.manifest import combinations
 
-    rest, names = configuration.split_names(arguments)
-    name = configuration.composed(names).experiment if names else None  # a bad one is refused before anything runs
+    own = [one for one in asked.overrides if one.startswith(("hydra.", "hydra/", "+hydra.", "++hydra.", "+hydra/"))]
+    folders = [os.path.abspath(folder) for folder in asked.folders]
+    runs = []
+    for run in combinations([one for one in asked.overrides if one not in own], folders):
+        config = configuration.composed(run, folders)
+        settings.check(config)
+        runs.append(OmegaConf.to_container(config))
 
-    def job(config):  # submitit's launchers pickle it: it may hold nothing but text
-        config.experiment = name or config.experiment
-        code = told(lambda: once(config))
+    def job(config):  # submitit's launchers pickle it: it may hold nothing but plain data
+        configuration.folders_of(folders)
+        code = told(lambda: once(OmegaConf.create(runs[config.multirun])))
         if code >= 128:
             raise KeyboardInterrupt  # stopped: no further run starts
         if code:
             raise RunFailed(code)
 
-    sys.argv = [sys.argv[0], *rest]
+    sys.argv = [sys.argv[0], "--multirun", *own, f"+multirun={','.join(map(str, range(len(runs))))}"]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         hydra.main(config_path=str(configuration.CONF), config_name="config", version_base="1.3")(job)()
@@ -154,19 +236,27 @@ def multirun(arguments: list[str]) -> int:
     return 0
 
 
-def listing() -> int:
+def listing(asked: Asked) -> int:
     """Prints what can be chosen, with the first comment of each file."""
     from pvcbench import config as configuration
 
-    for group in ("method", "task", "model", "experiment"):
-        names = configuration.options(group)
-        if names:
-            print(f"{group}=")
-        for name in names:
-            text = (configuration.CONF / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-            about = next((line[2:] for line in text if line.startswith("# ") and "@package" not in line), "")
-            print(f"  {name:<{max(map(len, names))}}  {about}")
+    if asked.overrides or asked.several or asked.shown:
+        raise UserError("`list` stands alone, or with --config-dir DIR")
+    folders = configuration.folders_of(asked.folders)
+    with printing():
+        for group in ("method", "task", "model", "experiment"):
+            files = configuration.choices(group, folders)
+            if files:
+                print(f"{group}=")
+            for name, path in files.items():
+                print(f"  {name:<{max(map(len, files))}}  {about(path)}")
     return 0
+
+
+def about(path: Path) -> str:
+    """What a configuration file says of itself: its first comment."""
+    text = path.read_text(encoding="utf-8").splitlines()
+    return next((line[2:] for line in text if line.startswith("# ") and "@package" not in line), "")
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ import json
 import os
 import re
 import socket
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pvcbench import store
 from pvcbench.errors import UserError
+from pvcbench.places import place
 from pvcbench.shards import Plan, Shard
 
 
@@ -46,30 +46,24 @@ class Progress:
         return None if self.cells is None else self.cells - self.done - self.failed
 
 
-def combinations(overrides: Sequence[str]) -> list[list[str]]:
+def combinations(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> list[list[str]]:
     """Every combination of the values that commas separate, by Hydra's own grammar."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     from pvcbench import config as configuration
+    from pvcbench.overrides import parsed
 
-    rest, names = configuration.split_names(overrides)
-    try:
-        parsed = OverridesParser.create().parse_overrides(rest)
-    except HydraException as error:
-        raise UserError(configuration.explain(error)) from error
     choices: dict[str, list[str]] = {}
-    for one in parsed:
+    for text in configuration.readable(overrides, configuration.folders_of(config_dirs), several=True):
+        one = parsed(text)
         key = one.get_key_element()
-        if key.lstrip("+") == "shard":
-            raise UserError(f"{one.input_line}: a sweep is cut into shards by --shards N")
         if not one.is_sweep_override():
-            choices[key] = [one.input_line]
+            choices[key] = [text]
+        elif key in ("experiment", "++experiment"):
+            raise UserError(f"{text}: experiment names one folder; +experiment=NAME,NAME runs several")
         elif one.is_discrete_sweep():
             choices[key] = [f"{key}={value}" for value in one.sweep_string_iterator()]
         else:
-            raise UserError(f"{one.input_line}: a sweep takes values one by one, such as seed=0,1,2")
-    return [[*chosen, *names] for chosen in itertools.product(*choices.values())]
+            raise UserError(f"{text}: a sweep takes values one by one, such as seed=0,1,2")
+    return [list(chosen) for chosen in itertools.product(*choices.values())]
 
 
 def lines_of(overrides: Sequence[str], shards: int, config_dirs: Sequence[str]) -> list[Line]:
@@ -77,8 +71,11 @@ def lines_of(overrides: Sequence[str], shards: int, config_dirs: Sequence[str]) 
     if shards < 1:
         raise UserError(f"--shards must be 1 or more, not {shards}")
     names = [None] if shards == 1 else [f"{number}/{shards}" for number in range(1, shards + 1)]
+    for text in overrides:
+        if text.partition("=")[0].lstrip("+") == "shard":
+            raise UserError(f"{text}: a sweep is cut into shards by --shards N")
     folders = [os.path.abspath(folder) for folder in config_dirs]
-    runs = itertools.product(combinations(overrides), names)
+    runs = itertools.product(combinations(overrides, folders), names)
     return [Line(index, chosen, shard, folders) for index, (chosen, shard) in enumerate(runs)]
 
 
@@ -86,27 +83,24 @@ def composed(line: Line):
     """The configuration of a line; modules beside its own configuration can be imported from now on."""
     from pvcbench import config as configuration
 
-    sys.path[:0] = [folder for folder in line.config_dirs if folder not in sys.path]
     shard = [] if line.shard is None else [f"shard='{line.shard}'"]
     return configuration.composed([*line.overrides, *shard], line.config_dirs)
 
 
 def checked_results(lines: Iterable[Line]) -> Path:
     """Composes every line and builds its methods, so that a typo fails before anything runs; the results folder."""
-    from omegaconf import OmegaConf
-
     from pvcbench import config as configuration
-    from pvcbench.cells import parse_budgets
+    from pvcbench import settings
 
     found = set()
     for line in {tuple(line.overrides): line for line in lines}.values():  # shards differ in nothing else
         config = composed(line)
-        parse_budgets(OmegaConf.to_container(config.budgets))
+        settings.check(config)
         configuration.build_methods(config.methods)
         found.add(str(config.results))
     if len(found) > 1:
         raise UserError(f"all runs of a sweep write to one results folder, not to {', '.join(sorted(found))}")
-    return Path(found.pop()).expanduser()
+    return place(found.pop())
 
 
 class Sweep:

@@ -7,6 +7,7 @@ decode together.
 import hashlib
 import inspect
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
@@ -17,15 +18,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from pvcbench import config as configuration
-from pvcbench import environment, excerpts, outcome, store, tracking
+from pvcbench import environment, excerpts, finished, outcome, settings, store, tracking
 from pvcbench.analysis.run import run_observations
 from pvcbench.attempt import Protocol, finite, run_batch
-from pvcbench.cells import OBSERVATION, Point, parse_budgets, points
+from pvcbench.budgets import parse_budgets
+from pvcbench.cells import OBSERVATION, Point, points
 from pvcbench.checks import check_prompts, check_question, check_reach
 from pvcbench.contract import prepare
 from pvcbench.engine import engine as engines
 from pvcbench.engine.engine import Engine
-from pvcbench.errors import UserError
 from pvcbench.generate import Generate
 from pvcbench.measure import run_measurements
 from pvcbench.models import LoadedModel
@@ -51,6 +52,31 @@ class Result:
     measured: int  # rows added now; 0 when the run was finished before
     note: str | None = None  # what a shard of an unfinished run says, which has no summary yet
     more: int = 0  # samples of a larger limit that the folder and its figures have beside those asked for
+
+    @property
+    def failed(self) -> list[str]:
+        """A line for every method that failed in all of its cells; what is out of its reach is no failure."""
+        return broken(self.rows)
+
+
+FAULT = re.compile(r"[A-Za-z_]\w*: ")  # how the reason of a failure begins; what is out of reach is said plainly
+
+
+def broken(rows: "store.pd.DataFrame") -> list[str]:
+    """A line for every method none of whose cells has a value, for a reason that is a failure."""
+    if rows.empty:
+        return []
+    lines = []
+    for method, own in rows.groupby("method", dropna=False, sort=False):
+        faults = own["error"].dropna()
+        faults = faults[faults.map(lambda reason: FAULT.match(reason) is not None)]
+        if own["error"].notna().all() and len(faults):
+            who = "of the observations" if store.pd.isna(method) else f"of {method}"
+            lines.append(
+                f"no cell {who} has a value ({len(own)} rows): {faults.iloc[0]}; "
+                "the same command with retry_failed=true measures them again"
+            )
+    return lines
 
 
 def sound(work: Callable[..., list[dict]]) -> Callable[..., list[dict]]:
@@ -79,12 +105,8 @@ def run(
 
     `planned` is told what will be measured before anything is.
     """
-    tracking.check_mode(config.wandb.mode)
+    settings.check(config)
     budgets = parse_budgets(OmegaConf.to_container(config.budgets))
-    if config.decode not in ("grow", "hold"):
-        raise UserError(f"decode must be grow or hold, not {config.decode!r}")
-    if config.batch < 1 or (config.limit is not None and config.limit < 1):
-        raise UserError("batch and limit must be 1 or more")
     shard = Shard.parse(config.shard)
     methods = configuration.build_methods(config.methods) if methods is None else methods
     task = configuration.build(config.task, "the task") if task is None else task
@@ -93,6 +115,7 @@ def run(
     torch.set_num_threads(configuration.threads_of(config.threads))
     device = configuration.device_of(config.device)
     task.check_device(device)
+    task.validate()
     loaded = model or configuration.build(config.model, "the model", device=device, dtype=config.dtype)
     known = identity(config, loaded, task, cells)
     folder = store.RunFolder(config.results, config.experiment, known, shard)
@@ -250,7 +273,7 @@ def report(config: DictConfig, folder: store.RunFolder, task: Task, measured: in
     rows = store.load(folder.path)
     summary, parts = outcome.tables(rows, folder.path)
     task.finish(rows, folder.path)
-    drawn = outcome.draw(rows, folder.path / "figures")
+    drawn = finished.figures(rows, folder.path, outcome.draw)
     tracked = None
     if measured or not tracking.mirrored(config.wandb, folder.path, len(rows)):
         run = (config.wandb, folder.id, config.experiment, stored(config))

@@ -158,14 +158,13 @@ def run(sweep: Sweep, line: Line, again: bool = False) -> int:
 
 
 def _measure(sweep: Sweep, line: Line, again: bool) -> int:
-    from pvcbench import console, runner
+    from pvcbench import runner
 
     config = composed(line)
     config.retry_failed = config.retry_failed or again
     with stopping.orderly():
         result = runner.run(config, planned=partial(sweep.planned, line))
-    console.show(result)
-    return 0
+    return cli.told_of(result)
 
 
 def _time_up(*_) -> None:

@@ -21,6 +21,7 @@ import yaml
 
 from pvcbench import locks, sessions
 from pvcbench.errors import UserError
+from pvcbench.places import place
 from pvcbench.shards import Shard
 
 KEY = ("sample", "method", "budget")
@@ -45,7 +46,7 @@ class RunFolder:
         self.identity = dict(identity)
         self.id = run_id(identity)
         self.shard = shard
-        self.path = Path(results).expanduser() / experiment / self.id
+        self.path = place(results) / experiment / self.id
         self.rows_path = self.path / ("rows.jsonl" if shard is None else f"rows-{shard.label}.jsonl")
         self._locks: list[TextIO] = []
         self._homes: dict[tuple, Path] = {}
@@ -223,7 +224,7 @@ def latest(rows: Iterable[Mapping]) -> list[dict]:
 
 def folders(results: str | Path) -> list[Path]:
     """Every run's folder below a folder."""
-    found = Path(results).expanduser().rglob("rows*.jsonl")
+    found = place(results).rglob("rows*.jsonl")
     return sorted({path.parent for path in found if ROWS.fullmatch(path.name)})
 
 

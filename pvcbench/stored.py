@@ -11,13 +11,14 @@ from omegaconf.errors import OmegaConfBaseException
 from pvcbench import store
 from pvcbench.config import Config
 from pvcbench.errors import UserError
+from pvcbench.places import place
 
 Key = tuple[str, str | None, str | None]
 
 
 def stored(folder: str | Path) -> dict:
     """What config.yaml says: `run`, `identity` and `config`. Raises UserError where it is missing or unreadable."""
-    path = Path(folder).expanduser() / "config.yaml"
+    path = place(folder) / "config.yaml"
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
         whole = {name: found[name] for name in ("run", "identity", "config")}

@@ -16,9 +16,6 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from pvcbench.errors import UserError
-
-MODES = ("offline", "online", "disabled")
 AXIS, ENTRIES = "cache/bytes_fraction", "cache/fraction"  # of the full cache's bytes; of entries in layers that evict
 RECORD = "wandb/mirrored.json"
 NUMBERS = ("kept_bytes", "kept_fraction", "mib", "score", "difference")  # of each cell, in the run's summary
@@ -31,12 +28,6 @@ class Settings(Protocol):
     project: str
     entity: str | None
     group: str | None  # None: the experiment's name
-
-
-def check_mode(mode: str) -> None:
-    """Refuses a mode that does not exist."""
-    if mode not in MODES:
-        raise UserError(f"wandb.mode must be one of {', '.join(MODES)}, not {mode!r}")
 
 
 def mirrored(settings: Settings, folder: Path, rows: int) -> bool:

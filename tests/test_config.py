@@ -58,7 +58,7 @@ MISTAKES = {
     "typo in a key": (["task.lenghts=[512]"], "did you mean 'task.lengths'"),
     "typo in a method's key": (["methods.pvc.recent_ratoi=0.1"], "did you mean 'methods.pvc.recent_ratio'"),
     "new key": (["+foo=1"], "unknown key 'foo'"),
-    "wrong type": (["seed=abc"], "could not be converted"),
+    "wrong type": (["seed=abc"], "seed must be a whole number of 0 or more, not abc"),
     "budget of 0": (["budgets=[0]"], "0 entries"),
     "budget of 1": (["method=h2o", "budgets=[1]"], "Did you mean 1.0?"),
     "share above 1": (["budgets=[1.5]"], "write 2 for entries"),

@@ -86,7 +86,7 @@ MISTAKES = [
     (["seed=interval(0,1)"], "one by one"),
     (["results=a,b"], "one results folder"),
     (["experiment=a,b"], "names one folder"),
-    (["seed=[1"], "no viable alternative"),
+    (["seed=[1"], "cannot be read as that"),
     (["--shards", "0"], "--shards must be 1 or more"),
 ]
 
@@ -211,7 +211,8 @@ def test_failed_cells_are_tried_again_on_request(fake, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(type(methods["random"]), "plan", broken, raising=False)
         submit("method=[h2o,random]")
-        assert script.main(["run", str(sweep(fake).manifest), "0"]) == 0
+        assert script.main(["run", str(sweep(fake).manifest), "0"]) == 1
+    assert "no cell of random has a value" in capsys.readouterr().err
     line = sweep(fake).line(0)
     progress = sweep(fake).progress(line)
     assert (progress.state, progress.done, progress.failed) == ("finished", 4, 2)

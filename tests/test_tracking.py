@@ -15,7 +15,6 @@ import pytest
 from rows import needle_rows, table
 
 from pvcbench import figures, stats, tracking
-from pvcbench.errors import UserError
 
 HEADER, BLOCK, CHUNK = 7, 32768, 7
 FULL, LAST = 1, 4
@@ -295,10 +294,3 @@ def test_an_unreachable_server_is_one_line_and_a_bounded_wait(tmp_path):
 def test_disabled_writes_nothing(summary, tmp_path):
     assert track(summary, tmp_path, mode="disabled") is None
     assert list(tmp_path.iterdir()) == []
-
-
-def test_unknown_mode_is_a_users_error():
-    for mode in tracking.MODES:
-        tracking.check_mode(mode)
-    with pytest.raises(UserError, match="offline, online, disabled, not 'of'"):
-        tracking.check_mode("of")

@@ -44,6 +44,9 @@ class Task:
     def check_device(self, device: str) -> None:
         """Refuses, before anything is loaded, what this task cannot do on a device."""
 
+    def validate(self) -> None:
+        """Checks, before a model is loaded, everything of the task's settings and data that needs no model."""
+
     def size(self, seed: int) -> int:
         """How many samples there are."""
         raise TypeError(f"{type(self).__name__} does not say how many samples it has")

@@ -1,0 +1,72 @@
+"""A method that fails in all of its cells is a failure of the run; what is out of reach, or fails once, is not."""
+
+import pandas as pd
+import pytest
+
+from pvcbench import cli, config, runner
+
+TINY = ["model=random", "threads=1", "wandb.mode=disabled", "task.lengths=[300]", "task.max_new_tokens=2", "limit=2"]
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    """Figures are tested elsewhere."""
+    monkeypatch.setattr(runner.outcome, "draw", lambda rows, folder: [])
+
+
+def break_plan(monkeypatch, when):
+    """Makes `random` fail while `when()` is true."""
+    kind = type(config.build_methods(config.composed(["method=random"]).methods)["random"])
+    real = kind.plan
+
+    def broken(self, *arguments):
+        if when():
+            raise RuntimeError("no plan today")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(kind, "plan", broken, raising=False)
+
+
+def run(tmp_path, *more):
+    return cli.main([*TINY, "method=[random,h2o]", "budgets=[0.5]", f"results={tmp_path}", *more])
+
+
+def test_a_method_that_always_fails_exits_with_1_until_it_is_mended(tmp_path, monkeypatch, capsys):
+    broken = [True]
+    break_plan(monkeypatch, lambda: broken[0])
+    for _ in range(2):  # the same command says the same again
+        assert run(tmp_path) == 1
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith("pvcbench: no cell of random has a value (2 rows): RuntimeError: no plan today")
+        assert "retry_failed=true" in said
+    broken[0] = False
+    assert run(tmp_path, "retry_failed=true") == 0
+    assert "no cell" not in capsys.readouterr().err
+
+
+def test_a_method_that_fails_once_is_a_row_with_an_error(tmp_path, monkeypatch, capsys):
+    calls = []
+    break_plan(monkeypatch, lambda: not calls.append(1) and len(calls) == 1)
+    assert run(tmp_path) == 0
+    assert "no cell" not in capsys.readouterr().err
+
+
+def test_what_is_out_of_reach_is_no_failure(tmp_path, capsys):
+    settings = [*TINY, "method=pvc", "budgets=[0.05]", "limit=1", f"results={tmp_path}"]
+    assert cli.main(settings) == 0
+    said = capsys.readouterr()
+    assert "below PvC's reach" in said.out and "no cell" not in said.err
+
+
+def test_one_fault_among_cells_out_of_reach_is_a_failure():
+    rows = pd.DataFrame(
+        {
+            "method": ["full", "pvc", "pvc", "knorm", "h2o", "h2o"],
+            "error": [None, "below PvC's reach of 40%", "ValueError: bad", "below reach", "KeyError: 1", None],
+        }
+    )
+    [line] = runner.broken(rows)
+    assert line.startswith("no cell of pvc has a value (2 rows): ValueError: bad")
+    assert runner.broken(rows.iloc[:0]) == []
+    seen = runner.broken(pd.DataFrame({"method": [None], "error": ["RuntimeError: x"]}))
+    assert seen[0].startswith("no cell of the observations has a value")

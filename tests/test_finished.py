@@ -1,0 +1,72 @@
+"""A finished run says so without drawing again, and draws again whatever would come out otherwise."""
+
+import json
+
+import pytest
+
+from pvcbench import config, environment, finished, runner, store
+
+TINY = ["model=random", "threads=1", "wandb.mode=disabled", "task.lengths=[300]", "task.max_new_tokens=2", "limit=1"]
+
+
+@pytest.fixture
+def drawings(monkeypatch):
+    """The folders that were drawn into; each drawing is one file."""
+    folders = []
+
+    def draw(rows, folder):
+        folders.append(folder)
+        folder.mkdir(exist_ok=True)
+        (folder / "curve.png").write_bytes(b"picture")
+        return [folder / "curve.png"]
+
+    monkeypatch.setattr(runner.outcome, "draw", draw)
+    return folders
+
+
+def run(tmp_path, *more):
+    return runner.run(config.composed([*TINY, "method=h2o", "budgets=[0.5]", f"results={tmp_path}", *more]))
+
+
+def test_a_finished_run_is_not_drawn_again(tmp_path, drawings):
+    first, again = run(tmp_path), run(tmp_path)
+    assert len(drawings) == 1 and again.measured == 0 and again.figures == first.figures
+    assert again.summary.equals(first.summary)
+
+
+def test_what_would_be_drawn_otherwise_is_drawn_again(tmp_path, drawings, monkeypatch):
+    first = run(tmp_path)
+    first.figures[0].unlink()
+    assert run(tmp_path).figures[0].is_file() and len(drawings) == 2
+    run(tmp_path, "limit=2")  # more rows
+    assert len(drawings) == 3
+    monkeypatch.setattr(environment, "source", lambda: "other code")
+    run(tmp_path, "limit=2")
+    assert len(drawings) == 4
+    record = first.folder / finished.RECORD
+    for text in ("{", "[]", json.dumps({"figures": 3})):
+        record.write_text(text)
+        run(tmp_path, "limit=2")
+    assert len(drawings) == 7
+
+
+def test_a_drawing_that_was_stopped_is_drawn_again(tmp_path, drawings):
+    rows = run(tmp_path).rows
+    folder = store.folders(tmp_path)[0]
+    (folder / finished.RECORD).unlink()
+
+    def stopped(rows, figures):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finished.figures(rows, folder, stopped)
+    assert not (folder / finished.RECORD).exists()
+    run(tmp_path)
+    assert len(drawings) == 2
+
+
+def test_a_run_without_figures_is_asked_again(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(runner.outcome, "draw", lambda rows, folder: asked.append(folder) or [])
+    run(tmp_path), run(tmp_path)
+    assert len(asked) == 2  # costs nothing, and a figure may have been left out by mistake
