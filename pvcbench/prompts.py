@@ -1,11 +1,13 @@
 """From a sample to the tokens a model reads: chat template, token spans and the end of the context."""
 
 import hashlib
+import unicodedata
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import regex
 
 from pvcbench.errors import UserError
 from pvcbench.tasks.base import Sample
@@ -63,16 +65,36 @@ class Prompter:
     def tokens(
         self, text: str, context_end: int, spans: Mapping[str, tuple[int, int]] | None = None, special: bool = True
     ) -> Prompt:
-        """A whole prompt given as text, its context's end and its spans in characters; `special` adds a BOS token."""
+        """A whole prompt given as text, its context's end and its spans in characters; `special` adds a BOS token.
+
+        A span whose tokens do not cover it, or do not say it when they are decoded, is refused.
+        """
         coded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
         offsets = np.asarray(coded["offset_mapping"])
         context = int((offsets[:, 1] <= context_end).cumprod().sum())
         ranges = {}
         for name, (first, last) in (spans or {}).items():
-            inside = (offsets[:, 1] > first) & (offsets[:, 0] < last)
-            ranges[name] = (int(inside.argmax()), int(inside.argmax() + inside.sum()))
+            inside = np.flatnonzero((offsets[:, 1] > first) & (offsets[:, 0] < last))
+            ranges[name] = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
+            self._check_span(name, text, (first, last), coded["input_ids"][slice(*ranges[name])])
         return Prompt(array("i", coded["input_ids"]), context, ranges)
+
+    def _check_span(self, name: str, text: str, span: tuple[int, int], ids: Sequence[int]) -> None:
+        """Refuses a span that is no part of the text, or is not in what its tokens decode to."""
+        if not 0 <= span[0] < span[1] <= len(text):
+            raise UserError(f"the passage {name!r} is no part of its prompt: characters {span} of {len(text)}")
+        wanted, said = text[slice(*span)], self.tokenizer.decode(ids, skip_special_tokens=False)
+        if wanted not in said and _bare(wanted) not in _bare(said):
+            raise UserError(
+                f"the tokenizer cannot write the passage {name!r}: {wanted[:60]!r} becomes {said[:60]!r}; "
+                "whether it survives cannot be told, so leave it out or reword it"
+            )
 
     def decode(self, tokens: list[int]) -> str:
         """The text of generated tokens."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def _bare(text: str) -> str:
+    """A text without what tokenizers may change: forms of characters, accents, letter case and white space."""
+    return regex.sub(r"[\s\p{M}]+", "", unicodedata.normalize("NFKD", text).casefold())

@@ -60,9 +60,10 @@ def test_every_published_file_belongs_to_an_experiment():
 
 
 def test_the_quickstart_is_the_committed_run():
-    """The same settings; source files of methods were edited and settings added since, at defaults that change nothing.
+    """The same settings; what has changed since gives a run another id and changes no number of this one.
 
-    Both give a run another id.
+    Source files of methods were edited; settings were added at defaults that change nothing; and version 2 of the
+    needle task scores whole words and bounds how far a needle's depth may be off.
     """
     stored = yaml.safe_load((ROOT / "results/quickstart/a48e4fe87e41/config.yaml").read_text(encoding="utf-8"))
     made = config.composed(["+experiment=quickstart", "device=cpu"])
@@ -78,6 +79,8 @@ def test_the_quickstart_is_the_committed_run():
         assert {key: method["settings"].pop(key) for key in added} == {
             key: getattr(type(methods[name])(), key) for key in added
         }
+    assert (found["task"].pop("version"), stored["identity"]["task"].pop("version")) == (2, 1)
+    assert found["task"].pop("tolerance") == 2.0
     assert found == stored["identity"]
 
 

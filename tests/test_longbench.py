@@ -392,7 +392,9 @@ def test_missing_data_say_how_to_get_them(tmp_path):
         prepared(tmp_path / "nowhere", sets="qasper", e=True).size(0)
 
 
-@pytest.mark.parametrize("text,expected", [("", "no items"), ("[1]", "line 1"), ("{}", "no context"), ("{", "line 1")])
+@pytest.mark.parametrize(
+    "text,expected", [("", "no items"), ("[1]", "line 1"), ("{}", "context: missing"), ("{", "line 1")]
+)
 def test_broken_files_are_user_s_errors(tmp_path, text, expected):
     (tmp_path / "qasper.jsonl").write_text(text)
     with pytest.raises(UserError, match=expected):

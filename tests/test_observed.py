@@ -73,7 +73,7 @@ def test_only_needles_or_only_documents(prompter):
     "settings", [{"documents": 0, "needles": 0}, {"tokens": [32]}, {"tokens": []}, {"following": 1}, {"documents": -1}]
 )
 def test_bad_settings_are_refused(settings):
-    with pytest.raises(UserError, match=r"task\.tokens"):
+    with pytest.raises(UserError, match=r"task\.(tokens|following|documents)"):
         Observed(**settings)
 
 

@@ -1,7 +1,8 @@
 """What a task is: samples that are pure functions of (seed, index), and scores of what a model said."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -41,6 +42,9 @@ class Task:
         """Receives the prompter of the model, which counts tokens as the model will see them."""
         self.prompter = prompter
 
+    def validate(self) -> None:
+        """Checks, before a model is loaded, everything of the task's settings and data that needs no model."""
+
     def check_device(self, device: str) -> None:
         """Refuses, before anything is loaded, what this task cannot do on a device."""
 
@@ -60,8 +64,12 @@ class Task:
         return self.prompter.encode(sample)
 
     def settings(self) -> dict:
-        """What of the task's settings changes a number, for the run id: every public attribute unless overridden."""
-        return {key: value for key, value in vars(self).items() if not key.startswith("_") and key != "prompter"}
+        """What of the task's settings changes a number, for the run id: every public attribute unless overridden.
+
+        What a task keeps of its data by cached_property is none.
+        """
+        own = {key: value for key, value in vars(self).items() if not key.startswith("_") and key != "prompter"}
+        return {key: value for key, value in own.items() if not isinstance(_declared(self, key), cached_property)}
 
     def protocol_record(self) -> dict:
         """What rows say of the task's own protocol, beside query awareness and decode policy."""
@@ -79,6 +87,11 @@ class Task:
         return ""
 
 
+def _declared(task: Task, name: str) -> object:
+    """What the task's class has under this name, or None."""
+    return next((vars(kind)[name] for kind in type(task).__mro__ if name in vars(kind)), None)
+
+
 def sample_rng(seed: int, index: int) -> np.random.Generator:
     """A generator of its own for each (seed, index); seeds 1 and 2 share no samples, as they would by addition."""
     return np.random.default_rng(np.random.SeedSequence([seed, index]))
@@ -86,6 +99,50 @@ def sample_rng(seed: int, index: int) -> np.random.Generator:
 
 def choice(name: str, value: str, known: tuple[str, ...]) -> str:
     """The value if it is one of the known ones, or a user's error that lists them."""
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise UserError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+    return value
+
+
+def listed(name: str, value: object) -> list:
+    """The elements of a list that is not empty; a single value stands for a list of one."""
+    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    if not values:
+        raise UserError(f"{name} must name something: it is an empty list")
+    return values
+
+
+def whole(name: str, value: object, least: int = 1) -> int:
+    """A whole number of at least this much."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise UserError(f"{name} must be a whole number, {least} or more, not {value!r}")
+    return int(value)
+
+
+def wholes(name: str, value: object, least: int = 1) -> list[int]:
+    """Whole numbers: a list, or one of them alone."""
+    return [whole(name, one, least) for one in listed(name, value)]
+
+
+def number(name: str, value: object, least: float, most: float) -> float:
+    """A number within these bounds."""
+    real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not real or not least <= value <= most:
+        raise UserError(f"{name} must be a number from {least:g} to {most:g}, not {value!r}")
+    return float(value)
+
+
+def words(name: str, value: object) -> list[str]:
+    """Texts that are not empty: a list, or one of them alone, which is never taken apart into letters."""
+    values = [] if isinstance(value, Sequence) and not value and not isinstance(value, str) else listed(name, value)
+    for one in values:
+        if not isinstance(one, str) or not one:
+            raise UserError(f"{name} must be a list of texts such as ['a','b'], not {value!r}")
+    return values
+
+
+def flag(name: str, value: object) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise UserError(f"{name} must be true or false, not {value!r}")
     return value

@@ -1,95 +1,177 @@
-"""Your own data: a file with one JSON object per line.
+"""Your own data: a file with one JSON object per line, in UTF-8.
 
     {"context": "...", "question": "...", "answers": ["..."], "metric": "contains", "id": "a", "cluster": "doc1"}
 
-`metric`, `id` and `cluster` are optional; `needle` names a passage of the context whose survival is recorded.
+`metric`, `id` and `cluster` are optional; `needle` names a passage of the context (where it occurs first) whose
+survival is recorded. Nothing else may stand in a line, and null nowhere: a key that does not apply is left out.
+Surrounding white space of context, question, answers and needle is no part of them.
 """
 
 import hashlib
-import json
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from pvcbench.errors import UserError
-from pvcbench.tasks.base import Sample, Task, choice
+from pvcbench.tasks import files
+from pvcbench.tasks.base import Sample, Task, choice, whole, words
 from pvcbench.tasks.metrics import any_found, exact, share_found, token_f1
+from pvcbench.tasks.metrics import words as words_of
 
 METRICS = {"contains": any_found, "contains_all": share_found, "exact": exact, "f1": token_f1}
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+
+
+def _stripped(value: object) -> str:
+    return files.text(value).strip()
+
+
+def _some(value: object) -> str:
+    """Text or a number as the file writes it, not empty."""
+    found = _stripped(str(value) if isinstance(value, files.Number) else value)
+    if not found:
+        raise PydanticCustomError("wanted", "not empty")
+    return found
+
+
+def _passage(value: object) -> str:
+    found = _stripped(value)
+    if not found:
+        raise PydanticCustomError("wanted", "not empty")
+    return found
+
+
+def _answers(value: object) -> list[str]:
+    """The answers in order, each once: of a single one, a list, or SQuAD's object of texts and their places."""
+    if isinstance(value, dict):
+        value = value["text"] if set(value) == {"text", "answer_start"} else None
+    found = value if isinstance(value, list) else [value]
+    if not found:
+        raise PydanticCustomError("wanted", "an answer")
+    return list(dict.fromkeys(_some(one) for one in found))
+
+
+class Line(BaseModel):
+    """What one line may hold; descriptions say what is wanted."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    context: Annotated[str, BeforeValidator(_stripped)] = Field(description="text")
+    question: Annotated[str, BeforeValidator(_stripped)] = Field(description="text")
+    answers: Annotated[list[str], BeforeValidator(_answers)] = Field(
+        description='texts or numbers that are not empty, such as ["Paris"], or {"text": [...], "answer_start": [...]}'
+    )
+    metric: Literal["contains", "contains_all", "exact", "f1"] = Field("contains", description=", ".join(METRICS))
+    id: Annotated[str, BeforeValidator(_some)] = Field("", description="text or a number; or leave the key out")
+    cluster: Annotated[str, BeforeValidator(_some)] = Field("", description="text or a number; or leave the key out")
+    needle: Annotated[str, BeforeValidator(_passage)] = Field(
+        "", description="a passage of the context; or leave the key out"
+    )
 
 
 class Jsonl(Task):
-    """Samples in the order of the file; each is scored by its line's metric or the task's."""
+    """Samples in the order of the file; each is scored by its line's metric or the task's.
 
-    name, version, primary, shorten = "jsonl", 1, "score", "shorten its context"
+    In `stop`, a backslash with n, t or r is a newline, tab or carriage return, and two backslashes are one.
+    """
+
+    name, version, primary, shorten = "jsonl", 2, "score", "shorten its context"
 
     def __init__(
         self,
         path: str,
         metric: str = "contains",
         max_new_tokens: int = 64,
-        stop: Sequence[str] = (),
+        stop: Sequence[str] | str = (),
         name: str = "jsonl",
     ):
         if not path:
             raise UserError("which file? set task.path=FILE, one JSON object per line: context, question, answers")
-        self.path, self.stop, self.max_new_tokens = Path(path).expanduser(), tuple(stop), max_new_tokens
+        self.path, self.max_new_tokens = Path(path).expanduser(), whole("task.max_new_tokens", max_new_tokens)
+        self.stop = tuple(unescaped(one) for one in words("task.stop", stop))
         self.metric = choice("task.metric", metric, tuple(METRICS))
 
-    def _bytes(self) -> bytes:
+    @cached_property
+    def _content(self) -> bytes:
         """The file, which scoring stored rows again does not need."""
         if not self.path.is_file():
             raise UserError(f"task.path: there is no file {self.path}")
-        return self.path.read_bytes()
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            raise UserError(f"task.path: {self.path} cannot be read: {error.strerror}") from error
 
     @cached_property
-    def items(self) -> list[dict]:
-        items = []
-        for number, line in enumerate(self._bytes().split(b"\n"), start=1):
-            if line.strip():
-                items.append(self._item(number, line))
-        if not items:
+    def _lines(self) -> list[Line]:
+        """All lines, checked; each with its id and metric."""
+        made, wrong, numbers = [], [], {}
+        for number, text in files.lines(self._content, str(self.path)):
+            line, found = self._line(number, text)
+            wrong += [f"line {number}: {one}" for one in found]
+            if line is not None:
+                if numbers.setdefault(line.id, number) != number:
+                    told = f"{files.shown(line.id)} is the id of line {numbers[line.id]} too"
+                    wrong.append(f"line {number}: id: {told}; wanted an id of its own (without one it is the number)")
+                made.append(line)
+        files.refuse(str(self.path), wrong)
+        if not made:
             raise UserError(f"{self.path} holds no samples")
-        if len({item["id"] for item in items}) < len(items):
-            raise UserError(f"{self.path}: two lines have the same id")
-        return items
+        return made
 
-    def _item(self, number: int, line: bytes) -> dict:
-        where = f"{self.path}, line {number}"
+    def _line(self, number: int, text: str) -> tuple[Line | None, list[str]]:
+        """One line, or what is wrong with it."""
         try:
-            item = json.loads(line)
-            answers = [item["answers"]] if isinstance(item["answers"], str) else list(item["answers"])
-            item |= {"answers": [str(answer) for answer in answers], "context": str(item["context"])}
-            item["question"] = str(item["question"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{where}: needs a JSON object with context, question and answers ({error})") from error
-        if not item["answers"]:
-            raise UserError(f"{where}: answers is empty")
-        choice(f"{where}: metric", item.get("metric", self.metric), tuple(METRICS))
-        if item.get("needle") and item["needle"] not in item["context"]:
-            raise UserError(f"{where}: the needle does not occur in the context")
-        return item | {"id": str(item.get("id", number))}
+            found = files.item(text)
+        except files.Refused as error:
+            return None, [str(error)]
+        wrong = files.problems(Line, found)
+        if wrong:
+            return None, wrong
+        line = Line.model_validate(found)
+        line = line.model_copy(update={"id": line.id or str(number), "metric": found.get("metric", self.metric)})
+        if not line.context and not line.question:
+            wrong.append("context: found nothing in it nor in question, wanted a text to ask about")
+        if line.needle and line.needle not in line.context:
+            wrong.append(f"needle: found {files.shown(line.needle)}, wanted a passage that occurs in the context")
+        if line.metric == "f1":
+            empty = [answer for answer in line.answers if not words_of(answer)]
+            wrong += [f"answers: found {files.shown(one)}, wanted words, which metric f1 compares" for one in empty]
+        return line, wrong
+
+    def validate(self) -> None:
+        """Reads and checks the whole file."""
+        self.size(0)
 
     def size(self, seed: int) -> int:
-        return len(self.items)
+        return len(self._lines)
 
     def data_checksum(self) -> str:
-        return hashlib.sha256(self._bytes()).hexdigest()
+        return hashlib.sha256(self._content).hexdigest()
 
     def sample(self, seed: int, index: int) -> Sample:
-        item = self.items[index]
-        start = item["context"].find(item["needle"]) if item.get("needle") else -1
+        line = self._lines[index]
+        start = line.context.find(line.needle)
         return Sample(
-            id=item["id"],
-            cluster=str(item.get("cluster", "")),
-            context=item["context"].strip(),
-            question=item["question"].strip(),
-            answers=tuple(item["answers"]),
+            id=line.id,
+            cluster=line.cluster,
+            context=line.context,
+            question=line.question,
+            answers=tuple(line.answers),
             max_new_tokens=self.max_new_tokens,
             stop=self.stop,
-            spans={} if start < 0 else {"needle": (start, start + len(item["needle"]))},
-            metric=item.get("metric", self.metric),
+            spans={"needle": (start, start + len(line.needle))} if line.needle else {},
+            metric=line.metric,
         )
 
     def score(self, sample: Sample, output: str) -> dict[str, float]:
         return {sample.metric: METRICS[sample.metric](sample.answers, output)}
+
+
+def unescaped(text: str) -> str:
+    """A backslash with n, t or r as the character it stands for, as Hydra leaves them alone; two backslashes as one."""
+    return re.sub(r"\\([ntr\\])", lambda found: ESCAPES[found[1]], text)

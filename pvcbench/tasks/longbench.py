@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from pvcbench.errors import UserError
 from pvcbench.prompts import Prompt
-from pvcbench.tasks.base import Sample, Task, choice
+from pvcbench.tasks.base import Sample, Task, choice, flag, whole, words
 from pvcbench.tasks.longbench_metrics import best, require
 from pvcbench.tasks.longbench_sets import E_SETS, SETS, Set, bucket, load
 
@@ -36,14 +36,20 @@ class LongBench(Task):
         max_length: int | None = None,
     ):
         known = E_SETS if e else tuple(SETS)
-        asked = known if sets is None else (sets,) if isinstance(sets, str) else tuple(sets)
-        chosen = {choice("task.sets", name, known) for name in asked}
-        if not chosen or (max_length is not None and max_length < 2):
-            raise UserError("task.sets must name a set" if not chosen else "task.max_length must be 2 or more")
-        self.sets, self.e, self.max_length = [name for name in SETS if name in chosen], e, max_length
+        chosen = {choice("task.sets", name, known) for name in (known if sets is None else words("task.sets", sets))}
+        if not chosen:
+            raise UserError("task.sets must name a set")
+        self.sets, self.e = [name for name in SETS if name in chosen], flag("task.e", e)
+        self.max_length = None if max_length is None else whole("task.max_length", max_length, 2)
         self._data_dir = data_dir
         self._loaded: tuple[dict[str, list[dict]], str] | None = None
         self._order: list[tuple[str, int]] = []
+
+    def validate(self) -> None:
+        """Reads and checks all items, and whether the packages that their metrics need are installed."""
+        for name in self.sets:
+            require(SETS[name].metric)
+        self._data()
 
     def prepare(self, prompter) -> None:
         for name in self.sets:

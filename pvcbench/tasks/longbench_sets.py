@@ -3,15 +3,40 @@
 import hashlib
 import importlib.resources
 import json
+import re
 import zipfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from pvcbench.errors import UserError
+from pvcbench.tasks import files
+from pvcbench.tasks.files import Text
 
 HUB = "Xnhyacinth/LongBench"  # the data set's own copy there is a loading script, which `datasets` no longer runs
 ORIGINAL = "data.zip of the data set THUDM/LongBench on the hub (https://huggingface.co/datasets/THUDM/LongBench)"
+
+
+def _one_or_more(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+class Item(BaseModel):
+    """What the benchmark reads of an item; other keys may stand beside. Descriptions say what is wanted."""
+
+    model_config = ConfigDict(strict=True)
+
+    context: Text = Field(description="text")
+    input: Text = Field("", description="the question as text")
+    answers: Annotated[list[Text], BeforeValidator(_one_or_more), Field(min_length=1)] = Field(
+        description="a list of texts that is not empty"
+    )
+    length: int | None = Field(None, description="a whole number")
+    language: Text | None = Field(None, description="text")
+    all_classes: list[Text] | None = Field(None, description="a list of texts")
 
 
 @dataclass(frozen=True)
@@ -80,17 +105,33 @@ def bucket(length: int) -> str:
 
 
 def load(chosen: Set, e: bool, source: str | None) -> tuple[list[dict], str]:
-    """A set's items (of LongBench-E if `e`) and a hash of them; source: a folder, a zip, or None for the hub."""
+    """A set's items (of LongBench-E if `e`) and a hash of them; source: a folder, a zip, or None for the hub.
+
+    All items are checked before any is used; the first that are wrong are listed.
+    """
     if source is None:
-        items = _from_hub(chosen, e)
-        content = json.dumps(items, sort_keys=True, ensure_ascii=False).encode()
+        name, wrong = f"{HUB}{'-e' * e}, {chosen.name}", []
+        numbered = [(f"item {number}", item) for number, item in enumerate(_from_hub(chosen, e), start=1)]
     else:
-        file = f"{chosen.name}_e.jsonl" if e else f"{chosen.name}.jsonl"
-        content = _content(Path(source).expanduser(), file, e)
-        items = [_parsed(line, f"{file}, line {n}") for n, line in enumerate(content.split(b"\n"), 1) if line.strip()]
-    if not items:
+        name = f"{chosen.name}_e.jsonl" if e else f"{chosen.name}.jsonl"
+        content = _content(Path(source).expanduser(), name, e)
+        name = str(Path(source).expanduser() / name)
+        numbered, wrong = _parsed(content, name)
+    originals, found = [], []
+    for place, item in numbered:
+        try:
+            originals.append(_unformatted(item, chosen))
+            made, problems = _checked(originals[-1], chosen, e)
+            found.append(made)
+        except files.Refused as error:
+            problems = [str(error)]
+        wrong += [f"{place}: {one}" for one in problems]
+    files.refuse(name, wrong, f"The original is in {ORIGINAL}; task.data_dir names it")
+    if not found:
         raise UserError(f"LongBench's {chosen.name} holds no items: get it again, it is in {ORIGINAL}")
-    return [_checked(item, chosen, e) for item in items], hashlib.sha256(content).hexdigest()
+    if source is None:
+        content = json.dumps(originals, sort_keys=True, ensure_ascii=False).encode()
+    return found, hashlib.sha256(content).hexdigest()
 
 
 def _content(source: Path, file: str, e: bool) -> bytes:
@@ -115,11 +156,15 @@ def _content(source: Path, file: str, e: bool) -> bytes:
     raise UserError(f"{source} has no {file}: unpack it from {ORIGINAL}, or {fewer}")
 
 
-def _parsed(line: bytes, where: str) -> dict:
-    try:
-        return dict(json.loads(line))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{where} is not a JSON object ({error}): get the file again, it is in {ORIGINAL}") from error
+def _parsed(content: bytes, file: str) -> tuple[list[tuple[str, dict]], list[str]]:
+    """The objects of a file, each with its place, and what is wrong with the lines that are none."""
+    items, wrong = [], []
+    for number, line in files.lines(content, file):
+        try:
+            items.append((f"line {number}", files.item(line, as_written=False)))
+        except files.Refused as error:
+            wrong.append(f"line {number}: {error}")
+    return items, wrong
 
 
 def _from_hub(chosen: Set, e: bool) -> list[dict]:
@@ -135,22 +180,30 @@ def _from_hub(chosen: Set, e: bool) -> list[dict]:
             f"LongBench's {chosen.name} cannot be loaded from {place} ({reason}): set task.data_dir to a folder with "
             f"{chosen.name}{'_e' * e}.jsonl or to a zip that holds it, {ORIGINAL}, or name other sets in task.sets"
         ) from error
-    return [_unformatted(item, chosen) for item in items]
+    return items
 
 
 def _unformatted(item: dict, chosen: Set) -> dict:
-    """An item of the hub's copy with its original context and input.
+    """An item of the hub's copy, or of a file made from it, with its original context and input.
 
     That copy has the prompt written around both already, cut into `context`, `question` and `answer_prefix`, whose
-    concatenation is the original prompt; where there is no `answer_prefix`, `question` is the input as it was.
+    concatenation is the original prompt; where there is no `answer_prefix`, `question` is the input as it was. Raises
+    `Refused` where the prompt stands in the context in another way: it would be written twice.
     """
-    asked = item.get("input", item.get("question", ""))
+    asked, context = item.get("input", item.get("question")) or "", item.get("context")
+    if not isinstance(asked, str) or not isinstance(context, str):
+        return item
+    head = chosen.parts[0].strip()
     if "answer_prefix" not in item:
+        if head and context.strip().startswith(head):
+            raise files.Refused("context: starts with the set's own instruction, wanted the bare text")
         return item | {"input": asked}
+    if not isinstance(item["answer_prefix"], str):
+        raise files.Refused(f"answer_prefix: found {files.shown(item['answer_prefix'])}, wanted text")
     head, tail = chosen.parts
     before, _, after = tail.partition("{input}")
-    whole = f"{item['context']}{asked}{item['answer_prefix']}"
-    ends = (len(item["context"]) - size for size in reversed(range(len(before) + 1)))
+    whole = f"{context}{asked}{item['answer_prefix']}"
+    ends = (len(context) - size for size in reversed(range(len(before) + 1)))
     for end in ends:
         rest = whole[end:]
         known = rest[: len(before)] == before and rest[len(before) :].endswith(after) and end >= len(head)
@@ -158,14 +211,23 @@ def _unformatted(item: dict, chosen: Set) -> dict:
             found = rest[len(before) : len(rest) - len(after)]
             kept = {key: value for key, value in item.items() if key not in ("question", "answer_prefix")}
             return kept | {"context": whole[len(head) : end], "input": found}
-    raise UserError(f"{HUB} words {chosen.name} in a way not known here: set task.data_dir to {ORIGINAL}")
+    raise files.Refused(f"the prompt is worded in a way not known here, wanted that of {HUB} or a bare context")
 
 
-def _checked(item: dict, chosen: Set, e: bool) -> dict:
-    """The item if it has what a sample needs."""
-    missing = [key for key in ("context", "answers", *(("length",) if e else ())) if item.get(key) is None]
-    missing += ["all_classes"] if chosen.metric == "classification" and not item.get("all_classes") else []
-    if missing:
-        raise UserError(f"an item of LongBench's {chosen.name} has no {missing[0]}: get the file again from {ORIGINAL}")
-    answers = [item["answers"]] if isinstance(item["answers"], str) else item["answers"]
-    return item | {"input": str(item.get("input") or ""), "answers": [str(answer) for answer in answers]}
+def _checked(item: dict, chosen: Set, e: bool) -> tuple[dict, list[str]]:
+    """The item with its values as the benchmark reads them, and what is wrong with it."""
+    read = [key for key in Item.model_fields if key != "all_classes" or chosen.metric == "classification"]
+    wrong = files.problems(Item, {key: item[key] for key in read if key in item})
+    if wrong:
+        return item, wrong
+    item = item | Item.model_validate({key: item[key] for key in read if key in item}).model_dump()
+    if "{input}" in chosen.parts[1] and not item["input"].strip():
+        wrong.append("input: missing or empty, wanted the question as text (`question` in copies of the hub)")
+    if e and item["length"] is None:
+        wrong.append("length: missing, wanted a whole number, which LongBench-E sorts by")
+    if chosen.metric == "classification" and not item["all_classes"]:
+        wrong.append("all_classes: missing, wanted the names of the classes")
+    marks = {"retrieval": "Paragraph ", "retrieval_zh": "段落", "count": ""}
+    if chosen.metric in marks and not all(re.search(rf"{marks[chosen.metric]}\d", one) for one in item["answers"]):
+        wrong.append(f"answers: found {files.shown(item['answers'])}, wanted {marks[chosen.metric]}and a number")
+    return item, wrong

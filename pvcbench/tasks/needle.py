@@ -6,12 +6,13 @@ digit at a time; `value=number` and `value=uuid` are the harder variants, `needl
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from pvcbench.errors import UserError
 from pvcbench.tasks import haystack
-from pvcbench.tasks.base import Sample, Task, choice, sample_rng
+from pvcbench.tasks.base import Sample, Task, choice, listed, number, sample_rng, whole, wholes
 from pvcbench.tasks.metrics import rouge1_recall, share_found, token_overlap
 from pvcbench.tasks.words import KEYS, WORDS
 
@@ -22,9 +23,13 @@ UNITS = {"word": "magic word", "number": "magic number", "uuid": "magic uuid"}
 
 
 class Needle(Task):
-    """Samples cycle through the depths, then the lengths; each has its own haystack order and its own values."""
+    """Samples cycle through the depths, then the lengths; each has its own haystack order and its own values.
 
-    name, version = "needle", 1
+    A needle's real depth, the share of the haystack's tokens before it in the final prompt, is at most `tolerance`
+    percentage points off the depth asked for; a sample for which no such place is found is refused.
+    """
+
+    name, version = "needle", 2
 
     def __init__(
         self,
@@ -38,17 +43,25 @@ class Needle(Task):
         haystack: str = "sotu",
         max_new_tokens: int = 32,
         snap_tokens: int = 100,
+        tolerance: float = 2.0,
     ):
-        self.lengths, self.depths, self.repeats = list(lengths), [float(depth) for depth in depths], repeats
+        self.lengths, self.repeats = wholes("task.lengths", lengths), whole("task.repeats", repeats)
+        self.depths = [number("task.depths", depth, 0, 100) for depth in listed("task.depths", depths)]
         self.needle = choice("task.needle", needle, ("magic", "sandwich"))
         self.value = choice("task.value", value, tuple(UNITS))
-        if not 1 <= asked <= needles <= len(KEYS):
-            choice("task.asked", str(asked), tuple(str(n) for n in range(1, needles + 1)))
+        if whole("task.needles", needles) > len(KEYS) or not 1 <= whole("task.asked", asked) <= needles:
+            raise UserError(f"task.needles must be 1 to {len(KEYS)} and task.asked 1 to task.needles")
         self.needles, self.asked, self.source = needles, asked, haystack
-        self.max_new_tokens, self.snap_tokens = max_new_tokens, snap_tokens
+        self.max_new_tokens = whole("task.max_new_tokens", max_new_tokens)
+        self.snap_tokens = whole("task.snap_tokens", snap_tokens, 0)
+        self.tolerance = number("task.tolerance", tolerance, 0, 100)
 
     def size(self, seed: int) -> int:
         return len(self.lengths) * len(self.depths) * self.repeats
+
+    def validate(self) -> None:
+        """Reads the haystack."""
+        self.data_checksum()
 
     def data_checksum(self) -> str:
         return "" if self.source == "distractors" else haystack.checksum(self.source)
@@ -56,37 +69,56 @@ class Needle(Task):
     def sample(self, seed: int, index: int) -> Sample:
         cell = index % (len(self.depths) * len(self.lengths))
         depth, length = self.depths[cell % len(self.depths)], self.lengths[cell // len(self.depths)]
-        rng = sample_rng(seed, index)
-        if self.source == "distractors":
-            text = self._distractors(length, rng)
-        else:
-            text = haystack.shuffled(self.source, 8 * length, rng)
+        text, offsets, rng = self._text(length, seed, index)
         needles, question, answers = self._needles(text, rng)
-        coded = self.prompter.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        offsets = np.asarray(coded["offset_mapping"])
-        best, tried, wanted = (0, None), set(), min(length, len(offsets))
+        sample = Sample(f"{seed}-{index}", "", question, answers, self.max_new_tokens)
+        for near in (self.tolerance, self.tolerance / 2):  # where the final prompt's tokens differ from the text's
+            made, off = self._written(sample, text, offsets, length, depth, needles, near)
+            if off <= self.tolerance:
+                return made
+        raise UserError(
+            f"task.haystack: {self.source!r} has no place for the needle of sample {sample.id} at {depth:g}% of "
+            f"{length} tokens: the nearest is {off:.1f} points off; raise task.lengths or task.tolerance"
+        )
+
+    def _text(self, length, seed, index):
+        """A haystack of at least so many tokens if there is one, where its tokens lie, and the sample's generator."""
+        for characters in (8, 64, 512):  # a token's
+            rng = sample_rng(seed, index)
+            if self.source == "distractors":
+                text = self._distractors(length, rng)
+            else:
+                text = haystack.shuffled(self.source, characters * length, rng)
+            coded = self.prompter.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            offsets = np.asarray(coded["offset_mapping"])
+            if len(offsets) >= length or self.source == "distractors":
+                break
+        return text, offsets, rng
+
+    def _written(self, sample, text, offsets, length, depth, needles, near):
+        """The sample with as much text as fits into the length, and how many points its needles are off at most."""
+        best, tried, wanted = (0, None, None), set(), min(length, len(offsets))
         while wanted > 0 and wanted not in tried and len(tried) < 12 and best[0] < length:
             tried.add(wanted)
-            context, spans, real = self._hide(text, offsets, wanted, depth, needles)
-            info = {"length": length, "depth": depth, "real_depth": real, "value": self.value}
-            sample = Sample(
-                id=f"{seed}-{index}",
-                context=context,
-                question=question,
-                answers=answers,
-                max_new_tokens=self.max_new_tokens,
-                spans=spans,
-                info=info,
-            )
-            tokens = len(self.prompter.encode(sample).ids)
-            if best[0] < tokens <= length:
-                best = (tokens, sample)
-            wanted = min(wanted + length - tokens, len(offsets))
+            context, spans = self._hide(text, offsets, wanted, depth, needles, near)
+            made = replace(sample, context=context, spans=spans)
+            prompt = self.prompter.encode(replace(made, spans={**spans, "context": (0, len(context))}))
+            if best[0] < len(prompt.ids) <= length:
+                best = len(prompt.ids), made, prompt.spans
+            wanted = min(wanted + length - len(prompt.ids), len(offsets))
         if best[1] is None or best[0] < 0.99 * length:
             raise UserError(
                 f"no needle prompt of {length} tokens can be made: task.lengths must leave room for the question"
             )
-        return best[1]
+        real = _depths(best[2])
+        off = max(abs(found - asked) for found, asked in zip(real, self._asked_depths(depth), strict=True))
+        info = {"length": length, "depth": depth, "real_depth": round(real[0], 2), "value": self.value}
+        return replace(best[1], info=info), off
+
+    def _asked_depths(self, depth):
+        """Where each needle is asked for: the first at the depth, the others spread evenly over the text from there."""
+        count = 1 if self.needle == "sandwich" else self.needles
+        return [depth, *((depth + 100 * which / count) % 100 for which in range(1, count))]
 
     def _needles(self, text, rng):
         """The sentences to hide, the question and its answers."""
@@ -121,28 +153,23 @@ class Needle(Task):
         unit = UNITS[self.value]
         return "\n".join(f"The special {unit} for {name} is: {self._value('', rng)}." for name in names)
 
-    def _hide(self, text, offsets, wanted, depth, needles):
-        """The first `wanted` tokens of the text with the needles in it, their spans and the depths they came to."""
-        cut = len(text) if wanted >= len(offsets) else int(offsets[wanted][0])
+    def _hide(self, text, offsets, wanted, depth, needles, near):
+        """The first `wanted` tokens of the text with the needles in it, and the needles' spans; `near` in points."""
+        cut = len(text) if wanted >= len(offsets) else haystack.character_start(text, int(offsets[wanted][0]))
         whole = haystack.word_start(text, cut)
         if wanted - np.searchsorted(offsets[:, 0], whole) <= wanted // 200:  # whole words, unless that costs length
             cut = whole
         starts = offsets[: np.searchsorted(offsets[:, 0], cut), 0]
-        places = []
-        for number in range(len(needles)):
-            share = depth if number == 0 else (depth + 100 * number / len(needles)) % 100
-            token = round(share / 100 * len(starts))
-            place = cut if token >= len(starts) else int(starts[token])
-            bound = place - int(starts[max(0, min(token, len(starts) - 1) - self.snap_tokens)])
-            places.append(haystack.sentence_start(text[:cut], place, bound))
+        within = int(near / 100 * len(starts))
+        tokens = [round(share / 100 * len(starts)) for share in self._asked_depths(depth)]
+        places = [haystack.place_of(text[:cut], starts, token, self.snap_tokens, within) for token in tokens]
         context, spans, last = "", {}, 0
-        for place, number in sorted((place, number) for number, place in enumerate(places)):
+        for place, which in sorted((place, which) for which, place in enumerate(places)):
             context += text[last:place]
             context += "" if not context or context[-1].isspace() else " "
-            spans[f"needle_{number}" if number else "needle"] = (len(context), len(context) + len(needles[number]))
-            context, last = f"{context}{needles[number]} ", place
-        context = (context + text[last:cut].lstrip()).rstrip()
-        return context, spans, round(100 * float(np.searchsorted(starts, places[0])) / max(1, len(starts)), 2)
+            spans[f"needle_{which}" if which else "needle"] = (len(context), len(context) + len(needles[which]))
+            context, last = f"{context}{needles[which]} ", place
+        return (context + text[last:cut].lstrip()).rstrip(), spans
 
     def score(self, sample: Sample, output: str) -> dict[str, float]:
         scores = {"accuracy": share_found(sample.answers, output)}
@@ -150,3 +177,16 @@ class Needle(Task):
             answer = sample.answers[0]
             scores |= {"rouge1_recall": rouge1_recall(answer, output), "token_overlap": token_overlap(answer, output)}
         return scores
+
+
+def _depths(spans) -> list[float]:
+    """The real depth of each needle in per cent, from token spans of the needles and of the whole context."""
+    first, last = spans["context"]
+    needles = {name: span for name, span in spans.items() if name != "context"}
+    total = last - first - sum(stop - start for start, stop in needles.values())
+    found = []
+    for name in sorted(needles, key=lambda name: int(name.partition("_")[2] or 0)):
+        start = needles[name][0]
+        before = start - first - sum(b - a for a, b in needles.values() if a < start)
+        found.append(100 * before / max(1, total))
+    return found

@@ -11,7 +11,7 @@ from functools import cached_property
 
 from pvcbench.errors import UserError
 from pvcbench.prompts import Prompt
-from pvcbench.tasks.base import Sample, Task
+from pvcbench.tasks.base import Sample, Task, whole, wholes
 from pvcbench.tasks.needle import Needle
 from pvcbench.tasks.perplexity import Perplexity
 
@@ -33,13 +33,16 @@ class Observed(Task):
         following: int = 64,
         source: str = "sotu",
     ):
-        self.tokens, self._documents, self._needles = list(tokens), documents, needles
-        self.following, self._source = following, source
-        sizes = [documents >= 0, needles >= 0, documents + needles > 0, following >= 2, *(n >= 64 for n in self.tokens)]
-        if not all(sizes) or not self.tokens:
-            raise UserError(
-                "task.tokens needs lengths of 64 or more, task.following 2 or more, and task.documents + task.needles 1"
-            )
+        self.tokens, self.following, self._source = wholes("task.tokens", tokens, 64), following, source
+        self._documents, self._needles = whole("task.documents", documents, 0), whole("task.needles", needles, 0)
+        whole("task.following", following, 2)
+        if not documents + needles:
+            raise UserError("task.documents and task.needles must not both be 0")
+
+    def validate(self) -> None:
+        """Reads the documents."""
+        for task in [*self._sources["document"], *self._sources["needle"]]:
+            task.validate()
 
     def prepare(self, prompter) -> None:
         super().prepare(prompter)
@@ -54,7 +57,7 @@ class Observed(Task):
         repeats = -(-max(1, self._needles) // len(DEPTHS))
         return {
             "document": continued,
-            "needle": [Needle(lengths=[n], depths=DEPTHS, repeats=repeats) for n in self.tokens],
+            "needle": [Needle([n], DEPTHS, repeats, tolerance=100) for n in self.tokens],  # nothing is told by depth
         }
 
     def _order(self, seed: int) -> list[tuple[str, int, int]]:

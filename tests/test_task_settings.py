@@ -1,0 +1,112 @@
+"""Settings of tasks: a value alone is a list of one, and what means nothing is one line that says what is wanted."""
+
+import pytest
+
+from pvcbench import config
+from pvcbench.errors import UserError
+from pvcbench.models import byte_tokenizer
+from pvcbench.prompts import Prompter
+from pvcbench.tasks.base import Sample, Task
+from pvcbench.tasks.longbench import LongBench
+from pvcbench.tasks.needle import Needle
+from pvcbench.tasks.observed import Observed
+from pvcbench.tasks.perplexity import Perplexity
+from pvcbench.tasks.ruler import Ruler
+
+
+def built(*asked):
+    return config.build(config.composed(list(asked)).task, "the task")
+
+
+def test_one_value_is_a_list_of_one():
+    assert built("task=needle", "task.lengths=512", "task.depths=50").lengths == [512]
+    assert built("task=needle", "task.depths=50").depths == [50.0]
+    assert built("task=ruler", "task.sets=vt", "task.lengths=512").sets == ["vt"]
+    assert built("task=longbench", "task.sets=qasper").sets == ["qasper"]
+    assert Observed(tokens=128).tokens == [128]
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("task=needle task.lengths=[]", "task.lengths must name something"),
+        ("task=needle task.lengths=null", "task.lengths must be a whole number"),
+        ("task=needle task.lengths=['512']", "task.lengths must be a whole number, 1 or more, not '512'"),
+        ("task=needle task.lengths=[512.5]", "task.lengths must be a whole number"),
+        ("task=needle task.lengths=[true]", "task.lengths must be a whole number"),
+        ("task=needle task.lengths=[-512]", "task.lengths must be a whole number"),
+        ("task=needle task.depths=[101]", "task.depths must be a number from 0 to 100, not 101"),
+        ("task=needle task.depths=[-1]", "task.depths must be a number from 0 to 100, not -1"),
+        ("task=needle task.depths=[nan]", "task.depths must be a number from 0 to 100"),
+        ("task=needle task.depths=['50']", "task.depths must be a number from 0 to 100, not '50'"),
+        ("task=needle task.repeats=0", "task.repeats must be a whole number, 1 or more, not 0"),
+        ("task=needle task.needles=0", "task.needles must be a whole number"),
+        ("task=needle task.needles=2 task.asked=3", "task.asked 1 to task.needles"),
+        ("task=needle task.max_new_tokens=-1", "task.max_new_tokens must be a whole number"),
+        ("task=needle task.snap_tokens=-1", "task.snap_tokens must be a whole number"),
+        ("task=needle task.tolerance=-1", "task.tolerance must be a number"),
+        ("task=needle task.value=5", "task.value must be one of word, number, uuid"),
+        ("task=needle task.value=[word]", "task.value must be one of word, number, uuid"),
+        ("task=jsonl task.path=x task.max_new_tokens=0", "task.max_new_tokens must be a whole number"),
+        ("task=jsonl task.path=x task.max_new_tokens='5'", "task.max_new_tokens must be a whole number"),
+        ("task=jsonl task.path=x task.metric=[f1]", "task.metric must be one of"),
+        ("task=perplexity task.documents=0", "task.documents must be a whole number"),
+        ("task=perplexity task.prefix=true", "task.prefix must be a whole number"),
+        ("task=perplexity task.source=null", "task.source must be text"),
+        ("task=perplexity task.beyond=1", "task.beyond must be true or false"),
+        ("task=longbench task.sets=[]", "task.sets must name a set"),
+        ("task=longbench task.max_length=1", "task.max_length must be a whole number, 2 or more"),
+        ("task=longbench task.e=yes", "task.e must be true or false"),
+        ("task=ruler task.samples=0", "task.samples must be a whole number"),
+        ("task=attention_patterns task.tokens=[32]", "task.tokens must be a whole number, 64 or more"),
+    ],
+)
+def test_what_means_nothing_is_one_line(asked, expected):
+    with pytest.raises(UserError) as caught:
+        built(*asked.split())
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("haystack", [None, 5, "", ["a"]])
+def test_a_haystack_is_named_by_text(haystack):
+    with pytest.raises(UserError, match=r"task\.haystack must be text"):
+        Needle(haystack=haystack).validate()
+
+
+def test_every_task_can_be_checked_without_a_model(tmp_path):
+    (tmp_path / "a.txt").write_text("Some words. " * 50)
+    for task in (
+        Needle(),
+        Needle(haystack="distractors"),
+        Perplexity(source=str(tmp_path)),
+        Ruler(),
+        Task(),
+        Observed(),
+    ):
+        assert task.validate() is None
+    with pytest.raises(UserError, match="there is no"):
+        LongBench(sets="qasper", data_dir=str(tmp_path / "none")).validate()
+
+
+@pytest.mark.parametrize("span", [(0, 0), (3, 2), (-1, 2), (2, 99)])
+def test_a_span_outside_its_prompt_is_refused(span):
+    with pytest.raises(UserError, match="'needle' is no part of its prompt"):
+        Prompter(byte_tokenizer()).encode(Sample("0", "abc", "q", (), 1, spans={"needle": span}))
+
+
+def test_a_span_that_its_tokens_do_not_say_is_refused():
+    class Blind:
+        """A tokenizer that writes every character as the same unknown token."""
+
+        chat_template = None
+
+        def __call__(self, text, **_):
+            return {"input_ids": [0] * len(text), "offset_mapping": [(n, n + 1) for n in range(len(text))]}
+
+        def decode(self, ids, **_):
+            return "?" * len(ids)
+
+    prompter = Prompter(Blind())
+    with pytest.raises(UserError, match="cannot write the passage 'needle': 'b' becomes"):
+        prompter.encode(Sample("0", "abc", "q", (), 1, spans={"needle": (1, 2)}))
+    assert prompter.encode(Sample("0", "a?c", "q", (), 1, spans={"needle": (1, 2)})).spans == {"needle": (1, 2)}
