@@ -20,6 +20,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pvcbench.errors import UserError
+from pvcbench.extras import pip_install
 
 PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
@@ -141,7 +142,7 @@ def explain(error: Exception) -> str:
     missing = re.search(r"Could not find '(?:([\w/]+)/)?([\w.\-]+)'", text)
     if missing and missing[1]:
         if missing[1] == "hydra/launcher" and missing[2] in LAUNCHERS:
-            return f"hydra/launcher={missing[2]} needs the extra slurm: pip install 'pvcbench[slurm]'"
+            return f"hydra/launcher={missing[2]} needs submitit and its Hydra launcher: {pip_install('slurm')}"
         return unknown(missing[1], missing[2], LAUNCHERS if missing[1] == "hydra/launcher" else options(missing[1]))
     if "Could not override" in text or "is not in struct" in text or "not in 'Config'" in text:
         key = re.search(r"override '([^']+)'|Key '([^']+)'", text)

@@ -24,6 +24,7 @@ from unittest import mock
 import numpy as np
 
 from pvcbench.errors import UserError
+from pvcbench.extras import pip_install
 from pvcbench.prompts import Prompt, Prompter
 from pvcbench.tasks.base import Sample, Task, choice
 from pvcbench.tasks.metrics import share_found
@@ -154,7 +155,7 @@ class Ruler(Task):
 
     def __init__(self, lengths: Sequence[int] = (4096,), sets: Sequence[str] = DEFAULT, samples=50, chat=None):
         if any(importlib.util.find_spec(package) is None for package in ("lm_eval", "nltk", "wonderwords")):
-            raise UserError("task=ruler needs lm-eval, nltk and wonderwords: pip install 'pvcbench[eval]'")
+            raise UserError(f"task=ruler needs lm-eval, nltk and wonderwords: {pip_install('eval')}")
         if not lengths or not sets or samples < 1:
             raise UserError("task.lengths and task.sets must name something, and task.samples must be 1 or more")
         if min(lengths) < 256:  # no set fits into less, and FWE's vocabulary is a fiftieth of the length
@@ -167,7 +168,7 @@ class Ruler(Task):
             raise UserError(f"task.lengths: {max(self.lengths)} tokens are more than the model's {prompter.longest}")
         if self.chat and getattr(prompter.tokenizer, "chat_template", None) is None:
             raise UserError("task.chat: this tokenizer has no chat template; set task.chat=false")
-        self.prompter = prompter if self.chat is None else Prompter(prompter.tokenizer, self.chat, prompter.longest)
+        self.prompter = prompter if self.chat is None else prompter.with_chat(self.chat)
 
     def size(self, seed: int) -> int:
         return len(self.sets) * len(self.lengths) * self.samples
