@@ -12,31 +12,21 @@ def evaluate(model="smollm2", task="needle", methods=("pvc",), budgets=None, **s
 
     `model` and `task` are names of configurations or objects (a `LoadedModel`, a `Task`); `methods` is a list of names
     or a dictionary of names to `Method` objects. Other settings are those of the command line, with dots as double
-    underscores: `seed=1`, `limit=10`, `results="out"`,
-    `task__lengths=[2048]`, `model__name="ORG/NAME"`, `wandb__mode="disabled"`.
-    The full cache is always added; where it answers next to nothing a warning says so.
+    underscores or as dictionaries: `seed=1`, `limit=10`, `results="out"`,
+    `task__lengths=[2048]`, `model__name="ORG/NAME"`, `wandb={"mode": "disabled"}`.
+    The full cache is always added; a warning says where it answers next to nothing, or where a method failed in all of
+    its cells. The table's `attrs` say the run's `folder` and how many rows were `measured` now; where a run was
+    finished before, a line on stderr says so.
     Raises `pvcbench.errors.UserError` with one line that says what to do.
     """
     import warnings
-    from collections.abc import Mapping
 
-    from pvcbench import cautions, config, runner
+    from pvcbench import calls, cautions, runner
 
-    chosen, objects = [], {}
-    for group, value in (("model", model), ("task", task)):
-        if isinstance(value, str):
-            chosen.append(f"{group}={value}")
-        else:
-            objects[group] = value
-    if isinstance(methods, Mapping):
-        objects["methods"] = dict(methods)
-        if not any(method.reference for method in objects["methods"].values()):
-            objects["methods"] |= config.build_methods(config.composed(["method=full"]).methods)
-    else:
-        chosen.append(f"method=[{','.join([methods] if isinstance(methods, str) else methods)}]")
-    values = dict(settings) if budgets is None else {"budgets": list(budgets), **settings}
-    chosen += [f"{name.replace('__', '.')}={config.written(value)}" for name, value in values.items()]
-    result = runner.run(config.composed(chosen), **objects)
-    for line in cautions.loud(result.rows):
+    config, objects = calls.understood(model, task, methods, budgets, settings)
+    result = runner.run(config, **objects)
+    calls.tell(result)
+    for line in (*cautions.loud(result.rows), *result.failed):
         warnings.warn(line, stacklevel=2)
+    result.summary.attrs |= {"folder": str(result.folder), "measured": result.measured}
     return result.summary

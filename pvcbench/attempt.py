@@ -33,7 +33,8 @@ class Protocol:
     def record(self, task: Task, fed: int) -> dict:
         """What a row says of its protocol."""
         record = {"query_aware": self.query_aware, "decode": self.decode, "refeed_last": self.refeed_last}
-        return record | {"first_token_uncompressed": fed == 0} | task.protocol_record()
+        record |= {"first_token_uncompressed": fed == 0, "thinking": task.thinking}
+        return record | task.protocol_record()
 
 
 def run_batch(

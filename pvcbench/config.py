@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pvcbench import overrides as written_settings
 from pvcbench import settings
 from pvcbench.errors import UserError
+from pvcbench.extras import pip_install
 from pvcbench.overrides import quoted
 from pvcbench.places import place
 from pvcbench.settings import Config
@@ -207,7 +208,7 @@ def explain(error: Exception, chosen: Sequence[str] = (), folders: Sequence[Path
     missing = re.search(r"Could not (?:find|load) '(?:([\w/]+)/)?([\w.\-]+?)'", text)
     if missing and missing[1]:
         if missing[1] == "hydra/launcher" and missing[2] in LAUNCHERS:
-            return f"hydra/launcher={missing[2]} needs the extra slurm: pip install 'pvcbench[slurm]'"
+            return f"hydra/launcher={missing[2]} needs submitit and its Hydra launcher: {pip_install('slurm')}"
         known = LAUNCHERS if missing[1] == "hydra/launcher" else options(missing[1], folders)
         return unknown(missing[1], missing[2], known)
     if "Could not override" in text or "is not in struct" in text or "not in 'Config'" in text:

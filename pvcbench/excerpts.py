@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoTokenizer
 
 from pvcbench import embedded, models, rescore, store
+from pvcbench.chat import DATE
 from pvcbench.errors import UserError
 from pvcbench.prompts import Prompt, Prompter
 from pvcbench.stored import stored
@@ -102,11 +103,11 @@ def config_of(folder: Path):
 
 def prompter_of(model) -> Prompter:
     """The prompter of a model's configuration, without its weights."""
-    kind = model.get("_target_")
+    kind, asked = model.get("_target_"), (model.get("thinking", False), model.get("date", DATE))
     if kind == "pvcbench.models.smollm2":
         folder = embedded.ensure()
         tokenizer, shape = embedded.tokenizer_of(folder), AutoConfig.from_pretrained(folder)
-        return Prompter(tokenizer, model.get("chat"), shape.max_position_embeddings)
+        return Prompter(tokenizer, model.get("chat"), shape.max_position_embeddings, *asked)
     if kind == "pvcbench.models.random":
         own = model.get("tokenizer")
         tokenizer = models.byte_tokenizer() if own is None else AutoTokenizer.from_pretrained(own)
@@ -120,7 +121,7 @@ def prompter_of(model) -> Prompter:
             raise UserError(
                 f"cannot load the tokenizer of {model.name!r}: {str(error).strip().splitlines()[0]}"
             ) from error
-        return Prompter(tokenizer, model.get("chat"), getattr(shape, "max_position_embeddings", None))
+        return Prompter(tokenizer, model.get("chat"), getattr(shape, "max_position_embeddings", None), *asked)
     raise UserError(f"a model made by {kind!r} has no tokenizer that can be built from config.yaml: leave the run out")
 
 

@@ -7,13 +7,14 @@ import importlib.util
 import sys
 
 from pvcbench.errors import UserError
+from pvcbench.extras import pip_install
 
 
 def main() -> int:
     """Runs lm-eval on the command line's arguments; returns 0, or 2 for a user's error."""
     try:
         if importlib.util.find_spec("lm_eval") is None:
-            raise UserError("this needs the lm-eval package: pip install 'pvcbench[eval]'")
+            raise UserError(f"this needs the lm-eval package: {pip_install('eval')}")
         from lm_eval.__main__ import cli_evaluate
 
         import pvcbench.lm_eval_model  # noqa: F401  registers the model

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import regex
 
+from pvcbench.chat import DATE, Chat
 from pvcbench.errors import UserError
 from pvcbench.tasks.base import Sample
 
@@ -31,26 +32,31 @@ class Prompt:
 class Prompter:
     """Writes prompts for one tokenizer: context, blank line, question, in the chat template if there is one.
 
-    `longest` is the longest sequence of the model in tokens, None where it names none.
+    `longest` is the longest sequence of the model in tokens, None where it names none. `thinking` and `date` are the
+    model's settings; the attribute `thinking` says what became of thoughts (see `pvcbench.chat`), None without a chat.
     """
 
-    def __init__(self, tokenizer, chat: bool | None = None, longest: int | None = None):
+    def __init__(
+        self,
+        tokenizer,
+        chat: bool | None = None,
+        longest: int | None = None,
+        thinking: bool = False,
+        date: str = DATE,
+    ):
         has_template = getattr(tokenizer, "chat_template", None) is not None
         if chat and not has_template:
             raise UserError("this tokenizer has no chat template: set model.chat=false")
         self.tokenizer, self.longest = tokenizer, longest
         self.chat = has_template if chat is None else chat
-        self.before, self.after = self._frame() if self.chat else ("", "\n")
+        self.template = Chat(tokenizer, thinking, date) if has_template else None
+        self.thinking = self.template.thinking if self.chat else None
+        self.before, self.after = self.template.frame() if self.chat else ("", "\n")
+        self._settings = (thinking, date)
 
-    def _frame(self) -> tuple[str, str]:
-        """What the chat template puts around a user's message."""
-        marker = "THE-USERS-MESSAGE"
-        turn = [{"role": "user", "content": marker}]
-        text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        before, found, after = text.partition(marker)
-        if not found:
-            raise UserError("the chat template does not repeat the user's message: set model.chat=false")
-        return before, after
+    def with_chat(self, chat: bool | None) -> "Prompter":
+        """The same prompter with or without the chat template."""
+        return Prompter(self.tokenizer, chat, self.longest, *self._settings)
 
     def text(self, sample: Sample) -> str:
         """The whole prompt as text."""

@@ -19,6 +19,7 @@ import yaml
 from pvcbench import config as configuration
 from pvcbench import locks, store
 from pvcbench.errors import UserError
+from pvcbench.identity import FROM_PYTHON, said
 from pvcbench.tasks.base import Sample, Task
 
 
@@ -100,6 +101,8 @@ def task_of(folder: Path) -> Task:
         node, name = stored["config"]["task"], stored["identity"]["task"]["name"]
     except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"{folder} has no readable config.yaml that names its task: leave it out") from error
+    if FROM_PYTHON in node:
+        raise UserError(f"{folder} was measured with a task object, {said(node)}, not one of conf/task: leave it out")
     task = configuration.build(node, f"the task of {folder}")
     if task.name != name:
         raise UserError(f"{folder} was measured with a task object named {name!r}, not one of conf/task: leave it out")

@@ -4,13 +4,10 @@ The unit is the sample, not the point: each distinct prefill runs once, every ce
 decode together.
 """
 
-import hashlib
-import inspect
-import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,14 +22,12 @@ from pvcbench.budgets import parse_budgets
 from pvcbench.cells import OBSERVATION, Point, points
 from pvcbench.checks import check_prompts, check_question, check_reach
 from pvcbench.contract import prepare
-from pvcbench.engine import engine as engines
 from pvcbench.engine.engine import Engine
 from pvcbench.generate import Generate
+from pvcbench.identity import identity, told
 from pvcbench.measure import run_measurements
 from pvcbench.models import LoadedModel
-from pvcbench.policy import Method
 from pvcbench.progress import Meter
-from pvcbench.prompts import Prompter
 from pvcbench.respond import run_documents
 from pvcbench.score import Continuation, Streaming
 from pvcbench.shards import Plan, Shard
@@ -108,6 +103,7 @@ def run(
     settings.check(config)
     budgets = parse_budgets(OmegaConf.to_container(config.budgets))
     shard = Shard.parse(config.shard)
+    config = told(config, model, task, methods)
     methods = configuration.build_methods(config.methods) if methods is None else methods
     task = configuration.build(config.task, "the task") if task is None else task
     check_question(config, task)
@@ -136,51 +132,9 @@ def stored(config: DictConfig) -> dict:
     return kept
 
 
-def identity(config: DictConfig, loaded: LoadedModel, task: Task, cells: Sequence[Point]) -> dict:
-    """Everything that changes a number, for the run id; not limit, batch, places or tracking.
-
-    Nor threads and machine, unless the numbers are speeds.
-    """
-    device = configuration.device_of(config.device)
-    threads = configuration.threads_of(config.threads)
-    machine = {"hardware": environment.hardware(device), "threads": threads} if task.kind == "measure" else {}
-    return machine | {
-        "model": loaded.identity,
-        "device": torch.device(device).type,
-        "task": {"name": task.name, "version": task.version, "data": task.data_checksum()}
-        | json.loads(json.dumps(task.settings(), default=_plain)),
-        "methods": {point.name: _method_identity(point.method) for point in cells if point.method is not None},
-        "budgets": [repr(budget) for budget in parse_budgets(OmegaConf.to_container(config.budgets))]
-        if cells != [OBSERVATION]
-        else [],
-        "engine": {"version": engines.VERSION, "backend": config.engine.backend, "chunk": config.engine.chunk},
-        "query_aware": config.query_aware,
-        "refeed_last": config.refeed_last,
-        "decode": config.decode,
-        "seed": config.seed,
-    }
-
-
-def _plain(value):
-    return value.name if isinstance(value, Path) else str(value)
-
-
-def _method_identity(method) -> dict:
-    """A method's parameters and the hash of the files that define it, their siblings of like name included."""
-    sources = [Path(inspect.getfile(kind)) for kind in type(method).__mro__ if issubclass(kind, Method)]
-    ours = [path for path in sources if path.parent == sources[0].parent]  # the method and those it derives from
-    family = sorted({sibling for path in ours for sibling in path.parent.glob(f"{path.stem}*.py")})
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in family)).hexdigest()
-    settings = asdict(method) if is_dataclass(method) else dict(vars(method))
-    for name in settings:  # a method that wraps another is both
-        if isinstance(getattr(method, name), Method):
-            settings[name] = _method_identity(getattr(method, name))
-    return {"class": type(method).__qualname__, "source": digest, "settings": settings}
-
-
 def _measure(config, loaded, task, cells, folder, existing, planned) -> tuple[Plan, int]:
     """Runs every (sample, cell) that has no row yet; returns what was asked and how many rows were added."""
-    task.prepare(Prompter(loaded.tokenizer, loaded.chat, loaded.longest))
+    task.prepare(loaded.prompter())
     total = min(config.limit or task.size(config.seed), task.size(config.seed))
     again = [row for row in existing if row["error"] is not None and folder.writes(row)] if config.retry_failed else []
     answered = {store.key_of(row) for row in existing} - {store.key_of(row) for row in again}

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pvcbench import store
 from pvcbench.config import Config
 from pvcbench.errors import UserError
+from pvcbench.identity import objects
 from pvcbench.places import place
 
 Key = tuple[str, str | None, str | None]
@@ -36,6 +37,10 @@ def stored_config(folder: str | Path) -> DictConfig:
     """
     settings = dict(stored(folder)["config"])
     settings.pop("shard", None)
+    given = objects(settings)
+    if given:
+        told = "; ".join(f"{where}: {what}" for where, what in given.items())
+        raise UserError(f"{folder} was measured with objects given from Python, which cannot be built again: {told}")
     try:
         config = OmegaConf.merge(OmegaConf.structured(Config), settings)
     except OmegaConfBaseException as error:

@@ -30,7 +30,6 @@ from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
 from pvcbench.models import LoadedModel
 from pvcbench.progress import Meter
-from pvcbench.prompts import Prompter
 from pvcbench.stored import Key, Stored, stored, stored_config, stored_rows
 from pvcbench.tasks.base import Task
 
@@ -90,7 +89,7 @@ def measured(
     config: DictConfig, loaded: LoadedModel, task: Task, points: Sequence[Point], chosen: Mapping[str, set[Key]]
 ) -> dict[Key, dict]:
     """The chosen cells measured now, by the runner's own way."""
-    task.prepare(Prompter(loaded.tokenizer, loaded.chat, loaded.longest))
+    task.prepare(loaded.prompter())
     work, left = [], dict(chosen)
     for index in range(task.size(config.seed)):
         if not left:
@@ -151,7 +150,7 @@ def verify(folder: Path, cells: int = 8, seed: int = 0, relative: float | None =
 
 def changed(then: Mapping, now: Mapping, recorded: Mapping, today: Mapping) -> list[str]:
     """What of the identity is not as stored, and whether the weights in memory are."""
-    lines, own = agreement.changes(then, now), "loaded_sha256"
+    lines, own = agreement.changes(store.essence(then), store.essence(now)), "loaded_sha256"
     pair = [{"model": {own: side["model"].get(own)}} for side in (recorded, today) if "model" in side]
     return lines + (agreement.changes(*pair) if len(pair) == 2 else [])
 

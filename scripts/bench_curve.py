@@ -30,7 +30,6 @@ from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
 from pvcbench.generate import Generate
 from pvcbench.progress import Meter
-from pvcbench.prompts import Prompter
 
 BUDGETS = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75]
 METHODS = ["h2o", "streaming_llm", "random"]
@@ -60,7 +59,7 @@ class Curves:
         device = "cpu" if options.peer else config.device_of("auto")
         self.loaded = config.build(settings.model, "the model", device=device, dtype=None)
         self.task = config.build(settings.task, "the task")
-        self.task.prepare(Prompter(self.loaded.tokenizer, self.loaded.chat))
+        self.task.prepare(self.loaded.prompter())
         self.engine = Engine(self.loaded.model, self.loaded.attention)
         self.protocol = Protocol(options.peer is None, False, "grow", 0)
         overrides = peers.OVERRIDES if options.peer and "streaming_llm" in self.methods else ()

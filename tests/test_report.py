@@ -345,7 +345,7 @@ def test_mistakes_are_one_line(made, tmp_path, capsys, monkeypatch):
         assert code == 2 and expected in printed.err and printed.err.count("\n") == 1, printed.err
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
     code, printed = said(capsys, tmp_path / "good", "--out", tmp_path / "out")
-    assert code == 2 and "pip install 'pvcbench[report]'" in printed.err and not (tmp_path / "out").exists()
+    assert code == 2 and "pip install 'plotly>=6' 'jinja2>=3.1'" in printed.err and not (tmp_path / "out").exists()
 
 
 def test_failures_are_one_line_too(made, tmp_path, capsys, monkeypatch):

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 import pvcbench
-from pvcbench import config, runner, store
+from pvcbench import config, identity, runner, store
 from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
 from pvcbench.policy import Method
@@ -130,6 +130,9 @@ def test_a_failing_method_is_a_row_and_can_be_retried(tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("no\nplan today")
 
+    monkeypatch.setattr(
+        identity, "of_method", lambda method: {"class": type(method).__name__}
+    )  # one run, broken or not
     broken_class = type(methods["random"])
     real = broken_class.plan
     monkeypatch.setattr(broken_class, "plan", broken, raising=False)

@@ -19,7 +19,7 @@ from methods.pyramidkv import PyramidKV, pyramid
 from methods.snapkv import SnapKV
 from methods.tova import TOVA
 from methods.value_norm import ValueNorm
-from pvcbench import runner
+from pvcbench import identity
 from pvcbench.engine.evict import Cell
 from pvcbench.policy import OutOfReach, UserError
 
@@ -275,7 +275,7 @@ def test_what_makes_no_sense_is_refused():
 
 def test_a_wrapped_or_derived_method_is_told_by_both():
     """What wraps or derives from another changes its run's id with the other's class, settings and file."""
-    one, other = (runner._method_identity(ValueNorm(base)) for base in (H2O(), SnapKV()))
+    one, other = (identity.of_method(ValueNorm(base)) for base in (H2O(), SnapKV()))
     assert one["settings"]["base"]["class"] == "H2O" and one != other
-    assert runner._method_identity(PyramidKV())["source"] != runner._method_identity(SnapKV())["source"]
-    assert one["settings"]["base"] == runner._method_identity(H2O())
+    assert identity.of_method(PyramidKV())["source"] != identity.of_method(SnapKV())["source"]
+    assert one["settings"]["base"] == identity.of_method(H2O())

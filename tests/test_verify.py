@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 
-from pvcbench import config, environment, runner, store, stored, verify
+from pvcbench import config, environment, identity, runner, store, stored, verify
 from pvcbench.agreement import TIMES, Tolerance, changes, row_differences, text_difference
 from pvcbench.errors import UserError
 
@@ -111,13 +111,13 @@ def test_an_altered_row_is_found(run, capsys):
 
 def test_a_changed_identity_is_told_part_by_part(run, monkeypatch, capsys):
     folder = run("generate")
-    real = runner._method_identity
-    monkeypatch.setattr(runner.engines, "VERSION", 99)
-    monkeypatch.setattr(runner, "_method_identity", lambda method: real(method) | {"source": "f" * 64})
+    real = identity.of_method
+    monkeypatch.setattr(identity.engines, "VERSION", 99)
+    monkeypatch.setattr(identity, "of_method", lambda method: real(method) | {"source": "f" * 64})
     assert verify.main([str(folder), "--cells", "1"]) == 1
     said = capsys.readouterr().out
     assert "engine.version: 1 then, 99 now (a newer definition of it)" in said
-    assert said.count("now (the method's file was edited)") == 3 and "ffffffffffff now" in said
+    assert said.count("now (the code of the method or task was changed)") == 3 and "ffffffffffff now" in said
     assert "agree: 5 of 5" in said and "--rows-only" in said
     assert verify.main([str(folder), "--cells", "1", "--rows-only"]) == 0
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pvcbench.errors import UserError
+from pvcbench.extras import pip_install
 
 NEEDED = ("plotly", "jinja2")
 
@@ -41,7 +42,7 @@ def write(results: Path, out: Path, samples: int) -> tuple[Path, int]:
     """Writes index.html; returns its path and how many runs it shows."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"the report needs {' and '.join(missing)}: pip install 'pvcbench[report]'")
+        raise UserError(f"the report needs {' and '.join(missing)}: {pip_install('report')}")
     if samples < 0:
         raise UserError(f"--samples must be 0 or more, not {samples}")
     if not results.is_dir():

@@ -5,12 +5,14 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from functools import cache
+from pathlib import PurePath
 
 import yaml
 from omegaconf import OmegaConf
 
 from pvcbench import config as configuration
 from pvcbench.errors import UserError
+from pvcbench.identity import objects
 
 OWN = ("methods", "results", "wandb", "retry_failed", "experiment", "shard")  # said in another way, or of no number
 WORDS = ("true", "false", "null", "nan", "inf")  # which Hydra reads as something else than text
@@ -20,8 +22,9 @@ def command(stored: Mapping) -> tuple[str | None, str | None]:
     """A command for what config.yaml holds, checked to compose to the same; or None and why there is none."""
     config, identity = stored.get("config") or {}, stored["identity"]
     try:
-        if identity["task"]["name"] != named(config["task"]["_target_"]):
-            return None, "measured from Python with a task of its own"
+        given = from_python(config, identity)
+        if given is not None:
+            return None, f"measured from Python with {given}"
         choices = [f"task={group('task', config['task'])}", *methods(config["methods"])]
         model = group("model", config["model"])
         choices = ([] if model == "smollm2" else [f"model={model}"]) + choices
@@ -38,6 +41,36 @@ def command(stored: Mapping) -> tuple[str | None, str | None]:
     if differences(config, again):
         return None, "today's settings cannot say what config.yaml does"
     return shlex.join(["python", "-m", "pvcbench", *overrides]), None
+
+
+def from_python(config: Mapping, identity: Mapping) -> str | None:
+    """What a run was given as objects, which no command can name; None where everything came from configurations."""
+    given = objects(config)
+    if given:
+        return "; ".join(f"{where}: {what}" for where, what in given.items())
+    if identity["task"]["name"] != named(config["task"]["_target_"]):
+        return "a task of its own"
+    own, name = own_name(config["model"]), identity.get("model", {}).get("name")
+    if name not in (None, own, PurePath(own).name):
+        return f"a model of its own, {name!r}"
+    for name, made in identity.get("methods", {}).items():
+        if not describes(config["methods"].get(name), made):
+            return f"a method {name!r} of its own, of class {made.get('class')}"
+    return None
+
+
+def own_name(model: Mapping) -> str:
+    """The name that a model has by its configuration."""
+    return model.get("name") or (f"random-{model['shape']}" if "shape" in model else "smollm2")
+
+
+def describes(node: Mapping | None, made: Mapping) -> bool:
+    """Whether a method's configuration is that of the method that ran; runs of before named another in its place."""
+    if node is None:
+        return False
+    settings = made.get("settings", {})
+    same = all(settings[key] == value for key, value in node.items() if key in settings and key != "base")
+    return same and made.get("class") in (None, node["_target_"].rpartition(".")[2])
 
 
 @cache

@@ -1,8 +1,8 @@
 """What a task is: samples that are pure functions of (seed, index), and scores of what a model said."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 
@@ -26,7 +26,16 @@ class Sample:
     metric: str | None = None  # where the task's metric differs from sample to sample
 
 
-class Task:
+class Made(type):
+    """The type of task classes: every task remembers which attributes it was made with."""
+
+    def __call__(cls, *args, **kwargs):
+        made = super().__call__(*args, **kwargs)
+        made._made = dict(vars(made))
+        return made
+
+
+class Task(metaclass=Made):
     """A task class: `prepare` it with a prompter, ask for samples by index, score outputs."""
 
     name: str = ""
@@ -38,6 +47,11 @@ class Task:
     version: int = 1  # raised whenever a change of the task changes a number
     primary: str = "accuracy"  # the label of the score
 
+    @property
+    def thinking(self) -> str | None:
+        """What became of the model's thoughts in this task's prompts (see `pvcbench.chat`), for its rows."""
+        return getattr(getattr(self, "prompter", None), "thinking", None) if self.kind == "generate" else None
+
     def prepare(self, prompter) -> None:
         """Receives the prompter of the model, which counts tokens as the model will see them."""
         self.prompter = prompter
@@ -47,9 +61,6 @@ class Task:
 
     def check_device(self, device: str) -> None:
         """Refuses, before anything is loaded, what this task cannot do on a device."""
-
-    def validate(self) -> None:
-        """Checks, before a model is loaded, everything of the task's settings and data that needs no model."""
 
     def size(self, seed: int) -> int:
         """How many samples there are."""
@@ -64,12 +75,20 @@ class Task:
         return self.prompter.encode(sample)
 
     def settings(self) -> dict:
-        """What of the task's settings changes a number, for the run id: every public attribute unless overridden.
+        """What of the task's settings changes a number, for the run id: the public attributes it was made with.
 
-        What a task keeps of its data by cached_property is none.
+        Their values are those of now. What was empty then and is no argument is a store for data, and no setting;
+        neither are data that were loaded later, nor values that a property keeps.
         """
-        own = {key: value for key, value in vars(self).items() if not key.startswith("_") and key != "prompter"}
-        return {key: value for key, value in own.items() if not isinstance(_declared(self, key), cached_property)}
+        made = getattr(self, "_made", vars(self))
+        arguments = inspect.signature(type(self).__init__).parameters
+        empty = {name for name, value in made.items() if name not in arguments and _is_empty(value)}
+        own = {name for name in vars(self) if hasattr(type(self), name) and not _is_computed(type(self), name)}
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if not name.startswith("_") and name != "prompter" and name in (made.keys() - empty) | own
+        }
 
     def protocol_record(self) -> dict:
         """What rows say of the task's own protocol, beside query awareness and decode policy."""
@@ -87,9 +106,13 @@ class Task:
         return ""
 
 
-def _declared(task: Task, name: str) -> object:
-    """What the task's class has under this name, or None."""
-    return next((vars(kind)[name] for kind in type(task).__mro__ if name in vars(kind)), None)
+def _is_empty(value: object) -> bool:
+    return value is None or (isinstance(value, list | tuple | dict | set) and not value)
+
+
+def _is_computed(kind: type, name: str) -> bool:
+    """Whether an attribute of a class computes its value."""
+    return hasattr(inspect.getattr_static(kind, name), "__get__")
 
 
 def sample_rng(seed: int, index: int) -> np.random.Generator:

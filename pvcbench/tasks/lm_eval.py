@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pvcbench.errors import UserError
+from pvcbench.extras import pip_install
 from pvcbench.prompts import Prompt
 from pvcbench.tasks import lm_eval_load as loading
 from pvcbench.tasks import lm_eval_scores as scores
@@ -51,7 +52,7 @@ class LmEval(Task):
         per_task: int | None = None,
     ):
         if importlib.util.find_spec("lm_eval") is None:
-            raise UserError("task=lm_eval needs the lm-eval package: pip install 'pvcbench[eval]'")
+            raise UserError(f"task=lm_eval needs the lm-eval package: {pip_install('eval')}")
         self.tasks = [tasks] if isinstance(tasks, str) else list(tasks)
         self._folder = None if include_path is None else Path(include_path).expanduser()
         if self._folder is not None and not self._folder.is_dir():
@@ -75,9 +76,21 @@ class LmEval(Task):
     def _documents(self, chat: bool) -> list[loading.Document]:
         """All documents with lm-eval's requests; with `chat` in the chat template of the prepared tokenizer."""
         if chat not in self._built:
-            template = self._recorder.apply_chat_template if chat else None
+            template = self._in_template if chat else None
             self._built[chat] = self._loaded.documents(self.per_task, template)
         return self._built[chat]
+
+    def _in_template(self, turns: list[dict], add_generation_prompt: bool = True) -> str:
+        """A conversation in the model's chat template; a template that refuses system messages gets none."""
+        options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        try:
+            return self.prompter.template.render(turns, **options)
+        except UserError:
+            return self.prompter.template.render([turn for turn in turns if turn["role"] != "system"], **options)
+
+    @property
+    def thinking(self) -> str | None:
+        return self.prompter.template.thinking if self.apply_chat_template else None
 
     @cached_property
     def _recorder(self):

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pvcbench.errors import UserError
+from pvcbench.extras import pip_install
 
 FIRST_LINE = ("trec", "triviaqa", "samsum", "lsht")  # sets of which only the first line of an answer counts
 NEEDS = {"rouge_l": ("rouge",), "rouge_l_zh": ("rouge", "jieba"), "qa_f1_zh": ("jieba",)}
@@ -33,7 +34,7 @@ def require(metric: str) -> None:
     """Refuses a metric whose packages are not installed, before a model has run for hours."""
     missing = [name for name in NEEDS.get(metric, ()) if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"LongBench's {metric} needs {missing[0]}: install it with pip install 'pvcbench[longbench]'")
+        raise UserError(f"LongBench's {metric} needs {missing[0]}: {pip_install('longbench')}")
 
 
 def _package(metric: str, name: str):

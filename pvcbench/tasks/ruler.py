@@ -24,6 +24,7 @@ from unittest import mock
 import numpy as np
 
 from pvcbench.errors import UserError
+from pvcbench.extras import pip_install
 from pvcbench.prompts import Prompt, Prompter
 from pvcbench.tasks.base import Sample, Task, choice, flag, listed, whole, wholes
 from pvcbench.tasks.metrics import share_of_substrings
@@ -154,7 +155,7 @@ class Ruler(Task):
 
     def __init__(self, lengths: Sequence[int] = (4096,), sets: Sequence[str] = DEFAULT, samples=50, chat=None):
         if any(importlib.util.find_spec(package) is None for package in ("lm_eval", "nltk", "wonderwords")):
-            raise UserError("task=ruler needs lm-eval, nltk and wonderwords: pip install 'pvcbench[eval]'")
+            raise UserError(f"task=ruler needs lm-eval, nltk and wonderwords: {pip_install('eval')}")
         self.lengths, self.samples = wholes("task.lengths", lengths), whole("task.samples", samples)
         if min(self.lengths) < 256:  # no set fits into less, and FWE's vocabulary is a fiftieth of the length
             raise UserError(f"task.lengths: {min(self.lengths)} tokens are too few for RULER: 256 or more")
@@ -166,7 +167,7 @@ class Ruler(Task):
             raise UserError(f"task.lengths: {max(self.lengths)} tokens are more than the model's {prompter.longest}")
         if self.chat and getattr(prompter.tokenizer, "chat_template", None) is None:
             raise UserError("task.chat: this tokenizer has no chat template; set task.chat=false")
-        self.prompter = prompter if self.chat is None else Prompter(prompter.tokenizer, self.chat, prompter.longest)
+        self.prompter = prompter if self.chat is None else prompter.with_chat(self.chat)
 
     def size(self, seed: int) -> int:
         return len(self.sets) * len(self.lengths) * self.samples
