@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from scipy import stats as scipy_stats
 
-from pvcbench.intervals import DIFFERENCES, SCORES, Bounds, of_clusters
+from pvcbench.intervals import DIFFERENCES, FEWEST_CLUSTERS, SCORES, Bounds, of_clusters
 from pvcbench.looks import SEQUENTIAL
 from pvcbench.stats import info
 
@@ -49,14 +49,14 @@ def intervals(
     """Means over clusters of samples, [samples, ...] to [...], with the ends of their 95% intervals.
 
     `bounds` are the least and the largest value there can be: SHARES, RANKS (of correlations), or none. Fewer than ten
-    clusters with a value, or no spread between them (what is so by definition): NaN ends.
+    clusters with a value: NaN ends. No spread between them, as in what is so by definition: both ends are the mean.
     """
     values = np.asarray(values, dtype=float)
     flat = pd.DataFrame(values.reshape(len(values), -1)).groupby(np.asarray(clusters)).mean().to_numpy()
     known = ~np.isnan(flat)
     mean, low, high, _ = of_clusters(np.where(known, flat, 0.0), known, bounds=bounds)
-    spread = (np.abs(flat - mean) > 1e-12).any(0)
-    low, high = (np.where(spread, end, np.nan) for end in (low, high))
+    constant = (np.abs(np.where(known, flat, mean) - mean) <= 1e-12).all(0) & (known.sum(0) >= FEWEST_CLUSTERS)
+    low, high = (np.where(constant, mean, end) for end in (low, high))
     return tuple(part.reshape(values.shape[1:]) for part in (mean, low, high))
 
 
