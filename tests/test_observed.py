@@ -160,8 +160,8 @@ def test_intervals_leave_out_what_is_unknown():
     values = np.stack([np.arange(12.0), np.r_[np.nan, np.nan, np.ones(10)], np.r_[np.full(3, np.nan), np.ones(9)]], 1)
     mean, low, high = common.intervals(values, pd.Series(range(12)))
     assert mean.tolist() == [5.5, 1.0, 1.0]
-    assert low[0] < 5.5 < high[0]
-    assert np.isnan([low[1:], high[1:]]).all()  # all alike; nine clusters
+    assert low[0] < 5.5 < high[0] and (low[1], high[1]) == (1.0, 1.0)  # ten clusters know it
+    assert np.isnan([low[2], high[2]]).all()  # nine: no interval
     values[2, 1] = 2.0
     mean, low, high = common.intervals(values, pd.Series(range(12)))
     assert mean[1] == 1.1 and low[1] < 1.1 < high[1]  # ten clusters know it

@@ -78,14 +78,15 @@ def winners(fits: np.ndarray) -> np.ndarray:
 
 def _by_layer(rows: pd.DataFrame) -> pd.DataFrame:
     got, chance = (np.moveaxis(_read(rows, key), 3, 2) for key in ("overlap", "size"))
-    found, over, expected = (common.intervals(part, rows["cluster"]) for part in (got, beyond(got, chance), chance))
+    found, expected = (common.intervals(part, rows["cluster"], common.SHARES) for part in (got, chance))
+    over = common.intervals(beyond(got, chance), rows["cluster"])
     places = {"reading": _shared(rows, "readings"), "sets": _shared(rows, "sets"), "layer": _shared(rows, "layers")}
     return _table(places, overlap=found, chance=expected[0], beyond_chance=over)
 
 
 def _by_distance(rows: pd.DataFrame) -> pd.DataFrame:
     parts = (_read(rows, key) for key in ("bin_overlap", "bin_size"))
-    both = [common.intervals(np.insert(part, 0, part.mean(2), 2), rows["cluster"]) for part in parts]
+    both = [common.intervals(np.insert(part, 0, part.mean(2), 2), rows["cluster"], common.SHARES) for part in parts]
     places = {"reading": _shared(rows, "readings"), "layer": ["mean", *_shared(rows, "layers")]}
     return _table(places | {"distance": _shared(rows, "distance")}, overlap=both[0], chance=both[1][0])
 
@@ -97,7 +98,7 @@ def _later(rows: pd.DataFrame) -> list[np.ndarray]:
 
 
 def _ahead(rows: pd.DataFrame) -> pd.DataFrame:
-    overlap, covered, chance = (common.intervals(part, rows["cluster"]) for part in _later(rows))
+    overlap, covered, chance = (common.intervals(part, rows["cluster"], common.SHARES) for part in _later(rows))
     places = {"reading": _shared(rows, "readings"), "source": _shared(rows, "sources"), "ahead": _shared(rows, "ahead")}
     return _table(places, overlap=overlap, covered=covered, chance=chance[0]).dropna(subset="overlap")
 
@@ -121,8 +122,8 @@ def _summary(rows: pd.DataFrame) -> pd.DataFrame:
     """A line per quantity, a column per reading; means over layers, then over samples; chance in parentheses."""
     lines: dict[str, dict[str, str]] = {}
 
-    def add(quantity, column, values, chance=None):
-        text = common.with_ends(*map(float, common.intervals(values, rows["cluster"])), digits=2)
+    def add(quantity, column, values, chance=None, bounds=common.SHARES):
+        text = common.with_ends(*map(float, common.intervals(values, rows["cluster"], bounds)), digits=2)
         expected = None if chance is None else float(common.intervals(chance, rows["cluster"])[0])
         lines.setdefault(quantity, {})[column] = text if expected is None or not text else f"{text} ({expected:.2f})"
 
@@ -137,9 +138,9 @@ def _summary(rows: pd.DataFrame) -> pd.DataFrame:
         for n, name in enumerate(_shared(rows, "sets")):
             if " with " not in name or name.startswith("all "):
                 add(f"overlap with it (chance): {name}", reading, *(part[:, n] for part in means))
-        add("a recent token's, beyond chance", reading, beyond(*means)[:, 0])
+        add("a recent token's, beyond chance", reading, beyond(*means)[:, 0], bounds=None)
         trends = [common.depth_trend(value) for value in got[:, place, :, 0]]
-        add("a recent token's: rank correlation with depth", reading, np.array(trends))
+        add("a recent token's: rank correlation with depth", reading, np.array(trends), bounds=common.RANKS)
         for source, name in ((0, "last token"), (-1, "all recent tokens")):
             for what, values in zip(("overlap with", "attention held of"), later, strict=True):
                 for n, t in had:
@@ -151,7 +152,8 @@ def _summary(rows: pd.DataFrame) -> pd.DataFrame:
     known |= {"power law: R²": fits[:, 0], "power law: exponent": -_fits(rows, "slope")[:, 0]}
     known |= {f"R², power law less {name}": fits[:, 0] - fits[:, n] for n, name in enumerate(FAMILIES) if n}
     for quantity, values in known.items():
-        add(quantity, "attention by rank", pd.DataFrame(values).mean(axis=1).to_numpy())
+        bounds = common.SHARES if quantity.startswith("fits") else None
+        add(quantity, "attention by rank", pd.DataFrame(values).mean(axis=1).to_numpy(), bounds=bounds)
     return pd.DataFrame.from_dict(lines, orient="index").fillna("").rename_axis("quantity").reset_index()
 
 

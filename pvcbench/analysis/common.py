@@ -10,9 +10,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from scipy import stats as scipy_stats
 
-from pvcbench.intervals import of_clusters
+from pvcbench.intervals import DIFFERENCES, FEWEST_CLUSTERS, SCORES, Bounds, of_clusters
 from pvcbench.looks import SEQUENTIAL
 from pvcbench.stats import info
+
+SHARES, RANKS = SCORES, DIFFERENCES
 
 
 def observations(rows: pd.DataFrame) -> pd.DataFrame:
@@ -41,17 +43,21 @@ def field(rows: pd.DataFrame, *keys: str) -> np.ndarray:
     return np.stack([entry(observed) for observed in rows["observed"]])
 
 
-def intervals(values: np.ndarray, clusters: pd.Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def intervals(
+    values: np.ndarray, clusters: pd.Series, bounds: Bounds = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Means over clusters of samples, [samples, ...] to [...], with the ends of their 95% intervals.
 
-    Fewer than ten clusters with a value, or no spread between them (what is so by definition): NaN ends.
+    `bounds` are the least and the largest value there can be: SHARES, RANKS (of correlations), or none. Fewer than ten
+    clusters with a value: NaN ends. No spread between them, as in what is so by definition: both ends are the mean.
     """
     values = np.asarray(values, dtype=float)
     flat = pd.DataFrame(values.reshape(len(values), -1)).groupby(np.asarray(clusters)).mean().to_numpy()
     known = ~np.isnan(flat)
-    found = of_clusters(np.where(known, flat, 0.0), known)
-    mean, low, high = (part.reshape(values.shape[1:]) for part in found[:3])
-    return mean, low, high
+    mean, low, high, _ = of_clusters(np.where(known, flat, 0.0), known, bounds=bounds)
+    constant = (np.abs(np.where(known, flat, mean) - mean) <= 1e-12).all(0) & (known.sum(0) >= FEWEST_CLUSTERS)
+    low, high = (np.where(constant, mean, end) for end in (low, high))
+    return tuple(part.reshape(values.shape[1:]) for part in (mean, low, high))
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:

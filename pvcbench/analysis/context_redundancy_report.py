@@ -9,8 +9,19 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from pvcbench.analysis.common import depth_trend, field, groups, intervals, observations, rank_correlation, with_ends
+from pvcbench.analysis.common import (
+    RANKS,
+    SHARES,
+    depth_trend,
+    field,
+    groups,
+    intervals,
+    observations,
+    rank_correlation,
+    with_ends,
+)
 from pvcbench.analysis.context_redundancy_figures import CHEAP, figures, setting
+from pvcbench.intervals import Bounds
 
 __all__ = ["figures", "tables"]
 THIRDS = ("first", "middle", "last")
@@ -66,9 +77,16 @@ def _quantities(rows: pd.DataFrame) -> Iterator[dict]:
             control = recent[..., setting(rows, "above").index(share)]
             found["NLL increase, newest kept less most attended kept"] = _mean(control - own), None
         for name, (values, bound) in found.items():
-            mean, low, high = map(float, intervals(values, rows["cluster"]))
+            mean, low, high = map(float, intervals(values, rows["cluster"], _bounds(name)))
             line = {"kept_share": share, "quantity": name, "mean": mean, "low": low, "high": high}
             yield line | {"verdict": "" if bound is None else verdict(low, high, bound)}
+
+
+def _bounds(quantity: str) -> Bounds:
+    """Between what a quantity lies, by its name."""
+    return (
+        RANKS if quantity.endswith("rho") else SHARES if quantity in ("agreement", "attention left", "mass") else None
+    )
 
 
 def _each(measure, *values: np.ndarray) -> np.ndarray:
@@ -134,7 +152,7 @@ def _by_layer(rows: pd.DataFrame) -> Iterator[dict]:
     for kind in ("alone", "recent", "onward"):
         shares = setting(rows, "shares" if kind == "alone" else "above")
         effects = ("nll", "next", "agreement") if kind == "onward" else ("nll", "next", "agreement", "mass")
-        ends = {name: intervals(field(rows, kind, name), rows["cluster"]) for name in effects if shares}
+        ends = {name: intervals(field(rows, kind, name), rows["cluster"], _bounds(name)) for name in effects if shares}
         for place, layer in enumerate(setting(rows, "layers")):
             for number, share in enumerate(shares):
                 line = {"cut": kind, "layer": layer, "kept_share": share}

@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from pvcbench.analysis.common import canvas, field, groups, intervals, observations, with_ends
+from pvcbench.analysis.common import SHARES, canvas, field, groups, intervals, observations, with_ends
+from pvcbench.intervals import Bounds
 from pvcbench.looks import BLACK, BLUE, DASHED, GREEN, GREY, ORANGE, SKY
 
 PARTS = {"shared": "shared PvC", "non_shared": "non-shared PvC", "non_pvc": "non-PvC"}
@@ -67,15 +68,15 @@ def _excess(rows: pd.DataFrame, reading: str, variant: str) -> np.ndarray:
 def _summary(rows: pd.DataFrame, reading: str) -> Iterator[dict]:
     clusters = rows["cluster"]
 
-    def shown(values: np.ndarray) -> str:
-        return with_ends(*(float(end) for end in intervals(values, clusters)))
+    def shown(values: np.ndarray, bounds: Bounds = None) -> str:
+        return with_ends(*(float(end) for end in intervals(values, clusters, bounds)))
 
     for part, name in PARTS.items():
         values = field(rows, "readings", reading, "entries", part).mean(1)
-        yield {"quantity": SHARE.format(name), "value": shown(values)}
+        yield {"quantity": SHARE.format(name), "value": shown(values, SHARES)}
     for key, name in OTHERS.items():
         values = np.nanmean(field(rows, "readings", reading, "others", key), axis=1)
-        yield {"quantity": f"non-PvC that are PvC of {name}", "value": shown(values)}
+        yield {"quantity": f"non-PvC that are PvC of {name}", "value": shown(values, SHARES)}
     for variant, name in HIDDEN.items():
         less = variant in CONTROLLED
         values = _excess(rows, reading, variant) if less else _increase(rows, reading, variant)
@@ -112,7 +113,7 @@ def _shares(rows: pd.DataFrame, reading: str) -> Iterator[dict]:
     layers = rows["observed"].iloc[0]["layers"]
     names = [(quantity, part) for quantity in ("entries", "attention") for part in PARTS]
     for quantity, part in [*names, *(("others", key) for key in OTHERS)]:
-        found = intervals(field(rows, "readings", reading, quantity, part), rows["cluster"])
+        found = intervals(field(rows, "readings", reading, quantity, part), rows["cluster"], SHARES)
         for layer, mean, low, high in zip(layers, *found, strict=True):
             yield {"layer": layer, "quantity": quantity, "of": part, "mean": mean, "low": low, "high": high}
 
@@ -126,7 +127,8 @@ def _hiding(rows: pd.DataFrame, reading: str) -> Iterator[dict]:
         numbers["agreement"] = field(rows, "readings", reading, "agreement", variant)
         if variant in CONTROLLED:
             numbers["increase_less_control"] = _excess(rows, reading, variant)
-        ends = {name: intervals(values, rows["cluster"]) for name, values in numbers.items()}
+        clusters, within = rows["cluster"], {"agreement": SHARES}
+        ends = {name: intervals(values, clusters, within.get(name)) for name, values in numbers.items()}
         for place, distance in enumerate(DISTANCES):
             line = {"hidden": variant, "hidden_share": float(hidden.mean()), "distance": distance}
             for name, found in ends.items():
@@ -149,7 +151,7 @@ def _shares_figure(rows: pd.DataFrame) -> Figure:
         layers, below = chosen["observed"].iloc[0]["layers"], 0.0
         for number, part in enumerate(PARTS):
             values = 100 * field(chosen, "readings", reading, "entries", part) + below
-            mean, low, high = intervals(values, chosen["cluster"])
+            mean, low, high = intervals(values, chosen["cluster"], (0.0, 100.0))
             bottom = 0.0 if number == 0 else intervals(below, chosen["cluster"])[0]
             axes.fill_between(layers, bottom, mean, color=AREAS[number], linewidth=0)
             if number < 2:
@@ -212,7 +214,7 @@ def _others_figure(rows: pd.DataFrame) -> Figure:
         axes, layers = panels[names.index(name)], chosen["observed"].iloc[0]["layers"]
         for key, line in lines.items():
             values = 100 * field(chosen, "readings", reading, "others", key)
-            mean, low, high = intervals(values, chosen["cluster"])
+            mean, low, high = intervals(values, chosen["cluster"], (0.0, 100.0))
             colour, marker = looks[reading]
             axes.fill_between(layers, low, high, color=colour, alpha=0.2, linewidth=0)
             axes.plot(layers, mean, color=colour, marker=marker, markersize=3, linestyle=line)
