@@ -33,11 +33,25 @@ class LoadedModel:
     attention: str = "sdpa"
     evict_sliding: bool = False
     ends: Sequence[int] = field(default_factory=tuple)  # tokens that end an answer
+    limit: int | None = None  # the longest sequence by model.longest, where it is set
 
     @property
     def longest(self) -> int | None:
-        """The longest sequence the model was made for, in tokens."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        """The longest sequence the model was made for, in tokens, or the one that its owner set."""
+        return self.limit or usable(self.model.config.get_text_config())
+
+
+def usable(config) -> int | None:
+    """Tokens that a model may read by its configuration: what YaRN stretches counts stretched, as its authors mean it.
+
+    `max_position_embeddings` is the length before YaRN in some configurations (Qwen's), after it in others.
+    """
+    longest, rope = getattr(config, "max_position_embeddings", None), getattr(config, "rope_parameters", None) or {}
+    for one in rope.values() if all(isinstance(part, dict) for part in rope.values()) else [rope]:
+        first, factor = one.get("original_max_position_embeddings"), one.get("factor")
+        if longest is not None and one.get("rope_type") == "yarn" and first and factor:
+            longest = max(longest, int(first * factor))
+    return longest
 
 
 def smollm2(device: str, dtype: str | None, chat: bool | None = None, attention: str = "sdpa") -> LoadedModel:
@@ -57,19 +71,36 @@ def hf(
     attention: str = "sdpa",
     evict_sliding: bool = False,
     trust_remote_code: bool = False,
+    longest: int | None = None,
 ) -> LoadedModel:
-    """Any decoder-only model of the hub or a local folder; safetensors only."""
+    """Any decoder-only model of the hub or a local folder; safetensors only.
+
+    `longest` replaces the longest sequence that its configuration tells.
+    """
     if not name:
         raise UserError("which model? set model.name=ORG/NAME or model.name=FOLDER")
+    if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int) or longest < 2):
+        raise UserError(f"model.longest must be a whole number of tokens, 2 or more, not {longest!r}")
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         loaded = AutoTokenizer.from_pretrained(tokenizer or name, **options)
-        return _load(name, loaded, name, device, dtype or "auto", chat, attention, evict_sliding, device_map, **options)
+        found = _load(
+            name, loaded, name, device, dtype or "auto", chat, attention, evict_sliding, device_map, **options
+        )
+        return limited(found, longest)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"cannot load model {name!r}: {reason} (a hub name needs a network, a folder config.json)"
         ) from error
+
+
+def limited(loaded: LoadedModel, longest: int | None) -> LoadedModel:
+    """The model with its owner's limit; the identity tells a length that is not the configuration's plain one."""
+    loaded.limit = longest
+    if loaded.longest != getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None):
+        loaded.identity["longest"] = loaded.longest
+    return loaded
 
 
 def _load(
