@@ -46,6 +46,7 @@ class LoadedModel:
     ends: Sequence[int] = field(default_factory=tuple)  # tokens that end an answer
     thinking: bool = False
     date: str = DATE
+    limit: int | None = None  # the longest sequence by model.longest, where it is set
     made: str | None = None  # the fingerprint of the weights that `identity` names; None: they are told by content
 
     def __post_init__(self):
@@ -57,12 +58,25 @@ class LoadedModel:
 
     @property
     def longest(self) -> int | None:
-        """The longest sequence the model was made for, in tokens."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        """The longest sequence the model was made for, in tokens, or the one that its owner set."""
+        return self.limit or usable(self.model.config.get_text_config())
 
     def prompter(self) -> Prompter:
         """What writes prompts for this model."""
         return Prompter(self.tokenizer, self.chat, self.longest, self.thinking, self.date)
+
+
+def usable(config) -> int | None:
+    """Tokens that a model may read by its configuration: what YaRN stretches counts stretched, as its authors mean it.
+
+    `max_position_embeddings` is the length before YaRN in some configurations (Qwen's), after it in others.
+    """
+    longest, rope = getattr(config, "max_position_embeddings", None), getattr(config, "rope_parameters", None) or {}
+    for one in rope.values() if all(isinstance(part, dict) for part in rope.values()) else [rope]:
+        first, factor = one.get("original_max_position_embeddings"), one.get("factor")
+        if longest is not None and one.get("rope_type") == "yarn" and first and factor:
+            longest = max(longest, int(first * factor))
+    return longest
 
 
 def check_attention(name: str, device: str = "cuda", dtype: str | None = None) -> None:
@@ -109,9 +123,15 @@ def hf(
     trust_remote_code: bool = False,
     thinking: bool = False,
     date: str = DATE,
+    longest: int | None = None,
 ) -> LoadedModel:
-    """Any decoder-only model of the hub or a local folder; safetensors only."""
+    """Any decoder-only model of the hub or a local folder; safetensors only.
+
+    `longest` replaces the longest sequence that its configuration tells.
+    """
     check_settings(dtype, attention, device)
+    if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int) or longest < 2):
+        raise UserError(f"model.longest must be a whole number of tokens, 2 or more, not {longest!r}")
     source, texts = place_of(name, "model"), place_of(tokenizer or name, "tokenizer")
     if isinstance(source, Path):
         check_weights(source)
@@ -126,7 +146,8 @@ def hf(
     asked = {"chat": chat, "attention": attention, "thinking": thinking, "date": date, "evict_sliding": evict_sliding}
     try:
         loaded = AutoTokenizer.from_pretrained(texts, **options)
-        return _load(source, loaded, shown, device, dtype or "auto", asked, device_map, **options)
+        found = _load(source, loaded, shown, device, dtype or "auto", asked, device_map, **options)
+        return limited(found, longest)
     except (OSError, ValueError, KeyError, ImportError, AttributeError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         hint = "" if isinstance(source, Path) else " (a hub name needs a network; a folder is named by its path)"
@@ -193,6 +214,14 @@ def check_tokenizer(folder: Path) -> None:
             f"{folder} has no tokenizer: copy tokenizer.json and tokenizer_config.json of the model it was made from "
             "into it, or set model.tokenizer=ORG/NAME or model.tokenizer=FOLDER"
         )
+
+
+def limited(loaded: LoadedModel, longest: int | None) -> LoadedModel:
+    """The model with its owner's limit; the identity tells a length that is not the configuration's plain one."""
+    loaded.limit = longest
+    if loaded.longest != getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None):
+        loaded.identity["longest"] = loaded.longest
+    return loaded
 
 
 def _load(source, tokenizer, name, device, dtype, asked, device_map=None, **options) -> LoadedModel:
