@@ -166,7 +166,7 @@ def cached_keys(engine: Engine, prefill: Prefill, cell: Cell) -> list[Float[Tens
     found = []
     for entries in (group.layers[layer] for layer in prefill.shape.evicted):
         entries.place_sinks(prefill.shape.tokens - entries.filled)
-        found.append(None if entries.sinks is None else entries.keys[:, :, : entries.sinks.shape[2]])
+        found.append(None if entries.sinks is None else entries.keys[:, :, : entries.sinks.shape[2]].clone())
     return found
 
 
