@@ -68,6 +68,7 @@ def test_a_haystack_of_files_is_known_by_its_name_and_content(tmp_path):
         ("task=longbench task.sets=[]", "task.sets must name a set"),
         ("task=longbench task.max_length=1", "task.max_length must be a whole number, 2 or more"),
         ("task=longbench task.e=yes", "task.e must be true or false"),
+        ("task=lm_eval task.tasks=[null]", "task.tasks must be a list of texts"),
         ("task=ruler task.samples=0", "task.samples must be a whole number"),
         ("task=attention_patterns task.tokens=[32]", "task.tokens must be a whole number, 64 or more"),
     ],
