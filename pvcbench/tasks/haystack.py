@@ -17,7 +17,7 @@ from pvcbench.errors import UserError
 from pvcbench.tasks import files
 
 SENTENCE_END = regex.compile(
-    r"""[.!?\u2026]["')\]]?\s+"""
+    r"""[.!?\u2026][\p{Pe}\p{Pf}"']*\s+"""
     r"""|(?:[[\p{STerm}\uff1b]--[.!?]]|\u2026\u2026)+[\p{Pe}\p{Pf}"']*\s*"""  # \uff1b: a wide semicolon
     r"""|\n\s*\n""",
     regex.V1,

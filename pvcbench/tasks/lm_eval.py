@@ -24,7 +24,7 @@ from pvcbench.extras import pip_install
 from pvcbench.prompts import Prompt
 from pvcbench.tasks import lm_eval_load as loading
 from pvcbench.tasks import lm_eval_scores as scores
-from pvcbench.tasks.base import Sample, Task
+from pvcbench.tasks.base import Sample, Task, words
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class LmEval(Task):
     ):
         if importlib.util.find_spec("lm_eval") is None:
             raise UserError(f"task=lm_eval needs the lm-eval package: {pip_install('eval')}")
-        self.tasks = [tasks] if isinstance(tasks, str) else list(tasks)
+        self.tasks = words("task.tasks", tasks)
         self._folder = None if include_path is None else Path(include_path).expanduser()
         if self._folder is not None and not self._folder.is_dir():
             raise UserError(f"task.include_path: there is no folder {include_path}")

@@ -7,6 +7,7 @@ digit at a time; `value=number` and `value=uuid` are the harder variants, `needl
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -62,6 +63,10 @@ class Needle(Task):
     def validate(self) -> None:
         """Reads the haystack."""
         self.data_checksum()
+
+    def settings(self) -> dict:
+        """The haystack by its name alone: the checksum says what it holds."""
+        return super().settings() | {"source": Path(self.source).expanduser().name}
 
     def data_checksum(self) -> str:
         return "" if self.source == "distractors" else haystack.checksum(self.source)
