@@ -9,7 +9,8 @@ TIMES = frozenset({"prefill_s", "decode_s", "peak_bytes"})
 SPEEDS = TIMES | {"score", "metrics", "repeats", "session", "search"}  # of tasks that measure: what never repeats
 FROM_OUTPUT = frozenset({"score", "metrics", "output"})
 MEANING = {
-    "source": "the code of the method or task was changed",
+    "source": "the method's code was changed",
+    "code": "the task's code was changed",
     "weights": "other weights",
     "loaded_sha256": "other weights in memory",
     "tokenizer": "another tokenizer or chat template",

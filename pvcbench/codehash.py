@@ -17,6 +17,7 @@ import math
 import sys
 import sysconfig
 import tokenize
+import types
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -36,6 +37,10 @@ OF_EVERY_CLASS = {"__dict__", "__weakref__", "__doc__", "__module__", "__qualnam
 OF_EVERY_CLASS |= {"__firstlineno__", "__static_attributes__", "__abstractmethods__", "_abc_impl", "__parameters__"}
 OF_EVERY_CLASS |= {"__dataclass_fields__", "__dataclass_params__", "__match_args__", "__orig_bases__", "__annotate__"}
 OF_EVERY_CLASS |= {"__annotate_func__", "__annotations_cache__"}
+OF_C = (types.BuiltinFunctionType, types.GetSetDescriptorType, types.MemberDescriptorType)
+OF_C += (types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType)
+OF_C += (types.ClassMethodDescriptorType,)
+MADE_IN_PYTHON = 1 << 9  # of a type's __flags__: CPython's Py_TPFLAGS_HEAPTYPE
 _READ: dict[str, tuple[object, str]] = {}  # what each import of a module was when it was first hashed
 
 
@@ -119,7 +124,8 @@ class Description:
         held = [function.__qualname__, [self.value(one, where) for one in (*cells, *more)]]
         if home != "__main__" and origin.is_file() and origin.resolve() == _file(home):
             self.module(home)
-            return held
+            unique = "<" not in function.__qualname__  # of lambdas and inner functions a file may have several
+            return held if unique else [*held, compiled(function.__code__)]
         if origin.is_absolute() and _of_library(origin):  # a decorator's: what it wraps is among what it holds
             return held
         around = function.__globals__
@@ -262,7 +268,8 @@ def without_cached(kind: type, held: Mapping) -> dict:
 def _home(thing: type | FunctionType) -> str:
     """The module of a class or function; code that was executed without a module belongs to the program."""
     name = thing.__module__ or "__main__"
-    return "__main__" if name == "builtins" and not hasattr(builtins, thing.__name__) else name
+    python = isinstance(thing, FunctionType) or thing.__flags__ & MADE_IN_PYTHON
+    return "__main__" if name == "builtins" and python and not hasattr(builtins, thing.__name__) else name
 
 
 def _file(name: str) -> Path | None:
@@ -321,6 +328,9 @@ def _wrapped(value: object) -> list | None:
         return [value.func]
     if isinstance(value, staticmethod | classmethod | MethodType):
         return [value.__func__, getattr(value, "__self__", None)]
+    if isinstance(value, OF_C):
+        owner = getattr(value, "__self__", None)
+        return [value.__name__, *([] if owner is None or isinstance(owner, ModuleType) else [owner])]
     return [value.__wrapped__] if callable(value) and hasattr(value, "__wrapped__") else None
 
 

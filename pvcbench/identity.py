@@ -72,7 +72,7 @@ def of_task(task: Task) -> dict:
     settings = {name: brief(described.value(value, f"task.{name}")) for name, value in task.settings().items()}
     fixed = {"name": task.name, "version": task.version, "data": task.data_checksum()}
     if described.parts:  # ours says by its version that it changed
-        fixed["source"] = described.sha256
+        fixed["code"] = described.sha256
     return fixed | {f"{name}_" if name in fixed else name: value for name, value in settings.items()}
 
 

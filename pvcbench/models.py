@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as hub_logging
@@ -141,6 +142,9 @@ def hf(
             )
     if isinstance(texts, Path):
         check_tokenizer(texts)
+    for place, what in {texts: "tokenizer", source: "model"}.items():
+        if isinstance(place, str):
+            check_hub(place, what, revision)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     shown = source.name if isinstance(source, Path) else source
     asked = {"chat": chat, "attention": attention, "thinking": thinking, "date": date, "evict_sliding": evict_sliding}
@@ -168,8 +172,8 @@ def place_of(name: str | os.PathLike, what: str) -> Path | str:
     """
     if not name:
         raise UserError("which model? set model.name=ORG/NAME or model.name=FOLDER")
-    text = os.fspath(name)
-    folder = Path(os.path.abspath(Path(text).expanduser()))
+    text = str(name)
+    folder = Path(os.path.abspath(os.path.expanduser(text)))
     if folder.is_dir():
         return folder
     if folder.exists():
@@ -183,6 +187,24 @@ def place_of(name: str | os.PathLike, what: str) -> Path | str:
             f"cannot load {what} {text!r}: there is no such folder, and names on the hub look like ORG/NAME"
         )
     return text
+
+
+def check_hub(name: str, what: str, revision: str | None) -> None:
+    """Asks the hub once for a model that is not here yet, since loading asks again for most of a minute."""
+    here = isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
+    if here or constants.HF_HUB_OFFLINE:
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision), timeout=10)
+    except EntryNotFoundError:
+        return  # a tokenizer alone
+    except HfHubHTTPError as error:
+        reason = " ".join((error.server_message or str(error)).split())
+        raise UserError(f"cannot load {what} {name!r}: the hub says: {reason} (log in where it is gated)") from error
+    except Exception as error:
+        raise UserError(
+            f"cannot load {what} {name!r}: it is no folder here, and the hub cannot be reached ({error})"
+        ) from error
 
 
 def check_weights(folder: Path) -> None:
