@@ -4,9 +4,7 @@ import math
 from dataclasses import replace
 from functools import lru_cache
 
-import numpy as np
-
-from pvcbench.policy import OutOfReach
+from pvcbench.policy import OutOfReach, torch
 
 
 def schedule(kind, ratio, layer, layers):
@@ -22,7 +20,7 @@ def ladder(method, shape):
 
 
 def sizes(method, shape, ratio, recent_ratio):
-    """The ladder at other ratios; `ratio` is one number or an array of them, and so is each size."""
+    """The ladder at other ratios; `ratio` is one number or a tensor of them, and so is each size."""
     recent = min(shape.tokens, int(recent_ratio * shape.tokens) + 1)
     older = shape.tokens - recent
     floor, kept = min(method.min_context_length, older), [shape.tokens]
@@ -41,7 +39,7 @@ def mean_entries(method, shape):
 
 
 def mean_at(method, shape, ratio, recent_ratio):
-    """The same at other ratios; `ratio` is one number or an array of them."""
+    """The same at other ratios; `ratio` is one number or a tensor of them."""
     after = 1 if method.prune == "kv" else 0  # pruned states reach the next layer, pruned keys leave their own
     kept = sizes(method, shape, ratio, recent_ratio)
     return sum(kept[layer + after] for layer in shape.evicted) / len(shape.evicted)
@@ -58,7 +56,7 @@ def solve(method, budget, shape):
     for ratio, recent_ratio in _candidates(method, budget, shape):
         if abs(mean_at(method, shape, ratio, recent_ratio) - budget) <= 0.01 * shape.tokens:
             return replace(method, prefill_decay_ratio=ratio, recent_ratio=recent_ratio)
-    least = np.min(mean_at(method, shape, np.arange(2001) / 2000, 0.0))
+    least = float(torch.as_tensor(mean_at(method, shape, _steps(2000), 0.0)).min())
     if budget < least:
         raise OutOfReach(f"below PvC's reach of {least / shape.tokens:.1%}")
     raise OutOfReach(f"no ratio of PvC's {method.schedule} schedule comes within 1% of {budget / shape.tokens:.1%}")
@@ -66,13 +64,20 @@ def solve(method, budget, shape):
 
 def _candidates(method, budget, shape):
     """The decay and recent ratios that may meet the budget, the wider recent window first."""
-    wide, grid = method.recent_ratio, np.arange(401) / 400
+    wide, grid = method.recent_ratio, _steps(400)
     yield _bisected(method, budget, shape, 1.0, lambda middle: (middle, wide))
     yield _bisected(method, budget, shape, wide, lambda middle: (0.01, middle))
     for part in range(20, -1, -1):
         recent_ratio = wide * part / 20
-        best = np.argmin(abs(mean_at(method, shape, grid, recent_ratio) - budget))
+        best = (
+            torch.as_tensor(mean_at(method, shape, grid, recent_ratio) - budget).abs().argmin()
+        )  # the first of equals
         yield float(grid[best]), recent_ratio
+
+
+def _steps(count):
+    """The numbers from 0 to 1 in so many steps."""
+    return torch.arange(count + 1, dtype=torch.float64, device="cpu") / count
 
 
 def _bisected(method, budget, shape, high, ratios):
