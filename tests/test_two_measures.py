@@ -9,6 +9,7 @@ from cells import rows_of
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from pvcbench import cautions, config, figures, likelihood, models, paper_tables, runner, sizes, stats, store, tracking
+from pvcbench.analysis import throughput_report
 from pvcbench.report import samples, scores
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -130,3 +131,18 @@ def test_other_sizes_than_asked_are_said():
     rows.loc[rows["budget"] == "64", "kept_entries"] = 50.0
     [said] = cautions.other_sizes(stats.summarize(rows))
     assert said.endswith("of 5% asked h2o kept 1.8%; of 64 entries asked tova kept 50.")
+
+
+def test_speeds_have_both_measures_for_one_prompt_of_each_batch():
+    """The full cache ran 2 prompts in 2,000 bytes, H2O 4 prompts in 3,000: 75% a prompt, of 50% of the entries."""
+    lists = {measure: [1.0, 2.0, 3.0] for measure in throughput_report.MEASURES}
+    rows = rows_of({"full": [9.0], "h2o": [9.0]}, [100], kept=0.5).assign(session="1", task="throughput")
+    rows["metrics"] = [
+        dict.fromkeys(throughput_report.MEASURES, 2.0)
+        | {"batch": batch, "prefill_peak_bytes": 1, "decode_peak_bytes": 1}
+        for batch in (2, 4)
+    ]
+    rows["kv_bytes"], rows["repeats"] = [2000, 3000], [lists] * 2
+    rows["sample_info"] = [{"batch": "largest", "prompt": 100, "new_tokens": 8}] * 2
+    found = throughput_report.summary(rows).set_index("method")
+    assert found.loc["h2o", "bytes_%"] == 75.0 and found.loc["h2o", "entries_%"] == 50.0

@@ -75,7 +75,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
             lines.append(line)
             continue
         found, repeats = row.metrics, row.repeats["decode_tokens_per_s"]
-        line |= {"batch": found["batch"], "kept_%": 100 * row.kept_fraction}
+        line |= {"batch": found["batch"], "bytes_%": _bytes_kept(row, reference), "entries_%": 100 * row.kept_fraction}
         line |= {"ttft_s": found["ttft_s"], "decode_tok/s": row.score}
         line["least_to_most"] = f"{min(repeats):.4g} to {max(repeats):.4g}"
         line["speedup"] = _over_full(row, reference, "decode_tokens_per_s")
@@ -86,6 +86,14 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
         lines.append(line)
     frame = pd.DataFrame(lines)
     return frame.assign(batch=frame["batch"].astype("Int64")) if "batch" in frame else frame
+
+
+def _bytes_kept(row, reference) -> float:
+    """The share of the full cache's bytes in %, for one prompt of each batch; NaN where the full cache failed."""
+    if reference is None:
+        return math.nan
+    ours, theirs = (one.kv_bytes / one.metrics["batch"] for one in (row, reference))
+    return 100 * ours / theirs
 
 
 def _over_full(row, reference, measure: str) -> str:
