@@ -22,6 +22,7 @@ class Prompt:
     context_tokens: int
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     ends: tuple[int, ...] = ()  # tokens that end this answer beside the model's own; no answer starts with any of them
+    frame_tokens: int = 0  # before the context: the template's head, a BOS token
 
     @property
     def sha256(self) -> str:
@@ -66,24 +67,29 @@ class Prompter:
         """Token ids, the number of tokens that hold the context (template head included), and token spans."""
         start = len(self.before)
         spans = {name: (start + first, start + last) for name, (first, last) in sample.spans.items()}
-        return self.tokens(self.text(sample), start + len(sample.context), spans, special=not self.chat)
+        return self.tokens(self.text(sample), start + len(sample.context), spans, not self.chat, start)
 
     def tokens(
-        self, text: str, context_end: int, spans: Mapping[str, tuple[int, int]] | None = None, special: bool = True
+        self,
+        text: str,
+        context_end: int,
+        spans: Mapping[str, tuple[int, int]] | None = None,
+        special: bool = True,
+        context_start: int = 0,
     ) -> Prompt:
-        """A whole prompt given as text, its context's end and its spans in characters; `special` adds a BOS token.
+        """A whole prompt given as text, its context's ends and its spans in characters; `special` adds a BOS token.
 
         A span whose tokens do not cover it, or do not say it when they are decoded, is refused.
         """
         coded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
         offsets = np.asarray(coded["offset_mapping"])
-        context = int((offsets[:, 1] <= context_end).cumprod().sum())
+        before, context = (int((offsets[:, 1] <= place).cumprod().sum()) for place in (context_start, context_end))
         ranges = {}
         for name, (first, last) in (spans or {}).items():
             inside = np.flatnonzero((offsets[:, 1] > first) & (offsets[:, 0] < last))
             ranges[name] = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
             self._check_span(name, text, (first, last), coded["input_ids"][slice(*ranges[name])])
-        return Prompt(array("i", coded["input_ids"]), context, ranges)
+        return Prompt(array("i", coded["input_ids"]), context, ranges, frame_tokens=before)
 
     def _check_span(self, name: str, text: str, span: tuple[int, int], ids: Sequence[int]) -> None:
         """Refuses a span that is no part of the text, or is not in what its tokens decode to."""

@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import pytest
 
 from pvcbench import config
@@ -223,3 +224,10 @@ def test_a_span_is_found_in_what_is_encoded(tmp_path):
     assert sample.context[slice(*sample.spans["needle"])] == "The capital is Marxville."
     prompt = task.encode(sample)
     assert task.prompter.decode(list(prompt.ids[slice(*prompt.spans["needle"])])) == "The capital is Marxville."
+
+
+@pytest.mark.parametrize("value", [None, 5, ["a"]])
+def test_documents_of_the_hub_without_text_are_refused_by_row(monkeypatch, value):
+    rows = datasets.Dataset.from_dict({"text": [value, value]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *place, **options: rows)
+    assert "task.field: row 0 of a/b has no text in 'text' but" in said(Perplexity(source="hub:a/b"))

@@ -107,9 +107,9 @@ class Needle(Task):
             tried.add(wanted)
             context, spans = self._hide(text, offsets, wanted, depth, needles, near)
             made = replace(sample, context=context, spans=spans)
-            prompt = self.prompter.encode(replace(made, spans={**spans, "context": (0, len(context))}))
+            prompt = self.prompter.encode(made)
             if best[0] < len(prompt.ids) <= length:
-                best = len(prompt.ids), made, prompt.spans
+                best = len(prompt.ids), made, prompt
             wanted = min(wanted + length - len(prompt.ids), len(offsets))
         if best[1] is None or best[0] < 0.99 * length:
             raise UserError(
@@ -184,14 +184,14 @@ class Needle(Task):
         return scores
 
 
-def _depths(spans) -> list[float]:
-    """The real depth of each needle in per cent, from token spans of the needles and of the whole context."""
-    first, last = spans["context"]
-    needles = {name: span for name, span in spans.items() if name != "context"}
-    total = last - first - sum(stop - start for start, stop in needles.values())
+def _depths(prompt) -> list[float]:
+    """The real depth of each needle in per cent: of the context's tokens but for the needles', those before it."""
+    needles = sorted(prompt.spans.items(), key=lambda named: int(named[0].partition("_")[2] or 0))
+    ranges = [span for _, span in needles]
+    last = max(prompt.context_tokens, *(stop for _, stop in ranges))  # a needle's last token may hold what follows it
+    total = last - prompt.frame_tokens - sum(stop - start for start, stop in ranges)
     found = []
-    for name in sorted(needles, key=lambda name: int(name.partition("_")[2] or 0)):
-        start = needles[name][0]
-        before = start - first - sum(b - a for a, b in needles.values() if a < start)
-        found.append(100 * before / max(1, total))
+    for start, _ in ranges:
+        others = sum(stop - first for first, stop in ranges if first < start)
+        found.append(100 * (start - prompt.frame_tokens - others) / max(1, total))
     return found
