@@ -40,10 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return guarded(lambda: dispatch(arguments))
 
 
-def program(work: Callable[[], int] = main) -> int:
+def program(work: Callable[[], int | None] = main) -> int | None:
     """What a process of its own runs: a command line, and after it nothing that a signal or a closed pipe disturbs."""
     try:
-        code = work()
+        try:
+            code = work()
+        except SystemExit as ended:  # argparse's, after its help
+            code = ended.code
+        except BrokenPipeError:
+            if not (closed(sys.stdout) or closed(sys.stderr)):
+                raise
+            code = 128 + signal.SIGPIPE
         for stream in (sys.stdout, sys.stderr):
             with printing(stream):
                 pass  # it ends with what is left to be printed

@@ -176,4 +176,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from pvcbench.cli import program
+
+    sys.exit(program(main))

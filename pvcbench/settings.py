@@ -137,6 +137,8 @@ def _check_places(results: str, experiment: str) -> None:
         raise UserError(
             f"experiment must be the name of one folder, not {experiment!r}: the place of all of them is results=FOLDER"
         )
+    if "," in experiment:
+        raise UserError(f"experiment names one folder, not {experiment!r}; +experiment=NAME,NAME runs several")
     folder = place(results) / experiment
     there = next(path for path in (folder, *folder.parents) if _exists(path))
     if not there.is_dir():

@@ -98,4 +98,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from pvcbench.cli import program
+
+    sys.exit(program(main))

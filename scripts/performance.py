@@ -213,4 +213,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from pvcbench.cli import program
+
+    sys.exit(program(main))

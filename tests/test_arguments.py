@@ -164,6 +164,7 @@ MISTAKES = {
     "+experiment=quikstart": "did you mean 'quickstart'",
     "+experiment=null": "write +experiment=NAME",
     "experiment=a/b": "experiment must be the name of one folder, not 'a/b'",
+    "experiment=a,b": "experiment names one folder",
     "experiment=..": "experiment must be the name of one folder",
     "experiment=": "experiment must be the name of one folder",
     "experiment=null": "experiment must be text",
@@ -337,13 +338,16 @@ def test_a_file_that_would_be_passed_over_is_refused(own):
 # ------------------------------------------------------------------------------------------------ pipes
 
 
-@pytest.mark.parametrize("arguments", [["list"], ["--help"], ["--cfg", "job"]], ids=" ".join)
+PRINTING = [["pvcbench", "list"], ["pvcbench", "--help"], ["pvcbench", "--cfg", "job"], ["pvcbench.report", "--help"]]
+
+
+@pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
 @pytest.mark.parametrize("buffered", [True, False])
 def test_a_reader_that_leaves_is_no_failure(tmp_path, arguments, buffered):
     read, write = os.pipe()
     os.close(read)
     known = environment() | ({} if buffered else {"PYTHONUNBUFFERED": "1"})
-    command = [sys.executable, "-m", "pvcbench", *arguments]
+    command = [sys.executable, "-m", *arguments]
     done = subprocess.run(
         command, cwd=tmp_path, env=known, stdout=write, stderr=subprocess.PIPE, text=True, check=False
     )

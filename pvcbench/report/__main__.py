@@ -61,4 +61,6 @@ def write(results: Path, out: Path, samples: int) -> tuple[Path, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from pvcbench.cli import program
+
+    sys.exit(program(main))
