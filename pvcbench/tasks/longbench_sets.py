@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from pvcbench.errors import UserError
+from pvcbench.places import place
 from pvcbench.tasks import files
 from pvcbench.tasks.files import Text
 
@@ -114,8 +115,8 @@ def load(chosen: Set, e: bool, source: str | None) -> tuple[list[dict], str]:
         numbered = [(f"item {number}", item) for number, item in enumerate(_from_hub(chosen, e), start=1)]
     else:
         name = f"{chosen.name}_e.jsonl" if e else f"{chosen.name}.jsonl"
-        content = _content(Path(source).expanduser(), name, e)
-        name = str(Path(source).expanduser() / name)
+        content = _content(place(source), name, e)
+        name = str(place(source) / name)
         numbered, wrong = _parsed(content, name)
     originals, found = [], []
     for place, item in numbered:

