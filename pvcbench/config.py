@@ -22,7 +22,7 @@ from pvcbench import settings
 from pvcbench.errors import UserError
 from pvcbench.extras import pip_install
 from pvcbench.overrides import quoted
-from pvcbench.places import place
+from pvcbench.places import user_path
 from pvcbench.settings import Config
 
 PACKAGE = Path(__file__).parent
@@ -73,7 +73,7 @@ def refuse_shadow(path: Path, ours: Path) -> None:
 
 def folders_of(extra: Sequence[str | os.PathLike]) -> list[Path]:
     """Checked folders of the user's configuration; what they hold can be imported from now on."""
-    folders = [place(path).resolve() for path in extra]
+    folders = [user_path(path).resolve() for path in extra]
     for given, folder in zip(extra, folders, strict=True):
         if not folder.is_dir():
             raise UserError(f"--config-dir: there is no folder {given}")

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from pvcbench.errors import UserError
-from pvcbench.places import place
+from pvcbench.places import user_path
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -25,7 +25,7 @@ def cache_folder() -> Path:
     """Where converted models live: $PVCBENCH_CACHE, else the user's cache folder."""
     base = os.environ.get("PVCBENCH_CACHE")
     if base:
-        return place(base)
+        return user_path(base)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pvcbench"
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pvcbench import store
 from pvcbench.errors import UserError
-from pvcbench.places import place
+from pvcbench.places import user_path
 from pvcbench.shards import Plan, Shard
 
 
@@ -100,7 +100,7 @@ def checked_results(lines: Iterable[Line]) -> Path:
         found.add(str(config.results))
     if len(found) > 1:
         raise UserError(f"all runs of a sweep write to one results folder, not to {', '.join(sorted(found))}")
-    return place(found.pop())
+    return user_path(found.pop())
 
 
 class Sweep:

@@ -9,7 +9,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from pvcbench.budgets import parse_budgets
 from pvcbench.errors import UserError
-from pvcbench.places import place
+from pvcbench.places import user_path
 from pvcbench.shards import Shard
 
 
@@ -139,7 +139,7 @@ def _check_places(results: str, experiment: str) -> None:
         )
     if "," in experiment:
         raise UserError(f"experiment names one folder, not {experiment!r}; +experiment=NAME,NAME runs several")
-    folder = place(results) / experiment
+    folder = user_path(results) / experiment
     there = next(path for path in (folder, *folder.parents) if _exists(path))
     if not there.is_dir():
         raise UserError(f"cannot write results to {folder}: {there} is not a folder; set results=FOLDER")

@@ -21,7 +21,7 @@ import yaml
 
 from pvcbench import locks, sessions
 from pvcbench.errors import UserError
-from pvcbench.places import place
+from pvcbench.places import user_path
 from pvcbench.shards import Shard
 
 KEY = ("sample", "method", "budget")
@@ -56,7 +56,7 @@ class RunFolder:
         self.identity = dict(identity)
         self.id = run_id(identity)
         self.shard = shard
-        self.path = place(results) / experiment / self.id
+        self.path = user_path(results) / experiment / self.id
         self.rows_path = self.path / ("rows.jsonl" if shard is None else f"rows-{shard.label}.jsonl")
         self._locks: list[TextIO] = []
         self._homes: dict[tuple, Path] = {}
@@ -234,7 +234,7 @@ def latest(rows: Iterable[Mapping]) -> list[dict]:
 
 def folders(results: str | Path) -> list[Path]:
     """Every run's folder below a folder."""
-    found = place(results).rglob("rows*.jsonl")
+    found = user_path(results).rglob("rows*.jsonl")
     return sorted({path.parent for path in found if ROWS.fullmatch(path.name)})
 
 

@@ -12,14 +12,14 @@ from pvcbench import store
 from pvcbench.config import Config
 from pvcbench.errors import UserError
 from pvcbench.identity import objects
-from pvcbench.places import place
+from pvcbench.places import user_path
 
 Key = tuple[str, str | None, str | None]
 
 
 def stored(folder: str | Path) -> dict:
     """What config.yaml says: `run`, `identity` and `config`. Raises UserError where it is missing or unreadable."""
-    path = place(folder) / "config.yaml"
+    path = user_path(folder) / "config.yaml"
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
         whole = {name: found[name] for name in ("run", "identity", "config")}

@@ -88,11 +88,11 @@ def test_python_passes_any_text(tmp_path):
 
 
 def test_a_home_that_is_nobodys_is_a_name(tmp_path, monkeypatch):
-    from pvcbench.places import place
+    from pvcbench.places import user_path
 
-    assert place("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")
+    assert user_path("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert place("~/x") == tmp_path / "x"
+    assert user_path("~/x") == tmp_path / "x"
 
 
 # ------------------------------------------------------------------------------------------------ mistakes

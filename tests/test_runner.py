@@ -127,21 +127,28 @@ def test_waves_split_when_memory_is_short(tmp_path, monkeypatch):
 def test_a_failing_method_is_a_row_and_can_be_retried(tmp_path, monkeypatch):
     methods = config.build_methods(config.composed(["method=[h2o,random]"]).methods)
 
-    def broken(*_):
-        raise RuntimeError("no\nplan today")
-
     monkeypatch.setattr(
         identity, "of_method", lambda method: {"class": type(method).__name__}
     )  # one run, broken or not
     broken_class = type(methods["random"])
     real = broken_class.plan
+
+    def broken(method, scores, budget, shape):
+        if shape.tokens > 300:  # longer than the prompt of its trial
+            raise RuntimeError("no\nplan today")
+        return real(method, scores, budget, shape)
+
     monkeypatch.setattr(broken_class, "plan", broken, raising=False)
-    result = run(tmp_path, "method=[h2o,random]", "budgets=[0.5]", "limit=1", methods=methods)
-    failed = result.rows[result.rows["error"].notna()]
-    assert list(failed["method"]) == ["random"] and failed["error"].iloc[0] == "RuntimeError: no plan today"
+    asked = [tmp_path, "method=[h2o,random]", "budgets=[0.5]", "limit=1"]
+    first, second = (run(*asked, methods=methods) for _ in range(2))  # measured, then found as it was
+    assert first.measured and not second.measured
+    assert len(second.failed) == 1 and "no cell of random has a value" in second.failed[0]
+    rows = store.load(tmp_path)
+    failed = rows[rows["error"].notna()]
+    assert list(failed["method"]) == ["random"]
+    assert f"({__file__}:" in failed["error"].iloc[0] and "RuntimeError: no plan today" in failed["error"].iloc[0]
     monkeypatch.setattr(broken_class, "plan", real)
-    assert run(tmp_path, "method=[h2o,random]", "budgets=[0.5]", "limit=1", methods=methods).measured == 0
-    again = run(tmp_path, "method=[h2o,random]", "budgets=[0.5]", "limit=1", "retry_failed=true", methods=methods)
+    again = run(*asked, "retry_failed=true", methods=methods)
     assert again.measured == len(failed) and again.rows["error"].isna().all()
 
 

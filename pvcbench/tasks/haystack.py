@@ -14,7 +14,7 @@ import numpy as np
 import regex
 
 from pvcbench.errors import UserError
-from pvcbench.places import place
+from pvcbench.places import user_path
 from pvcbench.tasks import files
 
 SENTENCE_END = regex.compile(
@@ -37,7 +37,7 @@ def documents(source: str) -> tuple[str, ...]:
         raise UserError(
             f"task.haystack must be text: sotu, noise, distractors, a text file or a folder, not {source!r}"
         )
-    path = place(source)
+    path = user_path(source)
     found = sorted(path.glob("*.txt")) if path.is_dir() else [path]
     if not found or not all(file.is_file() for file in found):
         raise UserError(

@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from pvcbench.errors import UserError
-from pvcbench.places import place
+from pvcbench.places import user_path
 from pvcbench.tasks import files
 from pvcbench.tasks.base import Sample, Task, choice, whole, words
 from pvcbench.tasks.metrics import any_found, exact, share_found, token_f1
@@ -92,7 +92,7 @@ class Jsonl(Task):
     ):
         if not path:
             raise UserError("which file? set task.path=FILE, one JSON object per line: context, question, answers")
-        self.path, self.max_new_tokens = place(path), whole("task.max_new_tokens", max_new_tokens)
+        self.path, self.max_new_tokens = user_path(path), whole("task.max_new_tokens", max_new_tokens)
         self.stop = tuple(unescaped(one) for one in words("task.stop", stop))
         self.metric = choice("task.metric", metric, tuple(METRICS))
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pvcbench.errors import UserError
 from pvcbench.extras import pip_install
-from pvcbench.places import place
+from pvcbench.places import user_path
 from pvcbench.prompts import Prompt
 from pvcbench.tasks import lm_eval_load as loading
 from pvcbench.tasks import lm_eval_scores as scores
@@ -55,7 +55,7 @@ class LmEval(Task):
         if importlib.util.find_spec("lm_eval") is None:
             raise UserError(f"task=lm_eval needs the lm-eval package: {pip_install('eval')}")
         self.tasks = words("task.tasks", tasks)
-        self._folder = None if include_path is None else place(include_path)
+        self._folder = None if include_path is None else user_path(include_path)
         if self._folder is not None and not self._folder.is_dir():
             raise UserError(f"task.include_path: there is no folder {include_path}")
         if not self.tasks and self._folder is None:

@@ -13,7 +13,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from pvcbench.errors import UserError
-from pvcbench.places import place
+from pvcbench.places import user_path
 from pvcbench.tasks import files
 from pvcbench.tasks.files import Text
 
@@ -115,8 +115,8 @@ def load(chosen: Set, e: bool, source: str | None) -> tuple[list[dict], str]:
         numbered = [(f"item {number}", item) for number, item in enumerate(_from_hub(chosen, e), start=1)]
     else:
         name = f"{chosen.name}_e.jsonl" if e else f"{chosen.name}.jsonl"
-        content = _content(place(source), name, e)
-        name = str(place(source) / name)
+        content = _content(user_path(source), name, e)
+        name = str(user_path(source) / name)
         numbered, wrong = _parsed(content, name)
     originals, found = [], []
     for place, item in numbered:

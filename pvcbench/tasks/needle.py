@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from pvcbench.errors import UserError
-from pvcbench.places import place
+from pvcbench.places import user_path
 from pvcbench.tasks import haystack
 from pvcbench.tasks.base import Sample, Task, choice, listed, number, sample_rng, whole, wholes
 from pvcbench.tasks.metrics import rouge1_recall, share_found, token_overlap
@@ -66,7 +66,7 @@ class Needle(Task):
 
     def settings(self) -> dict:
         """The haystack by its name alone: the checksum says what it holds."""
-        return super().settings() | {"source": place(self.source).name}
+        return super().settings() | {"source": user_path(self.source).name}
 
     def data_checksum(self) -> str:
         return "" if self.source == "distractors" else haystack.checksum(self.source)

