@@ -76,7 +76,7 @@ WRONG = {
     "methods must map names to Method objects; 'mine' is the class H2O .make an object of it": lambda: {
         "methods": {"mine": h2o()}
     },
-    "methods holds H2O .*give objects as a dictionary": lambda: {"methods": [h2o()()]},
+    "methods holds H2O.*give objects as a dictionary": lambda: {"methods": [h2o()()]},
     "methods must be names or a dictionary .*not H2O": lambda: {"methods": h2o()()},
     "methods is empty": lambda: {"methods": []},
     "seed: an object of type Generator cannot be a setting": lambda: {"settings": {"seed": np.random.default_rng(0)}},
