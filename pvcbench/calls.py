@@ -53,11 +53,11 @@ ADVICE = {
 
 
 def shown(value: object) -> str:
-    """A value in a message: what kind it is, and its text where that is short."""
+    """A value in a message: its text where that is short and says something, else its kind."""
     if isinstance(value, type):
         return f"the class {value.__name__} (make an object of it: {value.__name__}(...))"
     text = repr(value)
-    return f"{type(value).__name__} {text}" if len(text) <= 60 and " at 0x" not in text else f"a {type(value).__name__}"
+    return text if len(text) <= 60 and " at 0x" not in text else f"an object of type {type(value).__name__}"
 
 
 def methods_of(methods: Mapping) -> dict[str, Method]:

@@ -39,8 +39,7 @@ class Chat:
         except ValueError as error:
             raise UserError("this tokenizer has several chat templates and no default: set model.chat=false") from error
         day = pinned(date)
-        self.dated = "strftime_now" in own
-        self.tokenizer, self.template = tokenizer, day + own if self.dated else own
+        self.tokenizer, self.template = tokenizer, day + own if "strftime_now" in own else own
         self.options, self.system, self.closing = {}, None, ""
         off = OFF | {"reasoning_effort": "none" if NO_EFFORT.search(own) else "low"}
         spoken = next((text for text in SPOKEN if text in own), None)

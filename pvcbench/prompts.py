@@ -5,6 +5,7 @@ import unicodedata
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import regex
@@ -50,10 +51,14 @@ class Prompter:
             raise UserError("this tokenizer has no chat template: set model.chat=false")
         self.tokenizer, self.longest = tokenizer, longest
         self.chat = has_template if chat is None else chat
-        self.template = Chat(tokenizer, thinking, date) if has_template else None
+        self._settings = (thinking, date)
         self.thinking = self.template.thinking if self.chat else None
         self.before, self.after = self.template.frame() if self.chat else ("", "\n")
-        self._settings = (thinking, date)
+
+    @cached_property
+    def template(self) -> Chat:
+        """The tokenizer's chat template."""
+        return Chat(self.tokenizer, *self._settings)
 
     def with_chat(self, chat: bool | None) -> "Prompter":
         """The same prompter with or without the chat template."""
