@@ -574,3 +574,16 @@ def test_a_model_is_loaded_by_name_as_hflm_does(tmp_path):
         ours(budget=0.4), "loglikelihood", "The door is", " red"
     )
     assert lm.max_length == 300
+
+
+def test_requests_whose_logits_are_not_finite_are_error_rows(tmp_path, folder):
+    """Likelihoods, windows and generations of a model that breaks on a letter: rows say so, and the run goes on."""
+    loaded = loaded_model()
+    with torch.no_grad():
+        loaded.model.get_input_embeddings().weight[loaded.tokenizer("e")["input_ids"][0]] = float("nan")
+    settings = ["task=lm_eval", f"task.include_path={folder}", "task.tasks=[choice,gen]", "threads=1", "method=h2o"]
+    settings += ["budgets=[0.5]", "wandb.mode=disabled", "model=random", f"results={tmp_path}"]
+    rows = runner.run(config.composed(settings), model=loaded).rows
+    broken = rows[rows["error"].notna()]
+    assert set(broken["method"]) == {"full", "h2o"} and broken["score"].isna().all()
+    assert broken["error"].str.contains("NaN or infinite").all() and rows[rows["error"].isna()]["score"].notna().all()
