@@ -4,11 +4,12 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import regex
 import yaml
 
-from pvcbench import embedded, rescore, store
+from pvcbench import embedded, needle_figures, rescore, store
 from pvcbench.errors import UserError
 from pvcbench.models import byte_tokenizer
 from pvcbench.prompts import Prompter
@@ -243,3 +244,13 @@ def test_words_are_those_of_each_script():
 def test_published_metrics_stay_as_their_scripts_define_them():
     assert share_of_substrings(["bamboo", "12"], "Bamboozle 1234") == 1.0  # RULER
     assert qa_f1("a red fox", "The red fox", []) == 1.0 and qa_f1("café", "caf", []) == 0.0
+
+
+def test_a_grid_says_how_far_needles_stand_off_the_depth_they_are_drawn_at():
+    def rows(*real):
+        info = [{"depth": 50.0, "length": 1024, "real_depth": one} for one in real]
+        return pd.DataFrame({"sample": [str(n) for n in range(len(real))], "sample_info": info, "depth": 50.0})
+
+    assert needle_figures.misplaced(rows(50.0, 48.0, 52.0)) == ""
+    told = needle_figures.misplaced(rows(50.0, 44.01, 47.5))
+    assert "2 of 3 samples stand up to 6.0 points off the depth" in told

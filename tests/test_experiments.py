@@ -61,8 +61,8 @@ def test_every_published_file_belongs_to_an_experiment():
 def test_the_quickstart_is_the_committed_run(monkeypatch):
     """The same settings; what has changed since gives a run another id and changes no number of this one.
 
-    The identity covers more; code of methods was edited; settings were added at defaults that change nothing; and
-    version 2 of the needle task scores whole words and bounds how far a needle's depth may be off.
+    The identity covers more; code of methods was edited; settings were added at defaults that change nothing; version 2
+    of the engine tells apart rotary kinds and sliding layers that this model has not; and version 2 of the needle task scores whole words and bounds how far a needle's depth may be off.
     """
     stored = yaml.safe_load((ROOT / "results/quickstart/a48e4fe87e41/config.yaml").read_text(encoding="utf-8"))
     made = config.composed(["+experiment=quickstart", "device=cpu"])
@@ -80,6 +80,7 @@ def test_the_quickstart_is_the_committed_run(monkeypatch):
             key: getattr(type(methods[name])(), key) for key in added
         }
     assert (found["task"].pop("version"), stored["identity"]["task"].pop("version")) == (2, 1)
+    assert (found["engine"].pop("version"), stored["identity"]["engine"].pop("version")) == (2, 1)
     assert found["task"].pop("tolerance") == 2.0
     assert found == stored["identity"]
 
