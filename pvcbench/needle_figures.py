@@ -49,14 +49,15 @@ def needle_grid(rows: pd.DataFrame) -> Figure | None:
 def misplaced(rows: pd.DataFrame) -> str:
     """A line that says how far needles stand off the depths they are drawn at; nothing where it is two points at most.
 
-    Rows hold the real depth of each needle. Version 1 of the task, and a larger task.tolerance, let them stand further off.
+    Rows hold each needle's real depth. Version 1 of the task, and a larger task.tolerance, let needles stand further off.
     """
     real = rows["sample_info"].map(lambda info: info.get("real_depth")).astype(float)
     off = (real - rows["depth"].astype(float)).abs()
     far = off[off > OFF].groupby(rows["sample"]).max()
     if far.empty:
         return ""
-    return f"\nneedles of {len(far)} of {rows['sample'].nunique()} samples stand up to {far.max():.1f} points off the depth"
+    of = f"{len(far)} of {rows['sample'].nunique()}"
+    return f"\nneedles of {of} samples stand up to {far.max():.1f} points off the depth"
 
 
 def square_panel(axes, cell: pd.DataFrame, depths: list, lengths: list) -> None:

@@ -62,7 +62,8 @@ def test_the_quickstart_is_the_committed_run(monkeypatch):
     """The same settings; what has changed since gives a run another id and changes no number of this one.
 
     The identity covers more; code of methods was edited; settings were added at defaults that change nothing; version 2
-    of the engine tells apart rotary kinds and sliding layers that this model has not; and version 2 of the needle task scores whole words and bounds how far a needle's depth may be off.
+    of the engine tells apart rotary kinds and sliding layers that this model has not; and version 2 of the needle task
+    scores whole words and bounds how far a needle's depth may be off.
     """
     stored = yaml.safe_load((ROOT / "results/quickstart/a48e4fe87e41/config.yaml").read_text(encoding="utf-8"))
     made = config.composed(["+experiment=quickstart", "device=cpu"])
