@@ -526,7 +526,7 @@ def test_own_folder_comes_first(folder, monkeypatch):
 
 def test_missing_package_is_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'pvcbench\[eval\]'"):
+    with pytest.raises(UserError, match=r"pip install 'lm-eval\[hf\]"):
         LmEval(["arc_easy"])
     monkeypatch.setattr(sys, "argv", ["lm_eval", "run", "--model", "pvcbench"])
     assert lm_eval_cli.main() == 2

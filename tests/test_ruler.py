@@ -239,7 +239,7 @@ def test_what_is_missing_is_named(monkeypatch):
 def test_without_lm_eval_there_is_one_line(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lm_eval" else find(name))
-    with pytest.raises(UserError, match=r"pip install 'pvcbench\[eval\]'"):
+    with pytest.raises(UserError, match=r"pip install 'lm-eval\[hf\]"):
         Ruler()
 
 
