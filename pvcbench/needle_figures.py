@@ -49,7 +49,7 @@ def needle_grid(rows: pd.DataFrame) -> Figure | None:
 def misplaced(rows: pd.DataFrame) -> str:
     """A line that says how far needles stand off the depths they are drawn at; nothing where it is two points at most.
 
-    Rows hold each needle's real depth. Version 1 of the task, and a larger task.tolerance, let needles stand further off.
+    Rows hold each needle's real depth. Version 1 of the task, and a larger task.tolerance, let them stand further off.
     """
     real = rows["sample_info"].map(lambda info: info.get("real_depth")).astype(float)
     off = (real - rows["depth"].astype(float)).abs()
