@@ -16,7 +16,7 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from pvcbench import analysis, claims, drawn, figures, paper_tables, published, significance, stats
+from pvcbench import analysis, claims, drawn, figures, paper_tables, published, significance, stats, store
 from pvcbench.errors import UserError
 
 Table = Callable[[], pd.DataFrame]  # computed once, when it is first asked for
@@ -50,7 +50,7 @@ class Setting:
         except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{folder} has no readable config.yaml: move it out of the results") from error
         aside = ("seed", "methods", "budgets") if analysis.reporter(run) is None else ("seed",)
-        measured = {key: value for key, value in identity.items() if key not in aside}
+        measured = {key: value for key, value in store.essence(identity).items() if key not in aside}
         text = json.dumps(measured, sort_keys=True, default=str)
         return cls(run["experiment"].iloc[0], text, identity.get("methods") or {}, [run])
 
