@@ -122,7 +122,7 @@ def committed(run):
 
 
 def test_committed_prompts_stay_but_for_needles_that_were_more_than_two_points_off(real_prompter):
-    run = "quickstart/a48e4fe87e41"
+    run = "methods_needle/03d590e3da99"
     stored = yaml.safe_load((ROOT / "results" / run / "config.yaml").read_text())["config"]["task"]
     settings = {key: value for key, value in stored.items() if key != "_target_"}
     now, then = Needle(**settings), Needle(**settings, tolerance=100)

@@ -59,30 +59,14 @@ def test_every_published_file_belongs_to_an_experiment():
 
 
 def test_the_quickstart_is_the_committed_run(monkeypatch):
-    """The same settings; what has changed since gives a run another id and changes no number of this one.
-
-    The identity covers more; code of methods was edited; settings were added at defaults that change nothing; version 2
-    of the engine tells apart rotary kinds and sliding layers that this model has not; and version 2 of the needle task
-    scores whole words and bounds how far a needle's depth may be off.
-    """
-    stored = yaml.safe_load((ROOT / "results/quickstart/a48e4fe87e41/config.yaml").read_text(encoding="utf-8"))
+    """The same settings and the same id, but for the model's own part, which needs the model."""
+    stored = yaml.safe_load((ROOT / "results/quickstart/b521b0f7794a/config.yaml").read_text(encoding="utf-8"))
     made = config.composed(["+experiment=quickstart", "device=cpu"])
     task, methods = config.build(made.task, "the task"), config.build_methods(made.methods)
     cells = runner.cells_of(made, task, methods, parse_budgets(list(made.budgets)))
     monkeypatch.setattr(identity, "of_model", lambda loaded: stored["identity"]["model"])
     found = json.loads(json.dumps(runner.identity(made, None, task, cells)))
-    assert store.run_id(stored["identity"]) == stored["run"] == "a48e4fe87e41"
-    assert found.pop("rules") == identity.RULES and "rules" not in stored["identity"]
-    for method in (*found["methods"].values(), *stored["identity"]["methods"].values()):
-        del method["source"]
-    for name, method in found["methods"].items():
-        added = set(method["settings"]) - set(stored["identity"]["methods"][name]["settings"])
-        assert {key: method["settings"].pop(key) for key in added} == {
-            key: getattr(type(methods[name])(), key) for key in added
-        }
-    assert (found["task"].pop("version"), stored["identity"]["task"].pop("version")) == (2, 1)
-    assert (found["engine"].pop("version"), stored["identity"]["engine"].pop("version")) == (2, 1)
-    assert found["task"].pop("tolerance") == 2.0
+    assert store.run_id(stored["identity"]) == stored["run"] == "b521b0f7794a"
     assert found == stored["identity"]
 
 

@@ -364,10 +364,10 @@ def test_weights_changed_in_memory_are_another_model(folder):
 
 def test_earlier_ids_stand():
     """An identity of before was hashed whole, the model's name included, and still is."""
-    path = ROOT / "results/quickstart/a48e4fe87e41/config.yaml"
+    path = ROOT / "results/methods_needle/03d590e3da99/config.yaml"
     old = yaml.safe_load(path.read_text(encoding="utf-8"))["identity"]
-    assert store.run_id(old) == "a48e4fe87e41"
-    assert store.run_id(old | {"model": old["model"] | {"name": "x"}}) != "a48e4fe87e41"
+    assert store.run_id(old) == "03d590e3da99"
+    assert store.run_id(old | {"model": old["model"] | {"name": "x"}}) != "03d590e3da99"
 
 
 # ---------------------------------------------------------------------------------------------- tasks and objects
@@ -442,7 +442,7 @@ def test_a_method_object_is_told_as_what_it_is(tmp_path):
 @pytest.mark.parametrize("node", [{"class": "Other"}, {"settings": {"normalize": True}}])
 def test_older_runs_of_objects_offer_no_command(node):
     """Before, config.yaml named the default configuration in the place of what was given."""
-    path = ROOT / "results/quickstart/a48e4fe87e41/config.yaml"
+    path = ROOT / "results/methods_needle/03d590e3da99/config.yaml"
     old = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert repeat.command(old)[0] is not None
     old["identity"]["methods"]["h2o"] |= node
