@@ -25,6 +25,8 @@ def check_prompts(
     """Refuses, before anything runs, prompts longer than the model or without the end of a context that is needed."""
     longest = None if task.beyond else loaded.longest
     for sample, prompt, _ in work:
+        if not query_aware and not sample.context:
+            raise UserError(f"sample {sample.id} has no context to compress, which query_aware=false needs")
         if not query_aware and prompt.context_tokens < 1:
             raise UserError(
                 f"sample {sample.id}: context and question cannot be told apart in its cut prompt, which "

@@ -197,13 +197,13 @@ def test_laws_leave_out_what_rounded_to_zero():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"recent_ratio": 0.95}, "task.recent_ratio must lie"),
+        ({"recent_ratio": 0.95}, "task.recent_ratio must be a number from 0.05 to 0.9"),
         ({"small": 0.9}, "0 < small < share < 1"),
         ({"distance_weight": 0}, "task.distance_weight"),
-        ({"ensembles": [0]}, "task.ensembles and task.ahead"),
-        ({"ahead": []}, "task.ahead at least one"),
-        ({"ahead": [1.5]}, "numbers of tokens"),
-        ({"tokens": [10]}, "lengths of 64 or more"),
+        ({"ensembles": [0]}, "task.ensembles must be a whole number"),
+        ({"ahead": []}, "task.ahead must name something"),
+        ({"ahead": [1.5]}, "task.ahead must be a whole number"),
+        ({"tokens": [10]}, "task.tokens must be a whole number, 64 or more"),
     ],
 )
 def test_mistakes_get_a_line(settings, message):

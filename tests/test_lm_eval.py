@@ -474,7 +474,7 @@ def test_documents_about_one_text_are_one_cluster(tmp_path, folder):
         ({}, "which lm-eval tasks"),
         ({"tasks": ["choise"]}, "unknown lm-eval task 'choise': did you mean 'choice'"),
         ({"include_path": "/nowhere"}, "there is no folder"),
-        ({"tasks": ["choice"], "per_task": 0}, "per_task must be 1 or more"),
+        ({"tasks": ["choice"], "per_task": 0}, "per_task must be a whole number, 1 or more"),
         ({"tasks": ["broken"]}, "cannot load broken: .*needs? a network|cannot load broken: .*need a network"),
         ({"tasks": ["code"]}, "runs generated code"),
     ],

@@ -111,6 +111,15 @@ def test_wrong_settings_are_refused(settings):
         prepared(**settings)
 
 
+@pytest.mark.parametrize("source", ["distractors", "words.txt"])
+def test_a_haystack_that_holds_every_value_is_refused(tmp_path, source):
+    (tmp_path / "words.txt").write_text(" ".join(WORDS) + ".\n")
+    source = source if source == "distractors" else str(tmp_path / source)
+    with pytest.raises(UserError, match="holds every word that could be hidden"):
+        prepared(haystack=source, lengths=[20000]).sample(0, 0)
+    assert prepared(haystack=source, lengths=[20000], value="uuid").sample(0, 0)
+
+
 def test_too_short_a_prompt_is_refused():
     with pytest.raises(UserError, match="leave room"):
         prepared(lengths=[60]).sample(0, 0)

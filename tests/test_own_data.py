@@ -43,6 +43,8 @@ def test_null_is_never_a_value(tmp_path, key):
         ({"answers": [None]}, "answers: found [null], wanted"),
         ({"answers": [""]}, 'answers: found [""], wanted'),
         ({"answers": " \n"}, "answers: found only white space, wanted"),
+        ({"answers": ["a", "\u200b"]}, "answers: found '\\u200b', wanted characters that can be seen"),
+        ({"answers": "\ufeff\u00ad", "metric": "f1"}, "answers: found '\\ufeff\\xad', wanted characters"),
         ({"answers": [["a"]]}, 'answers: found [["a"]], wanted'),
         ({"answers": {"a": 1}}, "answers: found"),
         ({"answers": {"text": [], "answer_start": []}}, "answers: found"),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pvcbench.errors import UserError
+from pvcbench.tasks.base import number, wholes
 from pvcbench.tasks.observed import Observed
 
 
@@ -22,15 +23,15 @@ class AttentionConsistency(Observed):
         **texts,
     ):
         super().__init__(**texts)
-        self.recent_ratio, self.share, self.small = recent_ratio, share, small
-        self.distance_weight, self.ensembles, self.ahead = distance_weight, sorted(ensembles), sorted(ahead)
-        if not 0.05 <= recent_ratio <= 0.9:  # 64 tokens, the fewest, then hold 3 recent ones and 7 before them
-            raise UserError(f"task.recent_ratio must lie between 0.05 and 0.9, not {recent_ratio}")
+        # 64 tokens, the fewest, then hold 3 recent ones and 7 before them
+        self.recent_ratio = number("task.recent_ratio", recent_ratio, 0.05, 0.9)
+        self.share, self.small = number("task.share", share, 0, 1), number("task.small", small, 0, 1)
+        self.distance_weight = number("task.distance_weight", distance_weight, 0, 1e9)
         if not 0 < small < share < 1 or distance_weight <= 0:
             raise UserError("task.small and task.share need 0 < small < share < 1, task.distance_weight more than 0")
-        counts = [*self.ensembles, *self.ahead]
-        if not self.ahead or not all(isinstance(count, int) and count >= 1 for count in counts):
-            raise UserError("task.ensembles and task.ahead hold numbers of tokens, 1 or more; task.ahead at least one")
+        none = isinstance(ensembles, list | tuple) and not ensembles
+        self.ensembles = [] if none else sorted(wholes("task.ensembles", ensembles))
+        self.ahead = sorted(wholes("task.ahead", ahead))
 
     @property
     def readings(self) -> dict[str, tuple[str, float]]:

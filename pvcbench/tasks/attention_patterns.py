@@ -8,6 +8,7 @@ predict the answer's value (`answer`).
 from collections.abc import Mapping, Sequence
 
 from pvcbench.errors import UserError
+from pvcbench.tasks.base import number, whole, wholes
 from pvcbench.tasks.observed import Observed
 
 THRESHOLDS = {  # fitted so that the text's examples classify as it says; `docs/analysis.md` has them
@@ -33,11 +34,11 @@ class AttentionPatterns(Observed):
         **texts,
     ):
         super().__init__(**texts)
-        self.sinks, self.recent, self.rows, self.top = sinks, recent, rows, sorted(top)
-        self.thresholds = THRESHOLDS | dict(thresholds or {})
-        if min(sinks, recent, rows, *self.top) < 1 or rows > min(self.tokens) or sinks + recent > min(self.tokens):
-            raise UserError(
-                "task.sinks, recent, rows and top are 1 or more, and no more than the shortest of task.tokens"
-            )
-        if set(self.thresholds) != set(THRESHOLDS) or not all(value > 0 for value in self.thresholds.values()):
-            raise UserError(f"task.thresholds holds numbers above 0 for {', '.join(THRESHOLDS)}")
+        self.sinks, self.recent = whole("task.sinks", sinks), whole("task.recent", recent)
+        self.rows, self.top = whole("task.rows", rows), sorted(wholes("task.top", top))
+        if rows > min(self.tokens) or sinks + recent > min(self.tokens):
+            raise UserError("task.rows, and task.sinks and task.recent together, are at most the shortest task.tokens")
+        if not isinstance(thresholds, Mapping | None) or not set(thresholds or {}) <= set(THRESHOLDS):
+            raise UserError(f"task.thresholds holds numbers above 0 for {', '.join(THRESHOLDS)}, not {thresholds!r}")
+        given = {name: number(f"task.thresholds.{name}", one, 1e-9, 1e9) for name, one in (thresholds or {}).items()}
+        self.thresholds = THRESHOLDS | given

@@ -29,6 +29,12 @@ class Sample:
 class Made(type):
     """The type of task classes: every task remembers which attributes it was made with."""
 
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """That of `__init__`, for `help` and editors, which would show the one of `__call__`."""
+        found = inspect.signature(cls.__init__)
+        return found.replace(parameters=list(found.parameters.values())[1:])
+
     def __call__(cls, *args, **kwargs):
         made = super().__call__(*args, **kwargs)
         made._made = dict(vars(made))

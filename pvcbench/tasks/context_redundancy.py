@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pvcbench.errors import UserError
+from pvcbench.tasks.base import listed, number
 from pvcbench.tasks.observed import Observed
 
 
@@ -21,8 +22,10 @@ class ContextRedundancy(Observed):
         **texts,
     ):
         super().__init__(**texts)
-        self.shares, self.above = sorted(set(shares)), sorted(set(above))
-        if not self.shares or not all(0 < share < 1 for share in self.shares):
+        self.shares = sorted({number("task.shares", one, 0, 1) for one in listed("task.shares", shares)})
+        none = isinstance(above, list | tuple) and not above
+        self.above = [] if none else sorted({number("task.above", one, 0, 1) for one in listed("task.above", above)})
+        if not all(0 < share < 1 for share in self.shares):
             raise UserError("task.shares needs shares of the context between 0 and 1")
         if not set(self.above) <= set(self.shares):
             raise UserError("task.above holds some of task.shares, to be compared with them")

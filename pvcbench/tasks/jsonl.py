@@ -20,7 +20,7 @@ from pvcbench.errors import UserError
 from pvcbench.places import user_path
 from pvcbench.tasks import files
 from pvcbench.tasks.base import Sample, Task, choice, whole, words
-from pvcbench.tasks.metrics import any_found, exact, share_found, token_f1
+from pvcbench.tasks.metrics import any_found, exact, fold, share_found, token_f1
 from pvcbench.tasks.metrics import words as words_of
 
 METRICS = {"contains": any_found, "contains_all": share_found, "exact": exact, "f1": token_f1}
@@ -138,7 +138,9 @@ class Jsonl(Task):
             wrong.append("context: found nothing in it nor in question, wanted a text to ask about")
         if line.needle and line.needle not in line.context:
             wrong.append(f"needle: found {files.shown(line.needle)}, wanted a passage that occurs in the context")
-        if line.metric == "f1":
+        unseen = [answer for answer in line.answers if not fold(answer)]
+        wrong += [f"answers: found {one!a}, wanted characters that can be seen" for one in unseen]
+        if line.metric == "f1" and not unseen:
             empty = [answer for answer in line.answers if not words_of(answer)]
             wrong += [f"answers: found {files.shown(one)}, wanted words, which metric f1 compares" for one in empty]
         return line, wrong

@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from pvcbench.places import user_path
 from pvcbench.prompts import Prompt
 from pvcbench.tasks import lm_eval_load as loading
 from pvcbench.tasks import lm_eval_scores as scores
-from pvcbench.tasks.base import Sample, Task, words
+from pvcbench.tasks.base import Sample, Task, flag, whole, words
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,16 @@ class LmEval(Task):
         if importlib.util.find_spec("lm_eval") is None:
             raise UserError(f"task=lm_eval needs the lm-eval package: {pip_install('eval')}")
         self.tasks = words("task.tasks", tasks)
+        if include_path is not None and not (isinstance(include_path, str | os.PathLike) and str(include_path)):
+            raise UserError(f"task.include_path must be a folder or null, not {include_path!r}")
         self._folder = None if include_path is None else user_path(include_path)
         if self._folder is not None and not self._folder.is_dir():
             raise UserError(f"task.include_path: there is no folder {include_path}")
         if not self.tasks and self._folder is None:
             raise UserError("which lm-eval tasks? set task.tasks=[NAME,...] or task.include_path=FOLDER of YAML tasks")
-        if (per_task is not None and per_task < 1) or (num_fewshot is not None and num_fewshot < 0):
-            raise UserError("task.per_task must be 1 or more and task.num_fewshot 0 or more (or null)")
-        self.num_fewshot, self.apply_chat_template, self.per_task = num_fewshot, apply_chat_template, per_task
+        self.num_fewshot = None if num_fewshot is None else whole("task.num_fewshot", num_fewshot, 0)
+        self.per_task = None if per_task is None else whole("task.per_task", per_task)
+        self.apply_chat_template = flag("task.apply_chat_template", apply_chat_template)
         self._built: dict[bool, list[loading.Document]] = {}
         self._tokens: dict[str, tuple[tuple[Part, ...], ...]] = {}
 

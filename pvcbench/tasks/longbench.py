@@ -7,6 +7,7 @@ are), and tokenized again. Where the context is compressed alone, it ends where 
 """
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,6 +42,8 @@ class LongBench(Task):
             raise UserError("task.sets must name a set")
         self.sets, self.e = [name for name in SETS if name in chosen], flag("task.e", e)
         self.max_length = None if max_length is None else whole("task.max_length", max_length, 2)
+        if data_dir is not None and not (isinstance(data_dir, str | os.PathLike) and str(data_dir)):
+            raise UserError(f"task.data_dir must be a folder, data.zip or null, not {data_dir!r}")
         self._data_dir = data_dir
         self._loaded: tuple[dict[str, list[dict]], str] | None = None
         self._order: list[tuple[str, int]] = []

@@ -1,8 +1,9 @@
 """Scores of an answer, for text in any script.
 
-Texts are compared folded: letter case, the Unicode form of a character and the kind and amount of white space are
-aside. A superscript stays what it is: 10² is not 102. A comma, point, apostrophe or narrow space between digits belongs
-to the number, and numbers match as they are written: neither "12" nor "1234" is the number "1,234".
+Texts are compared folded: letter case, the Unicode form of a character, the kind and amount of white space and the
+shape of apostrophes, quotation marks, hyphens and minus signs are aside. A superscript stays what it is: 10² is not
+102. A comma, point, apostrophe or narrow space between digits belongs to the number, and numbers match as they are
+written: neither "12" nor "1234" is the number "1,234"; "1,2,3" is three.
 """
 
 import unicodedata
@@ -15,7 +16,7 @@ import regex
 UNSPACED = r"[[\p{scx=Han}\p{scx=Hira}\p{scx=Kana}\p{LB=SA}]&&[\p{L}\p{N}\p{M}]]"
 # Korean sets words apart, but writes particles and endings onto them.
 RUNNING = rf"[{UNSPACED}[\p{{Script=Hangul}}&&\p{{L}}]]"
-LETTER = rf"[[\p{{L}}\p{{N}}\p{{M}}_]--{RUNNING}]"  # of a word that ends at spaces and punctuation
+LETTER = rf"[[\p{{L}}\p{{N}}\p{{M}}]--{RUNNING}]"  # of a word that ends at spaces and punctuation
 WORDS = regex.compile(
     rf"{UNSPACED}[\p{{M}}\u200c\u200d]*"
     r"|\p{Nd}+(?:[.,]\p{Nd}+)+(?!\p{L})"  # a number with a decimal point or groups of digits is one word
@@ -24,10 +25,14 @@ WORDS = regex.compile(
     regex.V1,
 )
 UNFOLDED = regex.compile(r"([\p{dt=Super}\p{dt=Sub}\p{dt=Fraction}\p{dt=Circle}]+)")  # no digits of the number beside
-IGNORED = regex.compile(r"[\p{Cf}--[\u200c\u200d]]", regex.V1)  # marks of direction, soft hyphens, ...: never seen
+IGNORED = regex.compile(r"[[\p{Cf}\p{Variation_Selector}]--[\u200c\u200d]]", regex.V1)  # never seen
+SHAPES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc", "'") | dict.fromkeys("\u201c\u201d", '"'))
+SHAPES |= str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-"))
+GROUPS = r"\p{Nd}{1,3}(?:,\p{Nd}{2,3})*,\p{Nd}{3}(?!\p{Nd}|,\p{Nd})"  # a number's, as in 1,234,567 or 12,34,567
+LISTED = regex.compile(rf"(?<![\p{{Nd}}.,])(?!{GROUPS})\p{{Nd}}+(?:,\p{{Nd}}+){{2,}}(?!\.\p{{Nd}})")
 GROUPED = regex.compile(r"(?<=\p{Nd})['\u2019\u00a0\u2009\u202f](?=\p{Nd}{3}(?!\p{Nd}))")
 # Before a number's first digit: neither a digit with a point or comma, nor a minus or point that follows no word.
-STARTS_NUMBER = r"""(?<!\p{Nd}[.,])(?<!(?<![\p{L}\p{N}\p{M}\p{Pe}\p{Pf}"'.])[.\-\u2212])"""
+STARTS_NUMBER = r"""(?<!\p{Nd}[.,])(?<!(?<![\p{L}\p{N}\p{M}\p{Pe}\p{Pf}.]["']*)[.\-])"""
 ENDS_NUMBER = r"(?![.,]\p{Nd})"
 
 
@@ -36,7 +41,8 @@ def fold(text: str) -> str:
     text = GROUPED.sub(",", IGNORED.sub("", text))
     parts = UNFOLDED.split(text)
     parts[::2] = [unicodedata.normalize("NFKC", part) for part in parts[::2]]
-    return " ".join(unicodedata.normalize("NFC", "".join(parts).casefold()).split())
+    folded = unicodedata.normalize("NFC", "".join(parts).casefold()).translate(SHAPES)
+    return " ".join(LISTED.sub(lambda found: found[0].replace(",", ", "), folded).split())
 
 
 def words(text: str) -> list[str]:
@@ -52,9 +58,10 @@ def occurs(answer: str, output: str) -> bool:
     """
     gold = fold(answer)
     first, last = gold[:1], gold[-1:]
-    before = rf"(?<!{LETTER})" if regex.match(LETTER, first, regex.V1) else ""
+    before = rf"(?<!{LETTER}_*)" if regex.match(LETTER, first, regex.V1) else ""
     before += STARTS_NUMBER if regex.match(r"\p{Nd}", first) else ""
-    after = rf"(?!{LETTER})" if regex.match(LETTER, last, regex.V1) else ""
+    after = rf"(?!_*{LETTER})" if regex.match(LETTER, last, regex.V1) else ""
+    after += r"(?!\+\+|#(?![\p{L}\p{N}#]))" if regex.match(r"\p{L}", last) else ""  # C is neither C++ nor C#
     after += ENDS_NUMBER if regex.match(r"\p{Nd}", last) else ""
     whole = r"(?![\p{M}\p{GCB=SpacingMark}])"  # an accent or vowel sign that follows makes it another character
     return regex.search(f"{before}{regex.escape(gold)}{after}{whole}", fold(output), regex.V1) is not None

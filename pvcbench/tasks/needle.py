@@ -142,6 +142,12 @@ class Needle(Task):
 
     def _value(self, text, rng):
         """A value that the haystack does not hold."""
+        known = text.lower()
+        if self.value == "word" and all(word in known for word in WORDS):
+            raise UserError(
+                f"task.haystack: {self.source!r} holds every word that could be hidden in it: "
+                "set task.value=number or task.value=uuid, or lower task.lengths"
+            )
         while True:
             if self.value == "number":
                 value = str(rng.integers(1_000_000, 10_000_000))
@@ -149,7 +155,7 @@ class Needle(Task):
                 value = str(uuid.UUID(bytes=rng.bytes(16), version=4))
             else:
                 value = WORDS[rng.integers(len(WORDS))]
-            if value not in text.lower():
+            if value not in known:
                 return value
 
     def _distractors(self, length, rng):

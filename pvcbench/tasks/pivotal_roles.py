@@ -1,6 +1,7 @@
 """Roles of pivotal context (PyramidInfer, section 3.2.2): which tokens the shared and non-shared PvCs serve."""
 
 from pvcbench.errors import UserError
+from pvcbench.tasks.base import number, whole
 from pvcbench.tasks.observed import Observed
 
 
@@ -21,12 +22,12 @@ class PivotalRoles(Observed):
         **texts,
     ):
         super().__init__(**texts)
-        self.recent_ratio, self.share, self.shared_by = recent_ratio, share, shared_by
-        self.sinks, self.splits, self.stride, self.ahead = sinks, splits, stride, ahead
+        self.recent_ratio = number("task.recent_ratio", recent_ratio, 0, 1)
+        self.share, self.shared_by = number("task.share", share, 0, 1), number("task.shared_by", shared_by, 0, 1)
+        self.sinks, self.splits = whole("task.sinks", sinks, 0), whole("task.splits", splits)
+        self.stride, self.ahead = whole("task.stride", stride), whole("task.ahead", ahead)
         if not (0 < recent_ratio < 1 and 0 < share < 1 and 0 < shared_by <= 1):
             raise UserError("task.recent_ratio, task.share and task.shared_by are shares between 0 and 1")
-        if sinks < 0 or min(splits, stride, ahead) < 1:
-            raise UserError("task.splits, task.stride and task.ahead are 1 or more, task.sinks 0 or more")
         shortest = min(self.tokens) - stride * (splits - 1)
         recent = int(recent_ratio * shortest)
         if recent < 2 or shortest - recent <= sinks:

@@ -39,7 +39,8 @@ class Throughput(Task):
                 raise UserError(f"task.{name} holds whole numbers of {least} or more{extra}: not {list(values)}")
         if not _whole(repeats, 1):
             raise UserError(f"task.repeats must be a whole number, 1 or more, not {repeats!r}")
-        if memory_gib is not None and not (isinstance(memory_gib, int | float) and memory_gib > 0):
+        real = isinstance(memory_gib, int | float) and not isinstance(memory_gib, bool)
+        if memory_gib is not None and not (real and 0 < memory_gib < float("inf")):
             raise UserError(f"task.memory_gib must be null or a number above 0, not {memory_gib!r}")
         self.batches, self.prompts, self.new_tokens = list(batches), list(prompts), list(new_tokens)
         self.repeats, self.memory_gib = repeats, memory_gib
