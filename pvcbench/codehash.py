@@ -100,6 +100,23 @@ class Description:
         self.parts.append(tree(text) if text is not None else hashlib.sha256(_file(name).read_bytes()).hexdigest())
         for other in imported(name, text or ""):
             self.module(other)
+        if text is not None and (changed := self.changed(name, text)):
+            self.parts.append(sha256([name, changed]))
+
+    def changed(self, name: str, text: str) -> dict:
+        """A module's numbers, arrays and functions that its text does not tell: read from files, or set from outside.
+
+        Texts count where the module writes one of them out and it now holds another: others are often places.
+        """
+        written = literals(text)
+        found = {}
+        for own, value in vars(sys.modules[name]).items() if name in sys.modules else ():
+            foreign = isinstance(value, FunctionType) and _home(value) == "__main__"
+            told = own in written and _plain(value, str) and written[own] == value
+            if own.startswith("__") or told or not (foreign or _plain(value, *([str] if own in written else []))):
+                continue
+            found[own] = self.value(value, f"{name}.{own}")
+        return found
 
     def kind(self, kind: type) -> None:
         """Adds a class with its bases: their modules, and what their attributes hold."""
@@ -139,6 +156,7 @@ class Description:
         if isinstance(value, np.generic):
             value = value.item()
         if isinstance(value, Enum):
+            self.kind(type(value))
             return [type(value).__qualname__, value.name]
         if value is None or isinstance(value, bool | int | str):
             return value
@@ -151,7 +169,9 @@ class Description:
         return self._collection(value, where)
 
     def _collection(self, value: object, where: str) -> object:
-        """What plain lists, sets and mappings hold."""
+        """What plain lists, sets and mappings hold, and bytes."""
+        if isinstance(value, bytes | bytearray):
+            return {"bytes": hashlib.sha256(value).hexdigest()}
         if type(value) in (list, tuple):
             return [self.value(one, where) for one in value]
         if type(value) in (set, frozenset):
@@ -236,6 +256,29 @@ def imported(name: str, text: str) -> Iterator[str]:
             yield value.__name__
         elif isinstance(value, FunctionType | type):
             yield _home(value)
+
+
+def literals(text: str) -> dict[str, object]:
+    """The names that a module sets to a value that is written out, each with the last of them."""
+    found = {}
+    for node in ast.parse(text).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            for target in targets:
+                try:
+                    found[getattr(target, "id", "")] = ast.literal_eval(node.value)
+                except ValueError:
+                    found.pop(getattr(target, "id", ""), None)
+    return found
+
+
+def _plain(value: object, *more: type) -> bool:
+    """Whether a value is a number or an array, or of the types named, or holds nothing else."""
+    if isinstance(value, Mapping):
+        return all(_plain(one, *more) for one in value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(_plain(one, *more) for one in value)
+    return isinstance(value, (bool, int, float, np.generic, np.ndarray, torch.Tensor, *more))
 
 
 def compiled(code: CodeType) -> list:
@@ -345,6 +388,7 @@ def _filled(cell) -> bool:
 def _array(value: torch.Tensor | np.ndarray) -> dict:
     """An array by its contents."""
     if isinstance(value, torch.Tensor):
+        value = value.to_dense() if value.layout != torch.strided else value
         flat = value.detach().cpu().contiguous().reshape(-1)
         raw = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
     else:

@@ -360,4 +360,6 @@ def tokenizer_id(tokenizer) -> str:
     parts = [*(backend.get(step) for step in steps), getattr(tokenizer, "chat_template", None)]
     parts += [sorted(tokenizer.all_special_ids), bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))]
     parts += [tokenizer(embedded.PROBE, add_special_tokens=special).input_ids for special in (True, False)]
+    if getattr(tokenizer, "split_special_tokens", False):  # a chat template's marks are read letter by letter
+        parts.append("split_special_tokens")
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -33,6 +33,11 @@ def compare(folders: list[Path], method: str, against: list[str]) -> pd.DataFram
         for name, rows in paper.groups(store.load(folder)):
             for pair in against:
                 other, _, budget = pair.partition("@")
+                if not (other and budget):
+                    raise UserError(f"--against {pair}: write METHOD@BUDGET, for instance {other or 'h2o'}@0.5")
+                if lacking := {method, other} - set(rows["method"]):
+                    known = ", ".join(sorted(set(rows["method"])))
+                    raise UserError(f"{folder}: no method {' or '.join(sorted(lacking))} here: choose from {known}")
                 try:
                     line = significance.versus(rows, method, other, budget)
                 except ValueError as error:

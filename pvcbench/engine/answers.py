@@ -4,6 +4,7 @@ Shapes, kinds of numbers and sums are looked at in every run. In a trial (`Engin
 methods are also asked twice, and what they drop is looked at slot by slot, which would make a GPU wait.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ THEIRS = (UserError, OutOfReach, MethodError, NotFinite, MemoryError, torch.OutO
 
 def ask(method: Method, name: str, *arguments, strict: bool = False):
     """What a method answers; an exception of its code becomes a MethodError that names file and line."""
+    before = held(arguments) if strict else ()
     try:
         found = getattr(method, name)(*arguments)
         again = getattr(method, name)(*arguments) if strict else None
@@ -26,9 +28,18 @@ def ask(method: Method, name: str, *arguments, strict: bool = False):
             raise
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise MethodError(f"{label(method, name, error)} stopped with {text}") from error
+    if not all(same(one, other) for one, other in zip(before, held(arguments) if strict else (), strict=True)):
+        raise wrong(method, name, "other values to what it was shown", "answers alone: change a clone(), not in place")
     if strict and not same(found, again):
         raise wrong(method, name, "another answer when asked again with the same input", "the same answer every time")
     return found
+
+
+def held(arguments: tuple) -> tuple[Tensor, ...]:
+    """Copies of all tensors that a method is shown: they are the cache's own, which other cells read too."""
+    shown = [part for one in arguments if isinstance(one, Observation) for part in vars(one).values()]
+    shown += [part for one in arguments if isinstance(one, list | tuple) for part in one]
+    return tuple(part.clone() for part in shown if isinstance(part, Tensor))
 
 
 def same(one, other) -> bool:
@@ -36,7 +47,7 @@ def same(one, other) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         alike = one.shape == other.shape and one.dtype == other.dtype
         return alike and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
-    return type(one) is type(other) and one == other
+    return type(one) is type(other) and bool(np.all(one == other))
 
 
 def label(method: Method, name: str, error: Exception | None = None) -> str:
