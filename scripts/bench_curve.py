@@ -21,6 +21,8 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line does: a side that waits must not spin
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch
+
 from peers import curve as peers
 from peers.client import Peer, PeerFailed
 from pvcbench import bench, config, embedded
@@ -49,7 +51,7 @@ class Curves:
     """The curves to time, on needle prompts of one length."""
 
     def __init__(self, options):
-        config.torch.set_num_threads(config.threads_of(options.threads))
+        torch.set_num_threads(config.threads_of(options.threads))
         self.methods = options.methods
         self.budgets = [BUDGETS[number * len(BUDGETS) // options.budgets] for number in range(options.budgets)]
         settings = config.composed(
@@ -102,7 +104,7 @@ class Comparison:
 
     def __init__(self, options, curves):
         self.curves, self.ours, self.theirs = curves, peers.Side(), peers.Side()
-        self.peer = Peer(options.peer, embedded.ensure(), config.torch.get_num_threads(), curves.loaded.ends)
+        self.peer = Peer(options.peer, embedded.ensure(), torch.get_num_threads(), curves.loaded.ends)
         self.points = list(peers.points(curves.methods, curves.budgets))
 
     def warm_up(self, sample, prompt):
@@ -178,7 +180,7 @@ def measure(options):
     finally:
         if comparison:
             comparison.peer.close()
-    result = {"tokens": options.tokens, "samples": options.samples, "threads": config.torch.get_num_threads()}
+    result = {"tokens": options.tokens, "samples": options.samples, "threads": torch.get_num_threads()}
     return result | curves.report() | {"error": failed} | (comparison.report() if comparison else {})
 
 

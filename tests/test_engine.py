@@ -454,13 +454,13 @@ class Pyramid(Ragged):
 def test_uneven_plans_equal_dense_attention_under_the_mask(method, family, chunks, hold):
     """Heads, samples and layers that keep different numbers of entries compute what the mask says, and keep them."""
     host, ids, fed = engine(family), prompt(80, 2, seed=17), prompt(14, 2, seed=18)
-    cell = Cell("30", method, 30, hold)
+    cell = Cell("36", method, 36, hold)  # the smallest head has room for what is protected
     groups = fork(host, ids, [cell], 14)
     prefill, trace = groups[0].prefill, teach(host, groups, fed, chunks)
     masks = dense_masks(trace.kept[0], prefill, 94)
     expected = dense(family)(torch.cat((ids, fed), 1), masks)[:, ends(80, chunks)]
     torch.testing.assert_close(torch.stack(trace.logits, 1), expected, **CLOSE)
-    plan = cell.method.plan(prefill.observer.scores[cell.method], 30, prefill.shape)
+    plan = cell.method.plan(prefill.observer.scores[cell.method], 36, prefill.shape)
     for counts, layer in zip(plan, prefill.shape.evicted, strict=True):
         for seen, _, step in trace.kept[0]:  # under hold each head stays at its own plan
             assert torch.equal((step[layer] >= 0).sum(-1), counts if hold else counts + seen - 80)

@@ -15,14 +15,14 @@ def _no_pictures(monkeypatch):
 
 
 def break_plan(monkeypatch, when):
-    """Makes `random` fail while `when()` is true."""
+    """Makes `random` fail while `when()` is true, on prompts longer than that of its trial."""
     kind = type(config.build_methods(config.composed(["method=random"]).methods)["random"])
     real = kind.plan
 
-    def broken(self, *arguments):
-        if when():
+    def broken(self, scores, budget, shape):
+        if shape.tokens > 200 and when():
             raise RuntimeError("no plan today")
-        return real(self, *arguments)
+        return real(self, scores, budget, shape)
 
     monkeypatch.setattr(kind, "plan", broken, raising=False)
 
@@ -37,7 +37,8 @@ def test_a_method_that_always_fails_exits_with_1_until_it_is_mended(tmp_path, mo
     for _ in range(2):  # the same command says the same again
         assert run(tmp_path) == 1
         said = capsys.readouterr().err.splitlines()[-1]
-        assert said.startswith("pvcbench: no cell of random has a value (2 rows): RuntimeError: no plan today")
+        assert said.startswith("pvcbench: no cell of random has a value (2 rows): MethodError: Random.plan (")
+        assert "RuntimeError: no plan today" in said
         assert "retry_failed=true" in said
     broken[0] = False
     assert run(tmp_path, "retry_failed=true") == 0

@@ -24,7 +24,7 @@ def rows():
 def shown(rows, tmp_path, capsys):
     summary = likelihood.shown(rows)
     known = {"rows": rows, "summary": summary, "parts": summary, "note": None, "figures": [], "tracked": None}
-    console.show(SimpleNamespace(**known, folder=tmp_path, measured=1))
+    console.show(SimpleNamespace(**known, folder=tmp_path, measured=1, more=0))
     return capsys.readouterr().out
 
 

@@ -178,7 +178,7 @@ def test_the_end_of_a_run_says_it(given, capsys, tmp_path):
     summary = likelihood.shown(given.rows)
     parts = stats.breakdown(given.rows) if given.rows["stratum"].nunique() > 1 else summary
     shown = {"rows": given.rows, "summary": summary, "parts": parts, "note": None, "figures": [], "tracked": None}
-    console.show(SimpleNamespace(**shown, folder=tmp_path, measured=1))
+    console.show(SimpleNamespace(**shown, folder=tmp_path, measured=1, more=0))
     said = capsys.readouterr().out
     assert f"{given.method} at 40% is incomplete: {given.answered} of {given.total} samples have a score" in said
     assert f"{given.answered} of {given.total}" in next(line for line in said.splitlines() if given.method in line)

@@ -2,7 +2,7 @@
 
 from pvcbench import config, console, runner, store
 
-TINY = ["model=random", "task.lengths=[128]", "task.repeats=1", "method=h2o", "budgets=[0.5]", "threads=1"]
+TINY = ["model=random", "task.lengths=[600]", "task.repeats=1", "method=h2o", "budgets=[0.5]", "threads=1"]
 
 
 def test_a_smaller_limit_on_a_finished_run_shows_its_own_samples(tmp_path, capsys):

@@ -281,12 +281,14 @@ def test_refeeding_compresses_the_first_generated_token():
 
 
 def test_few_token_contexts():
-    requests = [(("c", "d"), list(range(1, length + 1)), [9, 7]) for length in (1, 2, 3, 5)]
+    requests = [(("c", "d"), list(range(1, length + 1)), [9, 7]) for length in (1, 5, 6, 9)]
     full = ours()._loglikelihood_tokens(requests, True)
     small = ours(budget=0.25)._loglikelihood_tokens(requests, True)
     assert small[0] == full[0]  # one token: nothing to compress
     assert all(abs(a[0] - b[0]) > 1e-4 for a, b in zip(small[1:], full[1:], strict=True))
     assert ours("streaming_llm", 0.25)._loglikelihood_tokens(requests[:1], True)[0] == pytest.approx(full[0], abs=1e-5)
+    with pytest.raises(UserError, match=r"0\.25 of 2 tokens is less than one entry"):
+        ours(budget=0.25)._loglikelihood_tokens([(("c", "d"), [1, 2, 3], [9, 7])], True)
     with pytest.raises(UserError, match=r"streaming_llm at 0\.25: .* sinks"):
         ours("streaming_llm", 0.25)._loglikelihood_tokens(requests[1:2], True)
     with pytest.raises(UserError, match="70 tokens, not 1 to 64"):

@@ -26,7 +26,7 @@ def test_the_end_of_a_run_prints_names_as_they_are(name, tmp_path, capsys):
     rows = rows_named(name)
     summary, parts = likelihood.shown(rows), stats.breakdown(rows)
     known = {"rows": rows, "summary": summary, "parts": parts, "note": None, "figures": [tmp_path / "[x]" / "a.png"]}
-    console.show(SimpleNamespace(**known, tracked="[/y]", folder=tmp_path / "[/results]", measured=0))
+    console.show(SimpleNamespace(**known, tracked="[/y]", folder=tmp_path / "[/results]", measured=0, more=0))
     said = capsys.readouterr().out
     plain = re.sub(r"\s+", "", said)
     for text in (name, "no[/memory][red]left[/]", "a[/x]", "[b]", "[x]/a.png", "[/y]", "[/results]"):

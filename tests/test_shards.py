@@ -191,8 +191,12 @@ def test_a_line_that_another_shard_is_writing_is_left_alone(tmp_path):
 def test_retries_stay_in_their_file(tmp_path, monkeypatch):
     methods = config.build_methods(config.composed(["method=[h2o,random]"]).methods)
 
-    def broken(*_):
-        raise RuntimeError("no plan today")
+    real = type(methods["random"]).plan
+
+    def broken(method, scores, budget, shape):
+        if shape.tokens > 200:  # longer than the prompt of its trial
+            raise RuntimeError("no plan today")
+        return real(method, scores, budget, shape)
 
     monkeypatch.setattr(
         identity, "of_method", lambda method: {"class": type(method).__name__}

@@ -116,7 +116,7 @@ def test_a_changed_identity_is_told_part_by_part(run, monkeypatch, capsys):
     monkeypatch.setattr(identity, "of_method", lambda method: real(method) | {"source": "f" * 64})
     assert verify.main([str(folder), "--cells", "1"]) == 1
     said = capsys.readouterr().out
-    assert "engine.version: 1 then, 99 now (a newer definition of it)" in said
+    assert "engine.version: 2 then, 99 now (a newer definition of it)" in said
     assert said.count("now (the method's code was changed)") == 3 and "ffffffffffff now" in said
     assert "agree: 5 of 5" in said and "--rows-only" in said
     assert verify.main([str(folder), "--cells", "1", "--rows-only"]) == 0

@@ -206,5 +206,7 @@ def require_free(method: Method, seen: Observation, slots: Tensor, budget: int |
     freed = seen.positions.gather(-1, slots)
     first, last = protected(method, budget, seen.shape)
     kept = (freed < first) | (freed >= seen.seen - last)
+    if seen.window is not None:  # what no later token sees goes first, protected or not
+        kept &= (freed > seen.seen - seen.window) | (freed < 0)
     if bool(kept.any()) and seen.positions.shape[-1] - slots.shape[-1] >= first + last:
         raise wrong(method, "drop", "slots of protected or empty entries", "others first")
