@@ -251,9 +251,10 @@ def imported(name: str, text: str) -> Iterator[str]:
             around = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*around, *([node.module] if node.module else [])])
             yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
-    for value in list(vars(sys.modules[name]).values()) if name in sys.modules else ():
+    for own, value in list(vars(sys.modules[name]).items()) if name in sys.modules else ():
         if isinstance(value, ModuleType):
-            yield value.__name__
+            if value.__name__ != f"{name}.{own}":  # a package holds every module of its own that anybody has imported
+                yield value.__name__
         elif isinstance(value, FunctionType | type):
             yield _home(value)
 

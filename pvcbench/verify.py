@@ -1,6 +1,6 @@
 """Measures some of a stored run again and says whether its rows agree; writes nothing into the run.
 
-python -m pvcbench.verify results/quickstart/b521b0f7794a            # at least 8 cells, whole samples
+python -m pvcbench.verify results/quickstart/38204906e0bf            # at least 8 cells, whole samples
 python -m pvcbench.verify RUN --cells 100 --seed 1                   # more of them, others
 
 On the machine of the run (same processor, packages, threads and flags) rows must be identical apart from times and

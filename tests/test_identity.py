@@ -4,6 +4,7 @@ import importlib
 import json
 import linecache
 import shutil
+import subprocess
 import sys
 import textwrap
 import threading
@@ -461,3 +462,15 @@ def test_bytecode_without_docstrings_and_lines():
         exec(textwrap.dedent(text), space)
         functions.append(codehash.compiled(space["f"].__code__))
     assert functions[0] == functions[1] != functions[2]
+
+
+def test_what_else_was_imported_changes_no_method():
+    """A package holds its modules once they are imported: whoever ran before must not change a method's id."""
+    load = "from pvcbench import config, identity; config.load_methods_package()"
+    show = "from methods.full import Full; print(identity.of_method(Full())['source'])"
+    texts = (f"{load}; {show}", f"{load}; import methods.h2o, methods.pvc; {show}")
+    found = [
+        subprocess.run([sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for text in texts
+    ]
+    assert found[0] == found[1] and len(found[0].strip()) == 64
