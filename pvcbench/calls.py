@@ -14,7 +14,7 @@ from pvcbench import config as configuration
 from pvcbench.errors import UserError
 from pvcbench.models import LoadedModel
 from pvcbench.policy import Method
-from pvcbench.runner import Result
+from pvcbench.result import Result
 from pvcbench.tasks.base import Task
 
 

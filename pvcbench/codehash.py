@@ -15,7 +15,6 @@ import importlib.util
 import json
 import math
 import sys
-import sysconfig
 import tokenize
 import types
 from collections.abc import Iterator, Mapping
@@ -29,10 +28,9 @@ import numpy as np
 import torch
 
 from pvcbench.errors import UserError
+from pvcbench.places import of_library
 
 LONGEST = 2000  # characters of a setting that is written out; longer ones are hashed
-INSTALLED = ("site-packages", "dist-packages")
-STANDARD = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
 OF_EVERY_CLASS = {"__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__", "__slots__"}
 OF_EVERY_CLASS |= {"__firstlineno__", "__static_attributes__", "__abstractmethods__", "_abc_impl", "__parameters__"}
 OF_EVERY_CLASS |= {"__dataclass_fields__", "__dataclass_params__", "__match_args__", "__orig_bases__", "__annotate__"}
@@ -41,6 +39,7 @@ OF_C = (types.BuiltinFunctionType, types.GetSetDescriptorType, types.MemberDescr
 OF_C += (types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType)
 OF_C += (types.ClassMethodDescriptorType,)
 MADE_IN_PYTHON = 1 << 9  # of a type's __flags__: CPython's Py_TPFLAGS_HEAPTYPE
+FILES: set[Path] = set()  # every file that was hashed
 _READ: dict[str, tuple[object, str]] = {}  # what each import of a module was when it was first hashed
 
 
@@ -87,7 +86,7 @@ class Description:
         if top == "pvcbench" or top in sys.builtin_module_names:
             return True
         file = _file(name)
-        return top in sys.stdlib_module_names if file is None else _of_library(file)
+        return top in sys.stdlib_module_names if file is None else of_library(file)
 
     def module(self, name: str) -> None:
         """Adds a module's code, that of the packages around it and of what it imports."""
@@ -96,6 +95,7 @@ class Description:
         self.module(name.rpartition(".")[0])
         if name == "__main__" or self.foreign(name) or _file(name) is None:
             return
+        FILES.add(_file(name))
         text = _text(name)
         self.parts.append(tree(text) if text is not None else hashlib.sha256(_file(name).read_bytes()).hexdigest())
         for other in imported(name, text or ""):
@@ -143,7 +143,7 @@ class Description:
             self.module(home)
             unique = "<" not in function.__qualname__  # of lambdas and inner functions a file may have several
             return held if unique else [*held, compiled(function.__code__)]
-        if origin.is_absolute() and _of_library(origin):  # a decorator's: what it wraps is among what it holds
+        if origin.is_absolute() and of_library(origin):  # a decorator's: what it wraps is among what it holds
             return held
         around = function.__globals__
         reached = {
@@ -165,6 +165,7 @@ class Description:
         if isinstance(value, torch.Tensor | np.ndarray):
             return _array(value)
         if isinstance(value, Path):
+            FILES.update([value.absolute()] if value.is_file() else [])
             return [value.name, hashlib.sha256(value.read_bytes()).hexdigest()] if value.is_file() else value.name
         return self._collection(value, where)
 
@@ -346,11 +347,6 @@ def _text(name: str) -> str | None:
             raise UserError(f"{file} was edited after this program imported it: start Python again (or reload {name})")
         _READ[name] = made, now
     return text
-
-
-def _of_library(file: Path) -> bool:
-    """Whether a file is the standard library's or an installed package's."""
-    return any(part in INSTALLED for part in file.parts) or not STANDARD.isdisjoint(file.parents)
 
 
 def _generated(kind: type, value: object) -> bool:

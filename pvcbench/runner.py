@@ -4,18 +4,14 @@ The unit is the sample, not the point: each distinct prefill runs once, every ce
 decode together.
 """
 
-import re
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from pvcbench import codehash, environment, excerpts, receipts, settings, store
 from pvcbench import config as configuration
-from pvcbench import environment, excerpts, finished, outcome, settings, store, tracking
 from pvcbench.analysis.run import run_observations
 from pvcbench.attempt import Protocol, finite, run_batch
 from pvcbench.budgets import parse_budgets
@@ -29,49 +25,10 @@ from pvcbench.measure import run_measurements
 from pvcbench.models import LoadedModel
 from pvcbench.progress import Meter
 from pvcbench.respond import run_documents
+from pvcbench.result import Result, report, stored
 from pvcbench.score import Continuation, Streaming
 from pvcbench.shards import Plan, Shard
 from pvcbench.tasks.base import Task
-
-
-@dataclass
-class Result:
-    """What a run leaves behind."""
-
-    folder: Path
-    rows: "store.pd.DataFrame"
-    summary: "store.pd.DataFrame"  # by method and budget
-    parts: "store.pd.DataFrame"  # the same for every data set and group, where there are several
-    figures: list[Path]
-    tracked: str | None
-    measured: int  # rows added now; 0 when the run was finished before
-    note: str | None = None  # what a shard of an unfinished run says, which has no summary yet
-    more: int = 0  # samples of a larger limit that the folder and its figures have beside those asked for
-
-    @property
-    def failed(self) -> list[str]:
-        """A line for every method that failed in all of its cells; what is out of its reach is no failure."""
-        return broken(self.rows)
-
-
-FAULT = re.compile(r"[A-Za-z_]\w*: ")  # how the reason of a failure begins; what is out of reach is said plainly
-
-
-def broken(rows: "store.pd.DataFrame") -> list[str]:
-    """A line for every method none of whose cells has a value, for a reason that is a failure."""
-    if rows.empty:
-        return []
-    lines = []
-    for method, own in rows.groupby("method", dropna=False, sort=False):
-        faults = own["error"].dropna()
-        faults = faults[faults.map(lambda reason: FAULT.match(reason) is not None)]
-        if own["error"].notna().all() and len(faults):
-            who = "of the observations" if store.pd.isna(method) else f"of {method}"
-            lines.append(
-                f"no cell {who} has a value ({len(own)} rows): {faults.iloc[0]}; "
-                "the same command with retry_failed=true measures them again"
-            )
-    return lines
 
 
 def sound(work: Callable[..., list[dict]]) -> Callable[..., list[dict]]:
@@ -103,6 +60,7 @@ def run(
     settings.check(config)
     budgets = parse_budgets(OmegaConf.to_container(config.budgets))
     shard = Shard.parse(config.shard)
+    asked, given = config, (model, task, methods) != (None, None, None)
     config = told(config, model, task, methods)
     methods = configuration.build_methods(config.methods) if methods is None else methods
     task = configuration.build(config.task, "the task") if task is None else task
@@ -115,21 +73,18 @@ def run(
     loaded = model or configuration.build(config.model, "the model", device=device, dtype=config.dtype)
     known = identity(config, loaded, task, cells)
     folder = store.RunFolder(config.results, config.experiment, known, shard)
+    files = None if loaded.files is None else {**loaded.files, **receipts.marks(codehash.FILES)}
     existing = folder.open(stored(config), environment.of_run(known, loaded.model))
     try:
         plan, measured = _measure(config, loaded, task, cells, folder, existing, planned)
     finally:
         folder.close()
-    if shard is None:
-        return report(config, folder, task, measured, plan.samples)
-    return report_shard(config, folder, task, measured, plan)
-
-
-def stored(config: DictConfig) -> dict:
-    """The configuration as the run's folder keeps it; which shard came first is not part of it."""
-    kept = OmegaConf.to_container(config)
-    kept.pop("shard", None)
-    return kept
+    if shard is not None:
+        return report_shard(config, folder, task, measured, plan)
+    result = report(config, folder.path, task, measured, plan.samples)
+    if not given:
+        receipts.keep(asked, folder.path, task, plan.samples, files)
+    return result
 
 
 def _measure(config, loaded, task, cells, folder, existing, planned) -> tuple[Plan, int]:
@@ -212,7 +167,7 @@ def report_shard(config: DictConfig, folder: store.RunFolder, task: Task, measur
             names = [task.sample(config.seed, index).id for index in range(plan.total)]
             missing = len(plan.keys(names) - {store.key_of(row) for row in rows})
             if not missing:
-                return report(config, folder, task, measured, names)
+                return report(config, folder.path, task, measured, names)
     state = f"{missing} cells of the run have no row yet" if missing else "another shard is still being written"
     note = (
         f"Shard {config.shard} is finished: {len(plan.samples)} samples, {measured} rows added in {folder.path}; "
@@ -220,21 +175,3 @@ def report_shard(config: DictConfig, folder: store.RunFolder, task: Task, measur
     )
     empty = store.pd.DataFrame()
     return Result(folder.path, store.pd.DataFrame(rows), empty, empty, [], None, measured, note)
-
-
-def report(config: DictConfig, folder: store.RunFolder, task: Task, measured: int, asked: Sequence[str]) -> Result:
-    """Tables, figures and tracking of a run, all from its rows; the result is of the samples asked for now."""
-    rows = store.load(folder.path)
-    summary, parts = outcome.tables(rows, folder.path)
-    task.finish(rows, folder.path)
-    drawn = finished.figures(rows, folder.path, outcome.draw)
-    tracked = None
-    if measured or not tracking.mirrored(config.wandb, folder.path, len(rows)):
-        run = (config.wandb, folder.id, config.experiment, stored(config))
-        tracked = tracking.track(*run, summary, drawn, folder.path, task.name, len(rows))
-    own = rows[rows["sample"].isin(asked)].reset_index(drop=True)
-    more = rows["sample"].nunique() - own["sample"].nunique()
-    if more:
-        with tempfile.TemporaryDirectory() as place:  # the folder's own tables go on showing every row
-            summary, parts = outcome.tables(own, Path(place))
-    return Result(folder.path, own, summary, parts, drawn, tracked, measured, more=more)

@@ -17,7 +17,7 @@ NEEDLE = ["task.lengths=[600]", "task.haystack=noise", "task.max_new_tokens=2"]
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """Figures are tested elsewhere."""
-    monkeypatch.setattr(runner.outcome, "draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
 
 
 def run(tmp_path, *overrides):

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from pvcbench import cli, config, runner
+from pvcbench import cli, config, result
 
 TINY = ["model=random", "threads=1", "wandb.mode=disabled", "task.lengths=[300]", "task.max_new_tokens=2", "limit=2"]
 
@@ -11,7 +11,7 @@ TINY = ["model=random", "threads=1", "wandb.mode=disabled", "task.lengths=[300]"
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """Figures are tested elsewhere."""
-    monkeypatch.setattr(runner.outcome, "draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
 
 
 def break_plan(monkeypatch, when):
@@ -66,8 +66,8 @@ def test_one_fault_among_cells_out_of_reach_is_a_failure():
             "error": [None, "below PvC's reach of 40%", "ValueError: bad", "below reach", "KeyError: 1", None],
         }
     )
-    [line] = runner.broken(rows)
+    [line] = result.broken(rows)
     assert line.startswith("no cell of pvc has a value (2 rows): ValueError: bad")
-    assert runner.broken(rows.iloc[:0]) == []
-    seen = runner.broken(pd.DataFrame({"method": [None], "error": ["RuntimeError: x"]}))
+    assert result.broken(rows.iloc[:0]) == []
+    seen = result.broken(pd.DataFrame({"method": [None], "error": ["RuntimeError: x"]}))
     assert seen[0].startswith("no cell of the observations has a value")

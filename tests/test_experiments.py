@@ -72,7 +72,7 @@ def test_the_quickstart_is_the_committed_run(monkeypatch):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    monkeypatch.setattr(runner.outcome, "draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
 
 
 def run_small(name, tmp_path, *more):

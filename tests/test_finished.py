@@ -20,7 +20,7 @@ def drawings(monkeypatch):
         (folder / "curve.png").write_bytes(b"picture")
         return [folder / "curve.png"]
 
-    monkeypatch.setattr(runner.outcome, "draw", draw)
+    monkeypatch.setattr("pvcbench.outcome.draw", draw)
     return folders
 
 
@@ -67,6 +67,6 @@ def test_a_drawing_that_was_stopped_is_drawn_again(tmp_path, drawings):
 
 def test_a_run_without_figures_is_asked_again(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(runner.outcome, "draw", lambda rows, folder: asked.append(folder) or [])
+    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: asked.append(folder) or [])
     run(tmp_path), run(tmp_path)
     assert len(asked) == 2  # costs nothing, and a figure may have been left out by mistake

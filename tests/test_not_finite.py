@@ -8,7 +8,7 @@ import tiny
 import torch
 
 import pvcbench
-from pvcbench import config, models, runner, store
+from pvcbench import config, models, store
 from pvcbench.attempt import finite
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
@@ -23,7 +23,7 @@ BAD = float("nan"), float("inf")
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
-    monkeypatch.setattr(runner.outcome, "draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
 
 
 def broken(value, token):

@@ -31,7 +31,7 @@ def comparable(result):
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """Figures are tested elsewhere."""
-    monkeypatch.setattr(runner.outcome, "draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def run(tmp_path, *overrides, **objects):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    monkeypatch.setattr(runner.outcome, "draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
 
 
 # ------------------------------------------------------------------------------------------------------------ prompts

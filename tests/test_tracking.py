@@ -204,7 +204,7 @@ def test_a_finished_run_is_mirrored_once(tmp_path, monkeypatch):
     from pvcbench import config, runner
 
     calls, real = [], tracking._mirror
-    monkeypatch.setattr(runner.outcome, "draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
 
     def mirror(*arguments):
         calls.append(arguments)

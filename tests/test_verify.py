@@ -30,7 +30,7 @@ KINDS = {
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
-    monkeypatch.setattr(runner.outcome, "draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
 
 
 @pytest.fixture(scope="module")
