@@ -231,13 +231,16 @@ def multirun(asked: Asked) -> int:
         settings.check(config)
         runs.append(OmegaConf.to_container(config))
 
+    parent, codes = os.getpid(), []
+
     def job(config):  # submitit's launchers pickle it: it may hold nothing but plain data
         configuration.folders_of(folders)
         code = told(lambda: once(OmegaConf.create(runs[config.multirun])))
         if code >= 128:
             raise KeyboardInterrupt  # stopped: no further run starts
-        if code:
+        if code and os.getpid() != parent:
             raise RunFailed(code)
+        codes.extend([code] if code else [])  # of this process, where Hydra would add words of its own
 
     sys.argv = [sys.argv[0], "--multirun", *own, f"+multirun={','.join(map(str, range(len(runs))))}"]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -247,7 +250,7 @@ def multirun(asked: Asked) -> int:
         return error.args[0]
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(configuration.explain(error)) from error
-    return 0
+    return codes[0] if codes else 0
 
 
 def listing(asked: Asked) -> int:

@@ -71,6 +71,14 @@ def refuse_shadow(path: Path, ours: Path) -> None:
         raise UserError(f"{path} has the name of a file of pvcbench's own, which would be used instead: rename it")
 
 
+def check_header(path: Path) -> None:
+    """Refuses a method's file that would not be put among the methods: Hydra reads that from its first lines only."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    first = next((line for line in lines if line.strip()), "")
+    if not re.match(r"\s*#\s*@package\s+\S", first):
+        raise UserError(f"the first line of {path} must be `# @package methods.{path.stem}`")
+
+
 def folders_of(extra: Sequence[str | os.PathLike]) -> list[Path]:
     """Checked folders of the user's configuration; what they hold can be imported from now on."""
     folders = [user_path(path).resolve() for path in extra]
@@ -80,6 +88,8 @@ def folders_of(extra: Sequence[str | os.PathLike]) -> list[Path]:
         for group in (*CHOSEN, "experiment"):
             for path in (folder / group).rglob("*.yaml"):
                 refuse_shadow(path, CONF / path.relative_to(folder))
+        for path in (folder / "method").rglob("*.yaml"):
+            check_header(path)
         if (folder / "config.yaml").is_file() and folder != CONF:
             refuse_shadow(folder / "config.yaml", CONF / "config.yaml")
         add_folder(folder)

@@ -149,10 +149,12 @@ def points(summary: pd.DataFrame, task: str) -> list[dict[str, float]]:
 
 
 def numbers(summary: pd.DataFrame) -> dict[str, float]:
-    """The known numbers of each cell as flat keys such as `cells/h2o/0.25/score`."""
-    return {
-        f"cells/{cell['method']}/{cell['budget']}/{key}": float(cell[key])
-        for _, cell in summary.iterrows()
-        for key in NUMBERS
-        if key in cell and pd.notna(cell[key])
-    }
+    """The known numbers of each cell as flat keys such as `cells/h2o/0.25/score`.
+
+    Those of some samples only are `cells/h2o/0.25/incomplete/score`, so that nobody sorts them among the others.
+    """
+    found = {}
+    for _, cell in summary.iterrows():
+        name = f"cells/{cell['method']}/{cell['budget']}" + ("" if cell.get("complete", True) else "/incomplete")
+        found |= {f"{name}/{key}": float(cell[key]) for key in NUMBERS if key in cell and pd.notna(cell[key])}
+    return found

@@ -157,3 +157,7 @@ def test_own_method_by_config_dir(tmp_path, monkeypatch, capsys):
     assert "newest" in capsys.readouterr().out
     with pytest.raises(UserError, match="no folder"):
         config.composed([], [str(tmp_path / "missing")])
+    late = tmp_path / "method" / "newest.yaml"
+    late.write_text("# Keeps the newest\n" + late.read_text())
+    with pytest.raises(UserError, match=r"the first line of .*newest\.yaml must be `# @package methods\.newest`"):
+        config.composed(settings, [str(tmp_path)])

@@ -327,6 +327,7 @@ def multirun(tmp_path, *overrides):
 def test_a_multirun_goes_on_after_a_failure(tmp_path):
     done = multirun(tmp_path, "model.shape=unheard,tiny")
     assert done.returncode == 2 and "model.shape must be one of" in done.stderr
+    assert "Error executing job" not in done.stderr  # Hydra's words, which name nothing that the user wrote
     assert len(store.folders(tmp_path / "out")) == 1
 
 

@@ -126,6 +126,9 @@ def test_config_and_numbers_are_mirrored(summary, tmp_path):
     assert known["cells/h2o/0.25/score"] == pytest.approx(cell["score"])
     assert known["cells/h2o/0.25/difference"] == pytest.approx(cell["difference"])
     assert not [key for key in known if key.startswith("cells/pvc/0.05")]
+    some = tracking.numbers(summary.assign(complete=summary["method"] != "h2o"))
+    assert some["cells/h2o/0.25/incomplete/score"] == pytest.approx(cell["score"])
+    assert "cells/h2o/0.25/score" not in some and "cells/full/1.0/score" in some
     assert place is not None and not (tmp_path / "wandb" / "latest-run").exists()
 
 
