@@ -232,9 +232,9 @@ RECIPES = {
     "laguna": _MIXED | _SPARSE,
     "mellum": _MIXED | _SPARSE,
     "ministral": _MIXED,
-    "ministral:sliding": {"sliding_window": WINDOW},
+    "ministral:sliding": {"layer_types": [SLIDING] * 4, "sliding_window": 36},  # longer than the check's prompt
     "mistral": {"sliding_window": None},
-    "mistral:sliding": {"sliding_window": WINDOW},
+    "mistral:sliding": {"sliding_window": 36},
     "modernbert-decoder": {
         "layer_types": [FULL, SLIDING, FULL, SLIDING],
         "local_attention": WINDOW,
@@ -316,6 +316,11 @@ RECIPES = {
 def names() -> list[str]:
     """The model types that transformers loads as causal language models."""
     return list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def every() -> list[str]:
+    """The model types and the variants of them."""
+    return [*names(), *(name for name in RECIPES if ":" in name)]
 
 
 def type_of(name: str) -> str:

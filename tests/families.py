@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pvcbench.engine.engine import Engine
-from pvcbench.families import RECIPES, VOCABULARY, WINDOW, build, config, names, prompt, settings, unrounded
+from pvcbench.families import RECIPES, VOCABULARY, WINDOW, build, config, every, names, prompt, settings, unrounded
 
 __all__ = [
     "RECIPES",
@@ -28,11 +28,6 @@ __all__ = [
 ]
 # one of each kind: plain, windows and sinks, soft caps, latents, recurrent states, a shared cache, chunks
 REPRESENTATIVE = ("olmo2", "gpt_oss", "gemma2", "deepseek_v3", "qwen3_5_text", "lfm2", "gemma4_text", "llama4_text")
-
-
-def every() -> list[str]:
-    """The families of the installed transformers and their variants."""
-    return [*names(), *(name for name in RECIPES if ":" in name)]
 
 
 @cache

@@ -1,0 +1,145 @@
+"""The trial of an architecture: its tiny model through the engine's check, every method, and beside `generate`.
+
+family = run("qwen3_next", methods)
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from pvcbench import families
+from pvcbench.cells import Point
+from pvcbench.contract import prepare
+from pvcbench.engine.check import check
+from pvcbench.engine.decode import Decoder
+from pvcbench.engine.engine import Engine
+from pvcbench.engine.evict import Cell
+from pvcbench.errors import MethodError, UserError
+from pvcbench.policy import Method
+from pvcbench.support import REFUSED, RUNS, UNKNOWN, Family
+
+TOKENS, STEPS, CHUNK, SHARE = 40, 8, 7, 0.5
+FULL = Cell("full", Method(), None, everything=True)
+
+
+def said(error: Exception) -> str:
+    """An error in one line, with its kind where it is no word to a user."""
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, UserError | MethodError) else f"{type(error).__name__}: {text}"
+
+
+def run(name: str, methods: Mapping[str, Method]) -> Family:
+    """The trial of a family by its name, on its tiny model in float32, compared in float64 where it has one."""
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[families.type_of(name)]
+    try:
+        model = families.build(name)
+    except Exception as error:
+        return Family(name, kind, UNKNOWN, f"transformers does not build its tiny model: {said(error)}")
+    known = of_model(name, model, methods)
+    if known.verdict != RUNS:
+        return known
+    return replace(known, **precision(name))
+
+
+def kinds_of(config) -> dict[str, int]:
+    """Layers by kind, as the configuration tells them."""
+    text = config.get_text_config(decoder=True)
+    kinds = getattr(text, "layer_types", None)
+    if not kinds and getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
+        kinds = ["sliding_attention"] * text.num_hidden_layers
+    return dict(Counter(kinds or ["full_attention"] * getattr(text, "num_hidden_layers", 1)))
+
+
+def of_model(name: str, model: nn.Module, methods: Mapping[str, Method]) -> Family:
+    """The trial of a model that is there: whether the engine takes it, what evicts, and which methods it refuses."""
+    kind, kinds, before = type(model).__name__, kinds_of(model.config), model.config._attn_implementation
+    engine = None
+    try:
+        engine = Engine(model)
+        check(engine)
+        evicted = len(engine.shape(shortest(engine)).evicted)
+    except Exception as error:
+        return Family(name, kind, REFUSED, said(error), kinds)
+    else:
+        return Family(name, kind, RUNS, None, kinds, evicted, refusals(engine, methods))
+    finally:
+        if engine is not None:
+            engine.release()
+        elif model.config._attn_implementation != before:
+            model.set_attn_implementation(before)
+
+
+def shortest(engine: Engine) -> int:
+    """A prompt's length at which some layer evicts: longer than the windows, unless every layer slides."""
+    try:
+        engine.shape(TOKENS)
+    except UserError:
+        return families.WINDOW
+    return TOKENS
+
+
+def refusals(engine: Engine, methods: Mapping[str, Method]) -> dict[str, str]:
+    """The methods that do not run on a model, and why."""
+    found = {name: refusal(engine, name, method) for name, method in methods.items()}
+    return {name: reason for name, reason in found.items() if reason is not None}
+
+
+def refusal(engine: Engine, name: str, method: Method) -> str | None:
+    """Why a method does not run on a model; by both decode policies where it supports both."""
+    point, reasons = Point(name, method, method.own_budget or str(SHARE), None if method.own_budget else SHARE), []
+    for hold in [True, False] if "hold" in method.decodes else [False]:
+        try:
+            prepare(engine, [point], hold)
+        except Exception as error:
+            reasons.append(said(error))
+        else:
+            return f"under decode=hold: {reasons[0]}" if reasons else None
+    return reasons[-1]
+
+
+def precision(name: str) -> dict:
+    """The engine's largest error beside the unmodified model, the dtype it was found in, and whether tokens agree."""
+    try:
+        model = families.build(name, torch.float64)
+        with families.unrounded():
+            error, generated = differences(model)
+        dtype = "float64"
+    except Exception:  # not every model has all of its parts in float64
+        error, generated = differences(families.build(name))
+        dtype = "float32"
+    return {"error": float(f"{error:.1e}"), "dtype": dtype, "generated": generated}
+
+
+@torch.inference_mode()
+def differences(model: nn.Module) -> tuple[float, bool]:
+    """The largest difference of logits, of their range, over a prompt read whole and in chunks and 8 steps after it.
+
+    Also whether 8 greedy tokens through the full cache are those of the unmodified model's `generate`.
+    """
+    ids, engine = families.prompt(TOKENS + STEPS, 2), Engine(model)
+    tokens = shortest(engine)
+    engine.release()
+    ids = ids[:, : tokens + STEPS]
+    options = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0}
+    theirs = model(input_ids=ids, use_cache=False).logits[:, tokens - 1 :]
+    prompt = ids[:, :tokens]
+    written = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[:, tokens:]
+    engine, worst = Engine(model), 0.0
+    try:
+        for chunk in (None, CHUNK):
+            engine.chunk = chunk
+            prefill = engine.prefill(prompt, reach=tokens + STEPS)
+            decoder = Decoder(engine.call, engine.fork(prefill, [FULL], STEPS))
+            steps = [decoder.step(ids[:, number : number + 1]) for number in range(tokens, tokens + STEPS)]
+            ours = torch.stack([prefill.logits, *steps], 1)
+            worst = max(worst, ((ours - theirs).abs().max() / (theirs.max() - theirs.min())).item())
+        engine.chunk = None
+        groups = engine.fork(engine.prefill(prompt, reach=tokens + STEPS), [FULL], STEPS)
+        [answers], _ = engine.greedy(groups, feed=None, new_tokens=STEPS, ends=())
+    finally:
+        engine.release()
+    return worst, answers == written.tolist()
