@@ -14,6 +14,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -21,7 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pvcbench import support
-from pvcbench.support import RUNS, Support
+from pvcbench.support import REFUSED, RUNS, UNKNOWN, Family, Support
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "models.md"
 
