@@ -114,5 +114,5 @@ def found(support: Support, name: str) -> list[Family]:
     words = {key.lower(): key for key in support.families}
     words |= {family.model.lower(): family.model for family in support.families.values()}
     close = [words[one] for one in difflib.get_close_matches(name.lower(), words, n=3, cutoff=0.5)]
-    advice = f"did you mean {' or '.join(close)}?" if close else "`pvcbench models` lists them"
+    advice = f"did you mean {', '.join(close)}?" if close else "`pvcbench models` lists them"
     raise UserError(f"transformers {installed()} has no causal language model {name!r}: {advice}")

@@ -42,7 +42,10 @@ def run(name: str, methods: Mapping[str, Method]) -> Family:
     known = of_model(name, model, methods)
     if known.verdict != RUNS:
         return known
-    return replace(known, **precision(name))
+    try:
+        return replace(known, **precision(name))
+    except Exception as error:  # it passed the check of its short prompt
+        return replace(known, verdict=REFUSED, reason=f"its comparison with the unmodified model failed: {said(error)}")
 
 
 def kinds_of(config) -> dict[str, int]:

@@ -9,6 +9,7 @@ An architecture is tried on a tiny random model of it (`pvcbench/families.py`): 
 conf/method, and the full cache beside the unmodified model and its `generate`. All of them take minutes on one core.
 """
 
+import argparse
 import os
 import signal
 import sys
@@ -25,8 +26,6 @@ from pvcbench import support
 from pvcbench.support import REFUSED, RUNS, UNKNOWN, Family, Support
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "models.md"
-
-
 HEAD = """# Models: what runs, and what does not
 
 This page is written by `scripts/model_support.py`. Each architecture is tried on a tiny random model: the check that
