@@ -152,6 +152,8 @@ def show(chosen: Sequence[Family], as_json: bool, tried: bool) -> None:
             print(
                 f"  largest error {family.error:.0e} of the logits' range ({family.dtype}); {same} tokens as generate"
             )
+        if family.chunked is False:
+            print("  its prompts cannot be read in chunks")
         for method, reason in family.refused.items():
             print(f"  refused: {method}: {reason}")
         print("" if family.refused else "  every method runs\n", end="")

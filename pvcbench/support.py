@@ -29,6 +29,7 @@ class Family:
     refused: dict[str, str] = field(default_factory=dict)  # methods that do not run on it, and why
     error: float | None = None  # largest difference from the unmodified model's logits, of their range
     dtype: str | None = None  # that `error` was computed in
+    chunked: bool | None = None  # whether its prompts can be read in chunks
     generated: bool | None = None  # whether the full cache's greedy tokens are those of `generate`
 
     @property

@@ -121,7 +121,7 @@ def counts(known: Support) -> str:
     text += f"models, **{found[RUNS]} run**, {found[REFUSED]} are refused and {found[UNKNOWN]} could not be tried."
     if known.before:
         added, gone = sorted(now - set(known.before)), sorted(set(known.before) - now)
-        text += f" {len(known.before)} ran before the engine knew recurrent states, sinks, caps and latents."
+        text += f" {len(known.before)} ran before the engine was extended to the layers of 2026."
         text += f" New: {', '.join(f'`{name}`' for name in added)}." if added else ""
         text += f" No more: {', '.join(f'`{name}`' for name in gone)}." if gone else ""
     return "\n".join(textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False))
@@ -137,6 +137,7 @@ def runs(known: Support) -> list[str]:
             continue
         error = short(family.error) if family.error is not None else ""
         error += "" if family.dtype in (None, "float64") else f" ({family.dtype})"
+        error += "" if family.chunked in (None, True) else ", not in chunks"
         error += "" if family.generated in (None, True) else ", other tokens"
         lines.append(f"| `{name}` | {family.model} | {evicting(family)} | {error} | {cells[name]} |")
     parts = ["\n".join(lines)]
