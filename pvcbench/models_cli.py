@@ -117,10 +117,9 @@ def show_all(known: Support, as_json: bool) -> None:
     for name, family in sorted(known.families.items()):
         layers = "" if family.evicted is None else f"{family.evicted} of {family.layers}"
         table.add_row(name, family.verdict, layers, family.reason or ", ".join(family.refused))
-    console = Console()
-    console.print(table)
+    Console().print(table)
     found = known.counts
-    console.print(f"{found[RUNS]} run, {found[REFUSED]} are refused, {found[UNKNOWN]} are not known. {dated(known)}")
+    print(f"{found[RUNS]} run, {found[REFUSED]} are refused, {found[UNKNOWN]} are not known. {dated(known)}")
 
 
 def dated(known: Support) -> str:
