@@ -20,6 +20,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 USAGE = """python -m pvcbench KEY=VALUE ...     run; e.g. method=pvc task=needle, 'method=[pvc,h2o]', 'budgets=[64,0.5]'
 python -m pvcbench list              methods, tasks, models and experiments there are
+python -m pvcbench models [NAME]     which architectures of transformers run, and why others do not; models --help
 python -m pvcbench +experiment=NAME  a whole experiment by its name; experiment=NAME only names the results folder
 python -m pvcbench --multirun ...    one run per combination of values separated by commas
 Options: --config-dir DIR adds a folder of your own configuration, for `list` too; --cfg job shows the configuration
@@ -121,7 +122,11 @@ def full(error: Exception) -> bool:
 
 
 def dispatch(arguments: list[str]) -> int:
-    """Help, the list, a multirun through Hydra, or one run."""
+    """Help, the list, the models, a multirun through Hydra, or one run."""
+    if arguments[:1] == ["models"]:
+        from pvcbench import models_cli
+
+        return models_cli.main(arguments[1:])
     if any(argument in ("-h", "--help", "help") for argument in arguments):
         with printing():
             print(USAGE)

@@ -10,23 +10,27 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, DummyLayer, LinearAttentionLayer
 
 from pvcbench.engine.attention import slot_attention, visible_slots
+from pvcbench.engine.layout import Layout
 from pvcbench.engine.rotary import rotate
+from pvcbench.engine.states import State
+from pvcbench.errors import UserError
 
 
 class PassThrough(CacheLayerMixin):
     """A layer as transformers sees it: it stores nothing and tells how many tokens were seen."""
 
-    def __init__(self, cache):
+    def __init__(self, cache, number):
         super().__init__()
-        self.cache = cache
+        self.cache, self.number = cache, number
 
     def lazy_initialization(self, key_states, value_states):
         self.is_initialized = True
 
     def update(self, key_states, value_states, *args, **kwargs):
+        self.cache.updated = self.number
         return key_states, value_states
 
     def get_seq_length(self):
@@ -39,13 +43,33 @@ class PassThrough(CacheLayerMixin):
         return -1
 
 
+class PassThroughWithState(LinearAttentionLayer, PassThrough):
+    """A layer that attends and carries a state at once."""
+
+    def __init__(self, cache, number, number_of_states):
+        PassThrough.__init__(self, cache, number)
+        LinearAttentionLayer.__init__(self, number_of_states)
+
+
 class AttendingCache(Cache):
     """A cache that computes attention itself, because only it knows which entry sits where."""
 
-    def __init__(self, layers: int):
-        super().__init__(layers=[PassThrough(self) for _ in range(layers)])
-        self.seen = 0
+    def __init__(self, layout: Layout):
+        super().__init__(layers=[self._layer(layout, place) for place in range(layout.layers)])
+        self.layout, self.seen = layout, 0
         self.reach = 0  # tokens of the whole sequence, by which some models choose their rotary tables
+        self.updated: int | None = None  # the layer that handed in entries and has not attended yet
+
+    def _layer(self, layout, place):
+        number, states = layout.numbers.get(place), layout.states.get(place)
+        if number is not None:
+            return PassThrough(self, number) if states is None else PassThroughWithState(self, number, states)
+        return DummyLayer() if states is None else LinearAttentionLayer(states)
+
+    @property
+    def states(self) -> dict[int, State]:
+        """What the decoder's layers carry now, uncopied."""
+        return {place: State.of(self.layers[place]) for place in self.layout.states}
 
     def before_attention(self, layer: int, module, args: tuple, kwargs: dict) -> None:
         """Is told the inputs of a layer's attention before it runs."""
@@ -53,6 +77,13 @@ class AttendingCache(Cache):
     def places(self, ids: Int[Tensor, "rows tokens"]) -> Int[Tensor, "rows tokens"]:
         """The positions of tokens about to be fed."""
         return torch.arange(self.seen, self.seen + ids.shape[1], device=ids.device).expand(len(ids), -1)
+
+    def next(self) -> int:
+        """The engine's number of the layer that attends now: the one whose entries came last."""
+        number, self.updated = self.updated, None
+        if number is None:
+            raise UserError("a layer of this model attends more often than it hands new entries to the cache")
+        return number
 
     def attend(self, layer: int, query, key, value, scale: float, window: int | None):
         """Stores the new keys and values of a layer and returns the attention output of the new queries."""

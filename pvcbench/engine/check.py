@@ -11,20 +11,6 @@ from pvcbench.policy import Method
 
 TOKENS, STEPS, TRIES = 28, 4, 4
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.1}  # of the logits' range
-KNOWN_LAYERS = {"full_attention", "sliding_attention"}
-
-
-def refusals(config) -> str | None:
-    """Why a configuration cannot be run, where it says so itself."""
-    kinds = set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS
-    if kinds:
-        return f"layers of kind {', '.join(sorted(kinds))}"
-    named = {
-        "attn_logit_softcapping": "soft-capped attention",
-        "kv_lora_rank": "latent attention (MLA)",
-        "alibi": "ALiBi",
-    }
-    return next((what for name, what in named.items() if getattr(config, name, None)), None)
 
 
 @torch.inference_mode()
@@ -34,9 +20,6 @@ def check(engine: Engine, rotates: bool = False, queries: bool = False) -> None:
     With `rotates`, also that keys can be moved to other positions, which cache positions need; with `queries`, that
     every layer's queries before rotary embedding can be told.
     """
-    reason = refusals(engine.config)
-    if reason is not None:
-        raise UserError(f"this model cannot be measured: it has {reason}, which the engine does not support")
     ids, theirs = unmodified(engine)
     try:
         ours = [through_engine(engine, ids, chunk) for chunk in {None, engine.chunk and min(engine.chunk, TOKENS // 3)}]
@@ -89,6 +72,8 @@ def through_engine(engine: Engine, ids, chunk: int | None):
         prefill = engine.prefill(ids[:, :TOKENS], reach=TOKENS + STEPS)
     finally:
         engine.chunk = asked
+    if not all(state.tensors() for state in prefill.states.values()):
+        raise UserError("this model cannot be measured: its recurrent layers keep their state outside of the cache")
     groups = engine.fork(prefill, [Cell("check", Method(), None, everything=True)], STEPS)
     decoder = Decoder(engine.call, groups)
     steps = [decoder.step(ids[:, number : number + 1]) for number in range(TOKENS, TOKENS + STEPS)]

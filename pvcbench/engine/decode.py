@@ -12,6 +12,7 @@ from pvcbench.engine import answers
 from pvcbench.engine.attention import attention_mass
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.evict import Group
+from pvcbench.engine.states import State
 
 
 class DecodeCache(AttendingCache):
@@ -19,7 +20,7 @@ class DecodeCache(AttendingCache):
 
     def __init__(self, groups: Sequence[Group], backend: str):
         shape = groups[0].prefill.shape
-        super().__init__(shape.layers)
+        super().__init__(groups[0].prefill.layout)
         self.backend, self.seen = backend, shape.tokens
         self.reach = max(group.prefill.reach for group in groups)
         self.first_layer: dict[int, int] = {}  # entries of each group's first layer in this step, its own included
@@ -30,6 +31,11 @@ class DecodeCache(AttendingCache):
         self.groups = list(groups)
         ends = list(accumulate(len(group.layers[0].keys) for group in groups))
         self.parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+        for layer in self.layout.states:
+            whole = State.cat([group.states[layer] for group in groups])
+            whole.put(self.layers[layer])
+            for group, part in zip(self.groups, self.parts, strict=True):
+                group.states[layer] = whole.map(lambda old, part=part: old[part])
 
     def attend(self, layer, query, key, value, scale, window):
         output = None

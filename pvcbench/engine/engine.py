@@ -8,6 +8,7 @@ decoder = engine.decoder(prefill_groups)
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 
 import torch
@@ -19,29 +20,32 @@ from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.decode import DecodeCache, Decoder
 from pvcbench.engine.evict import Cell, Group, fork
 from pvcbench.engine.kernels import require
+from pvcbench.engine.layout import Layout, attentions, decoder_layers
 from pvcbench.engine.observe import Observer, clock
 from pvcbench.engine.prefill import Prefill, PrefillCache
+from pvcbench.engine.refusal import refusal
 from pvcbench.engine.rotary import Reach
 from pvcbench.engine.score import Scored, score_groups, tokens_per_call
 from pvcbench.engine.stream import StreamCache
 from pvcbench.engine.variants import Reading, Variant, VariantCache, read
-from pvcbench.engine.windows import layer_windows
 from pvcbench.errors import NOT_FINITE, Inexact, NotFinite, UserError
 from pvcbench.policy import Method, Shape
 
 VERSION = 2  # raised whenever a change of the engine changes a number
 NAME = "pvcbench"
+RUNNING: ContextVar[AttendingCache | None] = ContextVar("RUNNING", default=None)  # some models pass no arguments on
 
 
-def attention(module, query, key, value, attention_mask, scaling=None, cache_of_cells=None, **kwargs):
+def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
     """The attention function transformers calls: the cache stores, attends and observes."""
-    for unsupported in ("softcap", "s_aux", "position_bias"):
+    for unsupported in ("softcap", "s_aux", "sinks", "position_bias"):
         if kwargs.get(unsupported) is not None:
             raise UserError(f"the engine cannot run models with {unsupported} in their attention")
-    if cache_of_cells is None:
+    cache = RUNNING.get()
+    if cache is None:
         raise RuntimeError("this model is in the engine's hands: call it through Engine")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = cache_of_cells.attend(module.layer_idx, query, key, value, scale, kwargs.get("sliding_window"))
+    output = cache.attend(cache.next(), query, key, value, scale, kwargs.get("sliding_window"))
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -52,12 +56,6 @@ def require_finite(numbers: Tensor) -> None:
     """Raises NotFinite where a number is NaN or infinite: what is read off such a model means nothing."""
     if not bool(torch.isfinite(numbers).all()):
         raise NotFinite(NOT_FINITE)
-
-
-def attentions(layer: nn.Module) -> list[nn.Module]:
-    """The attention modules of a decoder layer: those that know its number."""
-    known = [module for module in layer.modules() if getattr(module, "layer_idx", None) is not None]
-    return [module for module in known if module is not layer and "attention" in type(module).__name__.lower()]
 
 
 class Engine:
@@ -74,37 +72,37 @@ class Engine:
         self.model, self.kernel, self.backend, self.chunk = model, kernel, backend, chunk
         require(backend, self.device)
         self.evict_sliding = evict_sliding
-        self.config = model.config.get_text_config()
-        self.windows = layer_windows(self.config)
+        reason = refusal(model)
+        if reason is not None:
+            raise UserError(f"{type(model).__name__} cannot be measured: {reason}")
+        self.config = model.config.get_text_config(decoder=True)
+        self.layout = Layout.of(self.config)
+        self.windows = self.layout.windows
         self.original = model.config._attn_implementation
-        decoder = model.get_decoder()
-        if not getattr(model, "_supports_attention_backend", False) or not hasattr(decoder, "layers"):
-            raise UserError(f"{type(model).__name__} cannot be measured: its attention is its own (ALiBi, for one)")
         model.set_attn_implementation(NAME)
         self.reach = Reach(model)
         self.active: PrefillCache | StreamCache | VariantCache | None = None
         self.plain_costs: dict[tuple[int, int], float] = {}
         self.strict = False  # whether methods are on trial: asked twice, and held to every rule at any cost
+        self.running = 0  # the place of the decoder layer that runs
+        layers = decoder_layers(model, self.layout.layers)
         self.hooks = [
-            layer.register_forward_pre_hook(self._hook(number), with_kwargs=True)
-            for number, layer in enumerate(decoder.layers)
+            layer.register_forward_pre_hook(self._hook(place), with_kwargs=True) for place, layer in enumerate(layers)
         ]
+        known = {id(module): module for layer in layers for module in attentions(layer)}  # some layers share theirs
         self.hooks += [
-            module.register_forward_pre_hook(self._attention_hook(number), with_kwargs=True)
-            for number, layer in enumerate(decoder.layers)
-            for module in attentions(layer)
+            module.register_forward_pre_hook(self._before_attention, with_kwargs=True) for module in known.values()
         ]
 
-    def _attention_hook(self, layer):
-        def before(module, args, kwargs):
-            if self.active is not None:
-                self.active.before_attention(layer, module, args, kwargs)
+    def _before_attention(self, module, args, kwargs):
+        number = self.layout.numbers.get(self.running)
+        if self.active is not None and number is not None:
+            self.active.before_attention(number, module, args, kwargs)
 
-        return before
-
-    def _hook(self, layer):
+    def _hook(self, place):
         def before(module, args, kwargs):
-            return None if self.active is None else self.active.before_layer(layer, args, kwargs)
+            self.running, number = place, self.layout.numbers.get(place)
+            return None if self.active is None or number is None else self.active.before_layer(number, args, kwargs)
 
         return before
 
@@ -146,7 +144,7 @@ class Engine:
         end = cache.seen + ids.shape[1]
         if end > cache.reach and self.reach.differs(cache.reach, end):
             raise Inexact(self.reach.refusal(cache.reach, end))
-        self.reach.tokens = max(cache.reach, end)
+        self.reach.tokens, running = max(cache.reach, end), RUNNING.set(cache)
         try:
             output = self.model(
                 input_ids=ids,
@@ -154,10 +152,10 @@ class Engine:
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=keep or 1,
-                cache_of_cells=cache,
             )
         finally:
             self.reach.tokens = None
+            RUNNING.reset(running)
         cache.seen += ids.shape[1]
         return output.logits[:, -1] if keep is None else output.logits
 
@@ -179,12 +177,17 @@ class Engine:
         the queries of the last `capture` rows are kept (`Prefill.rows`). `reach` is the number of tokens of the whole
         sequence where it is known to be longer: some models choose their rotary tables by it.
         """
+        if pruner is not None and self.layout.states:
+            raise UserError(
+                f"{type(pruner).__name__} drops tokens between layers, and layers with a recurrent state need all of "
+                "them: choose a method that drops entries only"
+            )
         shape = self.shape(ids.shape[1]) if shape is None else shape
         draws = torch.zeros(len(ids), dtype=torch.int64) if draws is None else draws
         watchers = [pruner] if pruner is not None else list(dict.fromkeys(methods))
         observer = Observer(watchers, shape, draws.to(ids.device), self.backend, self.plain_costs, self.strict)
         windows = [None if window is None or window >= ids.shape[1] else window for window in self.windows]
-        cache = PrefillCache(observer, windows, self.kernel, pruner, capture)
+        cache = PrefillCache(self.layout, observer, windows, self.kernel, pruner, capture)
         size = ids.shape[1] if pruner is not None or self.chunk is None else self.chunk
         size = size if watch is None else min(size, tokens_per_call(self.config.vocab_size, len(ids)))
         cache.reach = max(reach, ids.shape[1])
@@ -256,6 +259,9 @@ class Engine:
         variants: Sequence[Variant] = (),
     ) -> Reading:
         """Reads tokens on after the first entries of a prompt, with nothing hidden and in every variant."""
+
+        if self.layout.states:
+            raise UserError("a model with a recurrent state cannot be read on from the middle of a prompt")
 
         def call(cache):
             self.active = cache

@@ -10,6 +10,7 @@ from torch import Tensor
 from pvcbench.engine import answers
 from pvcbench.engine.cache import Entries
 from pvcbench.engine.prefill import Prefill
+from pvcbench.engine.states import State
 from pvcbench.policy import Method, protect
 
 
@@ -67,6 +68,7 @@ class Group:
     layers: list[Entries]
     prefill: Prefill
     hold: bool
+    states: dict[int, State]
 
     def measure(self, cell: int, sample: int) -> "Sizes":
         """What a cell keeps of a sample now."""
@@ -78,7 +80,8 @@ class Group:
             kv_bytes += length * heads * (_width(layer.keys) + _width(layer.values))
             state_bytes += 0 if layer.totals is None else length * heads * _width(layer.totals)
             state_bytes += 0 if layer.sinks is None else heads * layer.sinks.shape[2] * _width(layer.sinks)
-        return Sizes(lengths, round(kv_bytes), round(state_bytes))
+        carried = sum(state.row_bytes for state in self.states.values())
+        return Sizes(lengths, round(kv_bytes), round(state_bytes), carried)
 
     def survival(self, cell: int, sample: int, first: int, last: int) -> list[float | None]:
         """The share of the positions first..last-1 still in each layer, mean over KV heads; None where none evict."""
@@ -98,6 +101,7 @@ class Sizes:
     entries: list[float]
     kv_bytes: int
     state_bytes: int
+    carried_bytes: int = 0  # of recurrent states, which no budget changes
 
 
 def _width(tensor):
@@ -172,7 +176,10 @@ def fork(prefill: Prefill, cells: Sequence[Cell], room: int, consume: bool = Fal
         )
         alike = (cell.method, cell.budget) if cell.holds else sinks
         together.setdefault((lengths, cell.holds, alike), []).append((cell, choices))
-    groups = [Group([cell for cell, _ in members], [], prefill, key[1]) for key, members in together.items()]
+    groups = [
+        Group([cell for cell, _ in members], [], prefill, key[1], prefill.carried(len(members)))
+        for key, members in together.items()
+    ]
     for layer in range(prefill.shape.layers):
         for group, members in zip(groups, together.values(), strict=True):
             index = torch.stack([choices[layer][0] for _, choices in members])

@@ -46,4 +46,5 @@ def foresee(
         PromptLayer(layer.keys[:, :, :tokens], layer.values[:, :, :tokens], layer.positions[:, :tokens])
         for layer in prefill.layers
     ]
-    return replace(prefill, shape=own, layers=layers, logits=last[0])
+    states = engine.prefill(ids).states if prefill.states else {}  # of the prompt alone: a state cannot be cut back
+    return replace(prefill, shape=own, layers=layers, logits=last[0], states=states)

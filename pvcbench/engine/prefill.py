@@ -10,9 +10,11 @@ from torch import Tensor
 
 from pvcbench.engine.attention import prompt_attention, windowed_attention
 from pvcbench.engine.cache import AttendingCache
+from pvcbench.engine.layout import Layout
 from pvcbench.engine.observe import Observer
 from pvcbench.engine.rotary import form_of, mean_rotation
 from pvcbench.engine.rows import Rows
+from pvcbench.engine.states import State
 from pvcbench.errors import UserError
 from pvcbench.policy import Method, Shape
 
@@ -41,6 +43,8 @@ class Prefill:
     queries: list[Float[Tensor, "batch heads rows dim"]]  # of the last rows, where they were asked for
     scales: list[float]
     reach: int  # tokens of the whole sequence, which chose the rotary tables
+    layout: Layout
+    states: dict[int, State]  # of the decoder's layers that carry one
     evicts_sliding: bool = False  # whether sliding layers that the sequence outgrows evict as well
     consumed: bool = False  # by a fork that freed the layers: logits, shape and times are what is left
 
@@ -49,6 +53,14 @@ class Prefill:
         stored, window = self.layers[layer], self.windows[layer]
         parts = self.queries[layer], stored.keys, stored.values, stored.positions
         return Rows(layer, *parts, self.scales[layer], window)
+
+    def carried(self, cells: int) -> dict[int, State]:
+        """A copy of the states for each of some cells, cell after cell."""
+
+        def repeated(old):
+            return old.repeat(cells, *[1] * (old.dim() - 1))
+
+        return {layer: state.map(repeated) for layer, state in self.states.items()}
 
     def free(self, layer: int) -> None:
         """Forgets the keys, values and scores of a layer, in place: the cache that filled the list shares it."""
@@ -63,8 +75,13 @@ class Prefill:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole prompt in the cache."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
+        """Bytes of the whole prompt in the cache: its entries, and the states that every cell takes along."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers) + self.carried_bytes
+
+    @property
+    def carried_bytes(self) -> int:
+        """Bytes of all states."""
+        return sum(tensor.nbytes for state in self.states.values() for tensor in state.tensors())
 
     def cell_seconds(self, method: Method) -> float:
         """Plain prefill plus this method's own scoring; a pruned prefill is all its own."""
@@ -81,13 +98,14 @@ class PrefillCache(AttendingCache):
 
     def __init__(
         self,
+        layout: Layout,
         observer: Observer,
         windows: list[int | None],
         kernel: str,
         pruner: Method | None = None,
         capture: int = 0,
     ):
-        super().__init__(observer.shape.layers)
+        super().__init__(layout)
         self.capture = capture  # rows whose queries are kept
         self.queries: list[Tensor] = []
         self.unrotated: dict[int, Tensor] = {}  # of layers under way, where a method needs them
@@ -127,11 +145,15 @@ class PrefillCache(AttendingCache):
                 f"layer {layer} of this model gets no rotary tables, so its queries before rotary embedding cannot be "
                 "told: choose methods that need none by method=[...]"
             )
+        place = self.layout.places[layer]
+        carried = self.states[place].map(torch.clone) if place in self.layout.states else None
         self.probing = True
         try:
             module(*still[0], **still[1])
         finally:
             self.probing = False
+            if carried is not None:
+                carried.put(self.layers[place])
 
     def attend(self, layer, query, key, value, scale, window):
         if self.probing:
@@ -217,7 +239,7 @@ class PrefillCache(AttendingCache):
                 known[name] = self.tables(layer)
             tables.append(known[name])
         shape = self.observer.shape
-        seen = self.observer, self.pruner, seconds, self.queries, self.scales, self.reach
+        seen = self.observer, self.pruner, seconds, self.queries, self.scales, self.reach, self.layout, self.states
         return Prefill(shape, self.windows, self.stored, logits, tables, *seen)
 
 

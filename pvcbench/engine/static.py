@@ -130,9 +130,12 @@ class StaticDecoder:
         place, step, seen = self.cache.place.clone(), self.cache.step.clone(), self.cache.seen
         for slots in self._every():
             slots.save()
+        carried = {layer: state.map(torch.clone) for layer, state in self.cache.states.items()}
         self._run(self.fed)
         for slots in self._every():
             slots.restore()
+        for layer, before in carried.items():
+            self.cache.states[layer].copy_(before)
         self.cache.place.copy_(place)
         self.cache.step.copy_(step)
         self.cache.seen = seen

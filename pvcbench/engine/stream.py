@@ -25,11 +25,13 @@ class StreamCache(AttendingCache):
     """The caches of one group, fed with many tokens per call, evicting after every `every` of them."""
 
     def __init__(self, group: Group, every: int = 1):
-        super().__init__(group.prefill.shape.layers)
+        super().__init__(group.prefill.layout)
         if any(entries.ragged for entries in group.layers):
             raise ValueError("streaming needs equally many entries in every head of a layer")
         self.group, self.every, self.seen = group, every, group.prefill.shape.tokens
         self.reach = group.prefill.reach
+        for layer, state in group.states.items():
+            state.put(self.layers[layer])
         self.tables = [None if table is None else [table] for table in group.prefill.rotary]
 
     def before_layer(self, layer: int, args: tuple, kwargs: dict) -> None:

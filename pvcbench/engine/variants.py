@@ -49,7 +49,7 @@ class VariantCache(AttendingCache):
     """Shares a prompt's entries between variants; each has its own newer ones, since its hidden states differ."""
 
     def __init__(self, prefill: Prefill, entries: int, variants: Sequence[Variant], capture: bool):
-        super().__init__(prefill.shape.layers)
+        super().__init__(prefill.layout)
         self.prefill, self.entries, self.seen = prefill, entries, entries
         self.reach = prefill.reach
         self.variants, self.capture = variants, capture  # in order of their first layers

@@ -1,0 +1,52 @@
+"""Which decoder layers hold entries, which carry a state instead or beside them, and which slide."""
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.cache_utils import get_layer_types_and_kwargs
+
+ATTENDS = {"full_attention", "sliding_attention", "hybrid", "hybrid_sliding"}
+CARRIES = {"linear_attention", "conv", "hybrid", "hybrid_sliding"}
+NEITHER = {"dummy"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layers of a decoder; the engine numbers those that hold entries, from 0."""
+
+    numbers: dict[int, int]  # the engine's number of each decoder layer that holds entries
+    windows: list[int | None]  # by that number; None where a layer attends to everything
+    states: dict[int, int]  # how many states each decoder layer carries, where it carries any
+    layers: int  # of the decoder
+
+    @classmethod
+    def of(cls, config) -> "Layout":
+        """By the configuration alone, as transformers makes its own caches; of kinds that the engine knows."""
+        kinds, options = get_layer_types_and_kwargs(config)
+        holding = [layer for layer, kind in enumerate(kinds) if kind in ATTENDS]
+        states = {layer: options[layer]["number_of_states"] for layer, kind in enumerate(kinds) if kind in CARRIES}
+        windows = [options[layer].get("sliding_window") for layer in holding]
+        return cls({layer: number for number, layer in enumerate(holding)}, windows, states, len(kinds))
+
+    @property
+    def places(self) -> list[int]:
+        """Where among the decoder's layers each layer stands that holds entries."""
+        return list(self.numbers)
+
+
+def unknown_kinds(config) -> list[str]:
+    """The kinds of a configuration's layers that the engine does not know."""
+    kinds, _ = get_layer_types_and_kwargs(config)
+    return sorted(set(kinds) - ATTENDS - CARRIES - NEITHER)
+
+
+def decoder_layers(model: nn.Module, count: int) -> nn.ModuleList | None:
+    """The list of the decoder's layers, whatever it is called there; None where no list is so long."""
+    lists = [module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList)]
+    return next((found for found in lists if len(found) == count), None)
+
+
+def attentions(layer: nn.Module) -> list[nn.Module]:
+    """The attention modules of a decoder layer: those that know its number."""
+    known = [module for module in layer.modules() if getattr(module, "layer_idx", None) is not None]
+    return [module for module in known if module is not layer and "attention" in type(module).__name__.lower()]
