@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DummyLayer, LinearAttentionLayer
 
-from pvcbench.engine.attention import slot_attention, visible_slots
+from pvcbench.engine.attention import Rule, slot_attention, visible_slots
 from pvcbench.engine.layout import Layout
 from pvcbench.engine.rotary import rotate
 from pvcbench.engine.states import State
@@ -82,10 +82,12 @@ class AttendingCache(Cache):
         """The engine's number of the layer that attends now: the one whose entries came last."""
         number, self.updated = self.updated, None
         if number is None:
-            raise UserError("a layer of this model attends more often than it hands new entries to the cache")
+            raise UserError(
+                "this model cannot be measured: a layer of it attends more often than it hands new entries to the cache"
+            )
         return number
 
-    def attend(self, layer: int, query, key, value, scale: float, window: int | None):
+    def attend(self, layer: int, query, key, value, rule: Rule, window: int | None):
         """Stores the new keys and values of a layer and returns the attention output of the new queries."""
         raise TypeError(f"{type(self).__name__} does not attend")
 
@@ -149,10 +151,10 @@ class Entries:
         rows = torch.arange(first, first + count, device=self.keys.device)
         return visible_slots(self.positions[:, :, :slots], rows.expand(len(self.keys), -1), self.window)
 
-    def attend(self, query, scale: float, first: int):
+    def attend(self, query, rule: Rule, first: int):
         """Attention of new queries at positions first, first + 1, ... over all entries, their own included."""
         keys, values = self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
-        return slot_attention(query, keys, values, scale, self.visible(first, query.shape[2], self.filled))
+        return slot_attention(query, keys, values, rule, self.visible(first, query.shape[2], self.filled))
 
     def drop(self, slots: Int[Tensor, "batch kv_heads dropped"]) -> None:
         """Frees slots: from the highest down, each is overwritten by the last filled one."""

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from pvcbench.engine.attention import Rule
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.decode import DecodeCache, Decoder
 from pvcbench.engine.evict import Cell, Group, fork
@@ -36,16 +37,17 @@ NAME = "pvcbench"
 RUNNING: ContextVar[AttendingCache | None] = ContextVar("RUNNING", default=None)  # some models pass no arguments on
 
 
-def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+def attention(module, query, key, value, attention_mask, scaling=None, softcap=None, s_aux=None, **kwargs):
     """The attention function transformers calls: the cache stores, attends and observes."""
-    for unsupported in ("softcap", "s_aux", "sinks", "position_bias"):
-        if kwargs.get(unsupported) is not None:
-            raise UserError(f"the engine cannot run models with {unsupported} in their attention")
+    adds = {"sinks": "a sink of its own for every token", "position_bias": "a bias by position"}
+    for name, what in adds.items():
+        if kwargs.get(name) is not None:
+            raise UserError(f"this model cannot be measured: its attention has {what}, which the engine does not add")
     cache = RUNNING.get()
     if cache is None:
         raise RuntimeError("this model is in the engine's hands: call it through Engine")
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = cache.attend(cache.next(), query, key, value, scale, kwargs.get("sliding_window"))
+    rule = Rule(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
+    output = cache.attend(cache.next(), query, key, value, rule, kwargs.get("sliding_window"))
     return output.transpose(1, 2).contiguous(), None
 
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from torch import nn
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-ATTENDS = {"full_attention", "sliding_attention", "hybrid", "hybrid_sliding"}
+from pvcbench.engine.attention import Chunked
+
+ATTENDS = {"full_attention", "sliding_attention", "chunked_attention", "hybrid", "hybrid_sliding"}
 CARRIES = {"linear_attention", "conv", "hybrid", "hybrid_sliding"}
 NEITHER = {"dummy"}
 
@@ -26,6 +28,10 @@ class Layout:
         holding = [layer for layer, kind in enumerate(kinds) if kind in ATTENDS]
         states = {layer: options[layer]["number_of_states"] for layer, kind in enumerate(kinds) if kind in CARRIES}
         windows = [options[layer].get("sliding_window") for layer in holding]
+        windows = [
+            Chunked(width) if kinds[layer] == "chunked_attention" else width
+            for layer, width in zip(holding, windows, strict=True)
+        ]
         return cls({layer: number for number, layer in enumerate(holding)}, windows, states, len(kinds))
 
     @property
