@@ -86,6 +86,7 @@ class Engine:
         self.active: PrefillCache | StreamCache | VariantCache | None = None
         self.plain_costs: dict[tuple[int, int], float] = {}
         self.strict = False  # whether methods are on trial: asked twice, and held to every rule at any cost
+        self.continues = True  # whether several tokens at once can follow others; not so for some recurrent layers
         self.running = 0  # the place of the decoder layer that runs
         layers = decoder_layers(model, self.layout.layers)
         self.hooks = [
@@ -190,8 +191,13 @@ class Engine:
         observer = Observer(watchers, shape, draws.to(ids.device), self.backend, self.plain_costs, self.strict)
         windows = [None if window is None or window >= ids.shape[1] else window for window in self.windows]
         cache = PrefillCache(self.layout, observer, windows, self.kernel, pruner, capture)
-        size = ids.shape[1] if pruner is not None or self.chunk is None else self.chunk
-        size = size if watch is None else min(size, tokens_per_call(self.config.vocab_size, len(ids)))
+        whole = pruner is not None or self.chunk is None or not self.continues
+        size = ids.shape[1] if whole else self.chunk
+        size = (
+            size
+            if watch is None or not self.continues
+            else min(size, tokens_per_call(self.config.vocab_size, len(ids)))
+        )
         cache.reach = max(reach, ids.shape[1])
         started, self.active = clock(ids), cache
         try:
@@ -212,7 +218,8 @@ class Engine:
         self, groups: Sequence[Group], fed: Int[Tensor, "batch tokens"], wanted: Int[Tensor, "batch tokens"]
     ) -> Scored:
         """How likely each wanted token is after the fed one, through every cell's cache; [cell by cell, sample]."""
-        return score_groups(self.call, groups, fed, wanted, self.config.vocab_size, self.backend)
+        most = None if self.continues else 1
+        return score_groups(self.call, groups, fed, wanted, self.config.vocab_size, self.backend, most)
 
     @torch.inference_mode()
     def stream(
@@ -228,6 +235,7 @@ class Engine:
         Also returns the cell's cache at the end. Without `scan` the tokens run through the decoding path one step
         after the other: the same numbers, slowly.
         """
+        scan, every = scan and self.continues, every if self.continues else 1
         whole, parts, wanted = self.shape(ids.shape[1]), [], ids[:, 1:]
         first = ids.shape[1] if cell.everything else min(ids.shape[1], self.least(cell, whole))
         if first < 1:
