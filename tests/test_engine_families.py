@@ -15,6 +15,7 @@ from transformers import AttentionInterface
 from methods.ada_kv import AdaKV
 from methods.h2o import H2O
 from methods.knorm import Knorm
+from methods.pvc import PvC
 from methods.random import Random
 from methods.snapkv import SnapKV
 from methods.tova import TOVA
@@ -22,6 +23,7 @@ from pvcbench.engine.check import check
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.engine.static import StaticDecoder
+from pvcbench.errors import UserError
 from pvcbench.policy import Method
 
 TOKENS, STEPS, CHUNK, BUDGET = 40, 8, 7, 16
@@ -32,7 +34,9 @@ PLAIN = ["stablelm", "nemotron", "gpt2", "gpt_bigcode", "dots1"]
 SINKS = ["gpt_oss", "mimo_v2_flash", "granite_swa", "granitemoe_swa", "flint"]
 CAPS = ["gemma2", "vaultgemma"]
 CHUNKS = ["llama4_text"]
-STREAMED = STATES + PLAIN + SINKS + CAPS + CHUNKS
+LATENTS = ["deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu", "axk1"]
+LATENTS += ["kimi_linear", "bailing_hybrid"]  # beside linear attention
+STREAMED = LATENTS + STATES + PLAIN + SINKS + CAPS + CHUNKS
 WORKING = STREAMED + STEPWISE
 CLOSE = 1e-12  # of the range of the logits
 FULL = Cell("1.0", Method(), None, everything=True)
@@ -265,3 +269,18 @@ def test_what_cannot_go_on_from_a_state_goes_in_one_by_one():
         logits = model(input_ids=ids, use_cache=False).logits[:, TOKENS:-1]
         wanted = logits.gather(-1, fed[:, 1:, None])[..., 0] - logits.logsumexp(-1)
         torch.testing.assert_close(scored.logprobs, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_latent_is_one_entry_for_all_heads():
+    """One KV head, whose bytes are those of a latent and its rotated part: 16 + 4 numbers of 4 bytes in 4 layers."""
+    engine = Engine(families.build("deepseek_v3"))
+    prefill = engine.prefill(families.prompt(TOKENS))
+    group = engine.fork(prefill, [FULL], 0)[0]
+    assert group.layers[0].keys.shape[1] == 1
+    assert group.measure(0, 0).kv_bytes == prefill.nbytes == 4 * TOKENS * (16 + 4) * 4
+
+
+@pytest.mark.parametrize("family, why", [("lfm2", "recurrent state"), ("llama4_text", "counts the positions")])
+def test_tokens_are_not_dropped_between_layers_that_need_them(family, why):
+    with pytest.raises(UserError, match=f"drops tokens between layers.*{why}"):
+        Engine(families.build(family)).prefill(families.prompt(TOKENS), pruner=PvC())

@@ -47,7 +47,7 @@ def attention(module, query, key, value, attention_mask, scaling=None, softcap=N
     if cache is None:
         raise RuntimeError("this model is in the engine's hands: call it through Engine")
     rule = Rule(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
-    output = cache.attend(cache.next(), query, key, value, rule, kwargs.get("sliding_window"))
+    output = cache.run(module, query, key, value, rule, kwargs.get("sliding_window"))
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -162,6 +162,18 @@ class Engine:
         cache.seen += ids.shape[1]
         return output.logits[:, -1] if keep is None else output.logits
 
+    def require_prunable(self, pruner: Method) -> None:
+        """Raises UserError where tokens cannot be dropped between this model's layers."""
+        if self.layout.states:
+            why = "layers with a recurrent state need all of them"
+        elif getattr(self.config, "attn_temperature_tuning", False):
+            why = "this model counts the positions of its queries by itself"
+        else:
+            return
+        raise UserError(
+            f"{type(pruner).__name__} drops tokens between layers, and {why}: choose a method that drops entries only"
+        )
+
     @torch.inference_mode()
     def prefill(
         self,
@@ -180,11 +192,8 @@ class Engine:
         the queries of the last `capture` rows are kept (`Prefill.rows`). `reach` is the number of tokens of the whole
         sequence where it is known to be longer: some models choose their rotary tables by it.
         """
-        if pruner is not None and self.layout.states:
-            raise UserError(
-                f"{type(pruner).__name__} drops tokens between layers, and layers with a recurrent state need all of "
-                "them: choose a method that drops entries only"
-            )
+        if pruner is not None:
+            self.require_prunable(pruner)
         shape = self.shape(ids.shape[1]) if shape is None else shape
         draws = torch.zeros(len(ids), dtype=torch.int64) if draws is None else draws
         watchers = [pruner] if pruner is not None else list(dict.fromkeys(methods))

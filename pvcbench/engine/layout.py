@@ -20,6 +20,7 @@ class Layout:
     windows: list[int | None]  # by that number; None where a layer attends to everything
     states: dict[int, int]  # how many states each decoder layer carries, where it carries any
     layers: int  # of the decoder
+    latent: bool = False  # whether entries are latents, which lie in the keys and once more, in part, in the values
 
     @classmethod
     def of(cls, config) -> "Layout":
@@ -32,7 +33,8 @@ class Layout:
             Chunked(width) if kinds[layer] == "chunked_attention" else width
             for layer, width in zip(holding, windows, strict=True)
         ]
-        return cls({layer: number for number, layer in enumerate(holding)}, windows, states, len(kinds))
+        numbers = {layer: number for number, layer in enumerate(holding)}
+        return cls(numbers, windows, states, len(kinds), bool(getattr(config, "kv_lora_rank", None)))
 
     @property
     def places(self) -> list[int]:

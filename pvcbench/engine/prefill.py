@@ -76,7 +76,8 @@ class Prefill:
     @property
     def nbytes(self) -> int:
         """Bytes of the whole prompt in the cache: its entries, and the states that every cell takes along."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers) + self.carried_bytes
+        values = 0 if self.layout.latent else 1  # a latent counts once
+        return sum(layer.keys.nbytes + values * layer.values.nbytes for layer in self.layers) + self.carried_bytes
 
     @property
     def carried_bytes(self) -> int:

@@ -44,8 +44,6 @@ def _of_config(config) -> str | None:
         return f"it has layers of kind {', '.join(kinds)}: {known}"
     if "reuse" in (getattr(config, "kv_sharing_modes", None) or ()):
         return "some of its layers read the keys and values of others, which the engine does not follow yet"
-    if getattr(config, "kv_lora_rank", None):
-        return "its latent attention (MLA) caches latents, which the engine does not evict as such yet"
     layout = Layout.of(config)
     return None if layout.numbers else "none of its layers holds keys and values, so there is no KV cache to evict"
 
