@@ -6,7 +6,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-STANDARD = {"dataclasses", "collections", "contextvars", "inspect", "sys", "functools", "itertools", "typing", "math", "time", "os", "enum"}
+STANDARD = {
+    "dataclasses",
+    "collections",
+    "contextvars",
+    "inspect",
+    "sys",
+    "functools",
+    "itertools",
+    "typing",
+    "math",
+    "time",
+    "os",
+    "enum",
+}
 
 
 def imports(path):

@@ -1,5 +1,6 @@
 """Loading: what the engine cannot do is refused, what it can passes the check of 32 tokens."""
 
+import families
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -27,19 +28,19 @@ def test_supported_models_pass(kind):
 
 
 REFUSED = {
-    "soft-capping": ("gemma2", GROUPED),
-    "attention sinks": ("gpt_oss", GROUPED | {"num_local_experts": 2, "num_experts_per_tok": 1}),
-    "ALiBi": ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 99}),
-    "hybrid layers": ("lfm2", GROUPED | {"layer_types": ["conv", "full_attention"]}),
-    "latent attention": ("deepseek_v3", GROUPED | {"q_lora_rank": 16, "kv_lora_rank": 16, "n_routed_experts": 8}),
+    "ALiBi": "bloom",
+    "in its own code": "gptj",
+    "an indexer of the model's own": "deepseek_v32",
+    "a cache of its own class": "minimax",
+    "outside of the cache": "recurrent_gemma",
+    "attends more often": "diffllama",
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_the_engine_cannot_do_is_refused(what):
-    kind, settings = REFUSED[what]
-    with pytest.raises(UserError, match=r"cannot"):
-        check(Engine(tiny(kind, **settings)))
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_the_engine_cannot_do_is_refused_with_the_reason(why):
+    with pytest.raises(UserError, match=f"cannot be measured: .*{why}"):
+        check(Engine(families.build(REFUSED[why]), evict_sliding=True))
 
 
 def test_a_wrong_engine_is_caught(monkeypatch):

@@ -73,7 +73,7 @@ def test_streaming_llm_is_judged_at_cache_positions(family, inference):
                     keys, values = (part[0, head // groups, : place + 1].tolist() for part in (rows.keys, rows.values))
                     kept = [j for j in range(place + 1) if j < SINKS or j >= TOKENS - (BUDGET - SINKS)]
                     query = rows.query[0, head, place].tolist()
-                    errors.append(naive_error(query, keys, values, rows.scale, kept, frequencies))
+                    errors.append(naive_error(query, keys, values, rows.rule.scale, kept, frequencies))
                 mine = row["observed"]["error"][name][layer][head]
                 assert mine == pytest.approx(sum(errors) / len(errors), abs=STORED), (layer, name, head)
 

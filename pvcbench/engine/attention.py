@@ -10,6 +10,7 @@ primitive serves them all, block of rows by block of rows, in memory linear in t
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +24,46 @@ BACKENDS = ("blocked", "reference", "triton")
 _BLOCK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}  # softmax entries formed at once: fits a CPU's cache, fills a GPU
 
 
+@dataclass(frozen=True)
+class Rule:
+    """How products of queries and keys become attention weights."""
+
+    scale: float
+    cap: float | None = None  # logits are pressed into (-cap, cap)
+    sinks: Float[Tensor, " heads"] | None = None  # a logit of each query head that takes its share and gives nothing
+
+    @classmethod
+    def of(cls, scale: "float | Rule | None", dim: int) -> "Rule":
+        """The plain rule of a scale, 1/sqrt(dim) unless given."""
+        return scale if isinstance(scale, Rule) else cls(dim**-0.5 if scale is None else scale)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is what every attention library computes."""
+        return self.cap is None and self.sinks is None
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """Scaled products as logits, in place; to be masked afterwards."""
+        return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
+
+    def softmax(self, logits: Float[Tensor, "batch kv_heads groups rows keys"]) -> Tensor:
+        """The weights of masked logits, in place: they sum to what the sink leaves."""
+        if self.sinks is None:
+            return torch.softmax(logits, -1, out=logits)
+        sinks = self.sinks.to(logits).view(*logits.shape[1:3], 1, 1)
+        return logits.sub_(torch.logaddexp(logits.logsumexp(-1, keepdim=True), sinks)).exp_()
+
+
+class Chunked(int):
+    """A window whose left edge jumps: a row sees the tokens of its own chunk, of which position 0 begins the first."""
+
+
 def attention_mass(
     query: Float[Tensor, "batch heads queries dim"],
     key: Float[Tensor, "batch kv_heads keys dim"],
     row_weights: Float[Tensor, "*sets queries"],
     *,
-    scale: float | None = None,
+    scale: float | Rule | None = None,
     visible: Bool[Tensor, "batch kv_heads queries keys"] | None = None,
     backend: str = "blocked",
     group: str = "none",
@@ -49,7 +84,7 @@ def observed_attention(
     value: Float[Tensor, "batch kv_heads keys value_dim"] | None,
     row_weights: Float[Tensor, "*sets queries"],
     *,
-    scale: float | None = None,
+    scale: float | Rule | None = None,
     visible: Bool[Tensor, "batch kv_heads queries keys"] | None = None,
     window: tuple[int, Int[Tensor, "batch keys"]] | None = None,
     backend: str = "blocked",
@@ -62,30 +97,36 @@ def observed_attention(
     """
     if backend not in BACKENDS:
         raise ValueError(f"unknown attention backend {backend!r}: choose from {', '.join(BACKENDS)}")
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    rule = Rule.of(scale, query.shape[-1])
     weights = row_weights.reshape(-1, row_weights.shape[-1])
-    if backend == "triton" and visible is None and window is None and query.dtype != torch.float64:
+    if backend == "triton" and rule.plain and visible is None and window is None and query.dtype != torch.float64:
         from pvcbench.engine.flash import observed_by_kernels  # imports Triton
 
-        output, mass = observed_by_kernels(query, key, value, weights, scale, group)
+        output, mass = observed_by_kernels(query, key, value, weights, rule.scale, group)
     else:
         run = _reference if backend == "reference" else _blocked
-        output, mass = run(query, key, value, weights, scale, visible, window)
+        output, mass = run(query, key, value, weights, rule, visible, window)
         mass = reduced(mass, key.shape[1], group)
     return output, mass.reshape(*row_weights.shape[:-1], *mass.shape[1:])
 
 
-def _reference(query, key, value, weights, scale, visible, window):
+def _reference(query, key, value, weights, rule, visible, window):
     """Plain softmax in float64: what the other backends are held against."""
     groups, (queries, keys) = query.shape[1] // key.shape[1], (query.shape[2], key.shape[2])
-    logits = query.double() @ key.double().repeat_interleave(groups, 1).mT * scale
+    logits = query.double() @ key.double().repeat_interleave(groups, 1).mT * rule.scale
+    logits = logits if rule.cap is None else rule.cap * torch.tanh(logits / rule.cap)
     if visible is not None:
         allowed = visible.repeat_interleave(groups, 1)
     elif window is not None:
         allowed = visible_slots(window[1][:, None], window[1][:, keys - queries :], window[0])
     else:
         allowed = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
-    attention = logits.masked_fill(~allowed, float("-inf")).softmax(-1)
+    logits = logits.masked_fill(~allowed, float("-inf"))
+    if rule.sinks is not None:  # one more column, which gives nothing
+        column = rule.sinks.double().view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
+        attention = torch.cat((logits, column), -1).softmax(-1)[..., :-1]
+    else:
+        attention = logits.softmax(-1)
     mass = torch.einsum("wq,bhqk->wbhk", weights.double(), attention)
     if value is None:
         return None, mass
@@ -96,7 +137,7 @@ def attention_blocks(
     query: Float[Tensor, "batch heads queries dim"],
     key: Float[Tensor, "batch kv_heads keys dim"],
     *,
-    scale: float | None = None,
+    scale: float | Rule | None = None,
     visible: Bool[Tensor, "batch kv_heads queries keys"] | None = None,
     window: tuple[int, Int[Tensor, "batch keys"]] | None = None,
 ) -> Iterator[tuple[int, int, Float[Tensor, "batch heads rows seen"]]]:
@@ -105,7 +146,7 @@ def attention_blocks(
     `seen` ends with the last key that any row of the block sees. The next block takes the same memory, so what is
     wanted of a block must be computed, or copied, before it.
     """
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    rule = Rule.of(scale, query.shape[-1])
     (batch, heads, queries, _), (kv_heads, keys) = query.shape, key.shape[1:3]
     groups, pairs = heads // kv_heads, batch * kv_heads
     dtype = torch.promote_types(query.dtype, torch.float32)
@@ -118,9 +159,10 @@ def attention_blocks(
     for start in range(0, queries, size):
         end = min(queries, start + size)
         rows, seen = end - start, keys - queries + end if visible is None else keys
-        block = (grouped[:, :, start:end] * scale).reshape(pairs, groups * rows, -1)
+        block = (grouped[:, :, start:end] * rule.scale).reshape(pairs, groups * rows, -1)
         logits = buffer[: pairs * groups * rows * seen].view(pairs, groups * rows, seen)
         logits = _product(block, transposed[..., :seen], logits).to(dtype).view(pairs, groups, rows, seen)
+        logits = rule.capped(logits)
         if visible is None:
             logits[..., seen - rows :] += future[:rows, :rows]
         else:
@@ -128,10 +170,10 @@ def attention_blocks(
         if window is not None:
             inside = visible_slots(window[1][:, None, :seen], window[1][:, seen - rows : seen], window[0])
             logits.view(batch, kv_heads, groups, rows, seen).masked_fill_(~inside[:, :, None], float("-inf"))
-        yield start, end, torch.softmax(logits, -1, out=logits).view(batch, heads, rows, seen)
+        yield start, end, rule.softmax(logits.view(batch, kv_heads, groups, rows, seen)).view(batch, heads, rows, seen)
 
 
-def _blocked(query, key, value, weights, scale, visible, window):
+def _blocked(query, key, value, weights, rule, visible, window):
     """Blocks of rows: one matrix product, one softmax, the column sum and the output while the block is in cache."""
     (batch, heads, queries, _), (kv_heads, keys) = query.shape, key.shape[1:3]
     groups, pairs = heads // kv_heads, batch * kv_heads
@@ -140,7 +182,7 @@ def _blocked(query, key, value, weights, scale, visible, window):
     dtype = torch.promote_types(query.dtype, torch.float32)
     mass = torch.zeros(len(weights), pairs, groups, keys, dtype=dtype, device=query.device)
     weights = weights.to(mass)
-    for start, end, block in attention_blocks(query, key, scale=scale, visible=visible, window=window):
+    for start, end, block in attention_blocks(query, key, scale=rule, visible=visible, window=window):
         rows, seen = block.shape[2:]
         attention = block.view(pairs, groups, rows, seen)
         for each, column in zip(weights, mass, strict=True):
@@ -166,10 +208,14 @@ def prompt_attention(
     query: Float[Tensor, "batch heads queries dim"],
     key: Float[Tensor, "batch kv_heads keys dim"],
     value: Float[Tensor, "batch kv_heads keys value_dim"],
-    scale: float,
+    rule: Rule | float,
     kernel: str = "sdpa",
 ) -> Float[Tensor, "batch heads queries value_dim"]:
-    """Causal attention of the last rows of a prompt over all of it, by SDPA or by flash-attn."""
+    """Causal attention of the last rows of a prompt over all of it: by SDPA or flash-attn where the rule is plain."""
+    rule = Rule.of(rule, query.shape[-1])
+    if not rule.plain:
+        return _blocked(query, key, value, query.new_zeros(0, query.shape[2]), rule, None, None)[0]
+    scale = rule.scale
     if kernel == "flash_attention_2":
         from flash_attn import flash_attn_func  # an optional extra; its causal mask is bottom-right, as ours
 
@@ -185,7 +231,7 @@ def windowed_attention(
     query: Float[Tensor, "batch heads queries dim"],
     key: Float[Tensor, "batch kv_heads keys dim"],
     value: Float[Tensor, "batch kv_heads keys value_dim"],
-    scale: float,
+    rule: Rule | float,
     window: int,
     positions: Int[Tensor, "batch keys"],
     rows: int = 512,
@@ -198,7 +244,7 @@ def windowed_attention(
         first = int((positions <= own[:, :1] - window).sum(1).min())
         seen = slice(first, before + end)
         mask = visible_slots(positions[:, None, seen], own, window)
-        output.append(slot_attention(query[:, :, start:end], key[:, :, seen], value[:, :, seen], scale, mask))
+        output.append(slot_attention(query[:, :, start:end], key[:, :, seen], value[:, :, seen], rule, mask))
     return torch.cat(output, 2)
 
 
@@ -208,40 +254,49 @@ def visible_slots(
     """Which slots each query row sees, by position: none of its future, none outside the window, no empty slot (-1)."""
     slots, rows = slots[:, :, None, :], rows[:, None, :, None]
     seen = (slots >= 0) & (slots <= rows)
-    return seen if window is None else seen & (slots > rows - window)
+    if window is None:
+        return seen
+    return seen & (slots >= rows - rows % window if isinstance(window, Chunked) else slots > rows - window)
 
 
 def slot_attention(
     query: Float[Tensor, "batch heads queries dim"],
     key: Float[Tensor, "batch kv_heads slots dim"],
     value: Float[Tensor, "batch kv_heads slots value_dim"],
-    scale: float,
+    rule: Rule | float,
     visible: Bool[Tensor, "batch masks queries slots"] | None,
 ) -> Float[Tensor, "batch heads queries value_dim"]:
     """Attention over cache slots in any order; the query heads of a group are folded into rows of their KV head."""
     batch, heads, queries, dim = query.shape
-    kv_heads = key.shape[1]
+    kv_heads, rule = key.shape[1], Rule.of(rule, dim)
+    if not rule.plain:
+        size = max(1, _BLOCK_ELEMENTS.get(query.device.type, 2**24) // (batch * heads * key.shape[2]))
+        parts = [slice(start, start + size) for start in range(0, queries, size)]
+        masks = [None if visible is None else visible[:, :, part] for part in parts]
+        pairs = zip(parts, masks, strict=True)
+        return torch.cat([slot_weights(query[:, :, part], key, value, rule, mask)[0] for part, mask in pairs], 2)
     folded = query.reshape(batch, kv_heads, -1, dim)
     if visible is not None:
         shape = (batch, kv_heads, heads // kv_heads, queries, key.shape[2])
         visible = visible[:, :, None].expand(shape).reshape(batch, kv_heads, -1, key.shape[2])
-    output = F.scaled_dot_product_attention(folded, key, value, attn_mask=visible, scale=scale)
+    output = F.scaled_dot_product_attention(folded, key, value, attn_mask=visible, scale=rule.scale)
     return output.reshape(batch, heads, queries, value.shape[-1])
 
 
 def slot_weights(
-    query: Float[Tensor, "batch heads 1 dim"],
+    query: Float[Tensor, "batch heads rows dim"],
     key: Float[Tensor, "batch kv_heads slots dim"],
     value: Float[Tensor, "batch kv_heads slots value_dim"],
-    scale: float,
-    visible: Bool[Tensor, "batch kv_heads slots"] | None,
-) -> tuple[Float[Tensor, "batch heads 1 value_dim"], Float[Tensor, "batch heads slots"]]:
-    """Attention of one new row over cache slots in any order, and its weights (float32 or better)."""
-    batch, heads, _, dim = query.shape
-    logits = query.reshape(batch, key.shape[1], -1, dim) * scale @ key.mT
-    logits = logits.to(torch.promote_types(query.dtype, torch.float32))
+    rule: Rule,
+    visible: Bool[Tensor, "batch masks rows slots"] | None,
+) -> tuple[Float[Tensor, "batch heads rows value_dim"], Float[Tensor, "batch heads rows slots"]]:
+    """Attention of a few new rows over cache slots in any order, and its weights (float32 or better)."""
+    (batch, heads, rows, dim), (kv_heads, slots) = query.shape, key.shape[1:3]
+    logits = query.reshape(batch, kv_heads, -1, dim) * rule.scale @ key.mT
+    logits = logits.to(torch.promote_types(query.dtype, torch.float32)).view(batch, kv_heads, -1, rows, slots)
+    logits = rule.capped(logits)
     if visible is not None:
         logits = logits.masked_fill(~visible[:, :, None], float("-inf"))
-    weights = logits.softmax(-1)
+    weights = rule.softmax(logits).view(batch, kv_heads, -1, slots)
     output = weights.to(value.dtype) @ value
-    return output.reshape(batch, heads, 1, -1), weights.reshape(batch, heads, -1)
+    return output.reshape(batch, heads, rows, -1), weights.reshape(batch, heads, rows, slots)

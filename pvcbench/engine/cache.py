@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DummyLayer, LinearAttentionLayer
 
-from pvcbench.engine.attention import slot_attention, visible_slots
+from pvcbench.engine.attention import Rule, slot_attention, visible_slots
+from pvcbench.engine.latent import attend_to_latents, is_latent
 from pvcbench.engine.layout import Layout
 from pvcbench.engine.rotary import rotate
 from pvcbench.engine.states import State
@@ -30,7 +31,7 @@ class PassThrough(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states, value_states, *args, **kwargs):
-        self.cache.updated = self.number
+        self.cache.updated = self.number, (key_states, value_states)
         return key_states, value_states
 
     def get_seq_length(self):
@@ -58,7 +59,7 @@ class AttendingCache(Cache):
         super().__init__(layers=[self._layer(layout, place) for place in range(layout.layers)])
         self.layout, self.seen = layout, 0
         self.reach = 0  # tokens of the whole sequence, by which some models choose their rotary tables
-        self.updated: int | None = None  # the layer that handed in entries and has not attended yet
+        self.updated: tuple | None = None  # the layer that handed in entries and has not attended yet, and these
 
     def _layer(self, layout, place):
         number, states = layout.numbers.get(place), layout.states.get(place)
@@ -78,14 +79,19 @@ class AttendingCache(Cache):
         """The positions of tokens about to be fed."""
         return torch.arange(self.seen, self.seen + ids.shape[1], device=ids.device).expand(len(ids), -1)
 
-    def next(self) -> int:
-        """The engine's number of the layer that attends now: the one whose entries came last."""
-        number, self.updated = self.updated, None
-        if number is None:
-            raise UserError("a layer of this model attends more often than it hands new entries to the cache")
-        return number
+    def run(self, module, query, key, value, rule: Rule, window: int | None):
+        """Attention of the layer that has just handed in entries: keys and values, or the latents of these."""
+        updated, self.updated = self.updated, None
+        if updated is None:
+            raise UserError(
+                "this model cannot be measured: a layer of it attends more often than it hands new entries to the cache"
+            )
+        number, stored = updated
+        if is_latent(module, stored):
+            return attend_to_latents(module, query, stored, lambda *parts: self.attend(number, *parts, rule, window))
+        return self.attend(number, query, key, value, rule, window)
 
-    def attend(self, layer: int, query, key, value, scale: float, window: int | None):
+    def attend(self, layer: int, query, key, value, rule: Rule, window: int | None):
         """Stores the new keys and values of a layer and returns the attention output of the new queries."""
         raise TypeError(f"{type(self).__name__} does not attend")
 
@@ -149,10 +155,10 @@ class Entries:
         rows = torch.arange(first, first + count, device=self.keys.device)
         return visible_slots(self.positions[:, :, :slots], rows.expand(len(self.keys), -1), self.window)
 
-    def attend(self, query, scale: float, first: int):
+    def attend(self, query, rule: Rule, first: int):
         """Attention of new queries at positions first, first + 1, ... over all entries, their own included."""
         keys, values = self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
-        return slot_attention(query, keys, values, scale, self.visible(first, query.shape[2], self.filled))
+        return slot_attention(query, keys, values, rule, self.visible(first, query.shape[2], self.filled))
 
     def drop(self, slots: Int[Tensor, "batch kv_heads dropped"]) -> None:
         """Frees slots: from the highest down, each is overwritten by the last filled one."""

@@ -21,8 +21,9 @@ def check(engine: Engine, rotates: bool = False, queries: bool = False) -> None:
     every layer's queries before rotary embedding can be told.
     """
     ids, theirs = unmodified(engine)
+    chunks = {None, None if engine.layout.states else engine.chunk and min(engine.chunk, TOKENS // 3)}
     try:
-        ours = [through_engine(engine, ids, chunk) for chunk in {None, engine.chunk and min(engine.chunk, TOKENS // 3)}]
+        ours = [through_engine(engine, ids, chunk) for chunk in chunks]
     except UserError:
         raise
     except Exception as error:
@@ -30,6 +31,8 @@ def check(engine: Engine, rotates: bool = False, queries: bool = False) -> None:
     off = max((one - theirs).abs().max().item() for one in ours) / (theirs.max() - theirs.min()).item()
     if not off <= TOLERANCE[theirs.dtype]:
         raise UserError(f"this model cannot be measured: the engine's logits differ by {off:.1e} of their range")
+    if engine.layout.states:
+        engine.continues = continues(engine, ids, theirs)
     if rotates:
         check_rotation(engine)
     if queries:
@@ -78,6 +81,19 @@ def through_engine(engine: Engine, ids, chunk: int | None):
     decoder = Decoder(engine.call, groups)
     steps = [decoder.step(ids[:, number : number + 1]) for number in range(TOKENS, TOKENS + STEPS)]
     return torch.cat([prefill.logits, *steps])
+
+
+def continues(engine: Engine, ids, theirs) -> bool:
+    """Whether the prompt in two pieces and the steps at once give the same logits; else tokens go in one by one."""
+    asked, engine.chunk, engine.continues = engine.chunk, TOKENS // 2, True
+    try:
+        prefill = engine.prefill(ids[:, :TOKENS])
+    finally:
+        engine.chunk = asked
+    groups = engine.fork(prefill, [Cell("check", Method(), None, everything=True)], STEPS)
+    ours = torch.cat([prefill.logits, Decoder(engine.call, groups).step(ids[:, TOKENS:])])
+    off = (ours - theirs[[0, -1]]).abs().max().item() / (theirs.max() - theirs.min()).item()
+    return off <= TOLERANCE[theirs.dtype]
 
 
 def check_rotation(engine: Engine) -> None:

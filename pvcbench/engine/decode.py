@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pvcbench.engine import answers
-from pvcbench.engine.attention import attention_mass
+from pvcbench.engine.attention import Rule, attention_mass
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.evict import Group
 from pvcbench.engine.states import State
@@ -37,10 +37,10 @@ class DecodeCache(AttendingCache):
             for group, part in zip(self.groups, self.parts, strict=True):
                 group.states[layer] = whole.map(lambda old, part=part: old[part])
 
-    def attend(self, layer, query, key, value, scale, window):
+    def attend(self, layer, query, key, value, rule, window):
         output = None
         for group, part in zip(self.groups, self.parts, strict=True):
-            mine = self.advance(group, layer, query[part], key[part], value[part], scale)
+            mine = self.advance(group, layer, query[part], key[part], value[part], rule)
             if len(self.groups) == 1:
                 output = mine
             else:
@@ -48,7 +48,7 @@ class DecodeCache(AttendingCache):
                 output[part] = mine
         return output
 
-    def advance(self, group: Group, layer: int, query, key, value, scale: float) -> Tensor:
+    def advance(self, group: Group, layer: int, query, key, value, rule: Rule) -> Tensor:
         """One layer of one group: stores the new entries, attends, and under hold evicts."""
         entries = group.layers[layer]
         before = entries.filled
@@ -56,12 +56,12 @@ class DecodeCache(AttendingCache):
             self.first_layer[id(group)] = before + key.shape[2]
         entries.place_sinks(self.seen - before)
         entries.append(key, value, self.seen)
-        output = entries.attend(query, scale, self.seen)
+        output = entries.attend(query, rule, self.seen)
         if group.hold and layer in group.prefill.shape.evicted:
-            self._evict(group, layer, query, scale, before)
+            self._evict(group, layer, query, rule, before)
         return output
 
-    def _evict(self, group, layer, query, scale, before):
+    def _evict(self, group, layer, query, rule, before):
         """After the step: running totals row by row, then one decision for the whole chunk."""
         entries, prefill = group.layers[layer], group.prefill
         method, budget = group.cells[0].method, group.cells[0].within(entries.limit, entries.slides)
@@ -88,7 +88,7 @@ class DecodeCache(AttendingCache):
             if method.watches_decoding:
                 now, ones = query[:, :, row : row + 1], torch.ones(1, dtype=torch.float64)
                 visible = entries.visible(seen - 1, 1, filled)
-                mass = attention_mass(now, view.keys, ones, scale=scale, visible=visible, backend=self.backend)
+                mass = attention_mass(now, view.keys, ones, scale=rule, visible=visible, backend=self.backend)
                 view = replace(view, mass=mass)
                 totals = answers.totals(method, view, prefill.observer.strict)
                 if totals is not None:

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from pvcbench.engine.attention import Rule
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.decode import DecodeCache, Decoder
 from pvcbench.engine.evict import Cell, Group, fork
@@ -36,16 +37,17 @@ NAME = "pvcbench"
 RUNNING: ContextVar[AttendingCache | None] = ContextVar("RUNNING", default=None)  # some models pass no arguments on
 
 
-def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+def attention(module, query, key, value, attention_mask, scaling=None, softcap=None, s_aux=None, **kwargs):
     """The attention function transformers calls: the cache stores, attends and observes."""
-    for unsupported in ("softcap", "s_aux", "sinks", "position_bias"):
-        if kwargs.get(unsupported) is not None:
-            raise UserError(f"the engine cannot run models with {unsupported} in their attention")
+    adds = {"sinks": "a sink of its own for every token", "position_bias": "a bias by position"}
+    for name, what in adds.items():
+        if kwargs.get(name) is not None:
+            raise UserError(f"this model cannot be measured: its attention has {what}, which the engine does not add")
     cache = RUNNING.get()
     if cache is None:
         raise RuntimeError("this model is in the engine's hands: call it through Engine")
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = cache.attend(cache.next(), query, key, value, scale, kwargs.get("sliding_window"))
+    rule = Rule(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
+    output = cache.run(module, query, key, value, rule, kwargs.get("sliding_window"))
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -84,6 +86,7 @@ class Engine:
         self.active: PrefillCache | StreamCache | VariantCache | None = None
         self.plain_costs: dict[tuple[int, int], float] = {}
         self.strict = False  # whether methods are on trial: asked twice, and held to every rule at any cost
+        self.continues = True  # whether several tokens at once can follow others; not so for some recurrent layers
         self.running = 0  # the place of the decoder layer that runs
         layers = decoder_layers(model, self.layout.layers)
         self.hooks = [
@@ -159,6 +162,18 @@ class Engine:
         cache.seen += ids.shape[1]
         return output.logits[:, -1] if keep is None else output.logits
 
+    def require_prunable(self, pruner: Method) -> None:
+        """Raises UserError where tokens cannot be dropped between this model's layers."""
+        if self.layout.states:
+            why = "layers with a recurrent state need all of them"
+        elif getattr(self.config, "attn_temperature_tuning", False):
+            why = "this model counts the positions of its queries by itself"
+        else:
+            return
+        raise UserError(
+            f"{type(pruner).__name__} drops tokens between layers, and {why}: choose a method that drops entries only"
+        )
+
     @torch.inference_mode()
     def prefill(
         self,
@@ -177,19 +192,21 @@ class Engine:
         the queries of the last `capture` rows are kept (`Prefill.rows`). `reach` is the number of tokens of the whole
         sequence where it is known to be longer: some models choose their rotary tables by it.
         """
-        if pruner is not None and self.layout.states:
-            raise UserError(
-                f"{type(pruner).__name__} drops tokens between layers, and layers with a recurrent state need all of "
-                "them: choose a method that drops entries only"
-            )
+        if pruner is not None:
+            self.require_prunable(pruner)
         shape = self.shape(ids.shape[1]) if shape is None else shape
         draws = torch.zeros(len(ids), dtype=torch.int64) if draws is None else draws
         watchers = [pruner] if pruner is not None else list(dict.fromkeys(methods))
         observer = Observer(watchers, shape, draws.to(ids.device), self.backend, self.plain_costs, self.strict)
         windows = [None if window is None or window >= ids.shape[1] else window for window in self.windows]
         cache = PrefillCache(self.layout, observer, windows, self.kernel, pruner, capture)
-        size = ids.shape[1] if pruner is not None or self.chunk is None else self.chunk
-        size = size if watch is None else min(size, tokens_per_call(self.config.vocab_size, len(ids)))
+        whole = pruner is not None or self.chunk is None or not self.continues
+        size = ids.shape[1] if whole else self.chunk
+        size = (
+            size
+            if watch is None or not self.continues
+            else min(size, tokens_per_call(self.config.vocab_size, len(ids)))
+        )
         cache.reach = max(reach, ids.shape[1])
         started, self.active = clock(ids), cache
         try:
@@ -210,7 +227,8 @@ class Engine:
         self, groups: Sequence[Group], fed: Int[Tensor, "batch tokens"], wanted: Int[Tensor, "batch tokens"]
     ) -> Scored:
         """How likely each wanted token is after the fed one, through every cell's cache; [cell by cell, sample]."""
-        return score_groups(self.call, groups, fed, wanted, self.config.vocab_size, self.backend)
+        most = None if self.continues else 1
+        return score_groups(self.call, groups, fed, wanted, self.config.vocab_size, self.backend, most)
 
     @torch.inference_mode()
     def stream(
@@ -226,6 +244,7 @@ class Engine:
         Also returns the cell's cache at the end. Without `scan` the tokens run through the decoding path one step
         after the other: the same numbers, slowly.
         """
+        scan, every = scan and self.continues, every if self.continues else 1
         whole, parts, wanted = self.shape(ids.shape[1]), [], ids[:, 1:]
         first = ids.shape[1] if cell.everything else min(ids.shape[1], self.least(cell, whole))
         if first < 1:

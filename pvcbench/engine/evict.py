@@ -77,7 +77,8 @@ class Group:
         kv_bytes = state_bytes = 0.0
         for layer, length in zip(self.layers, lengths, strict=True):
             heads = layer.keys.shape[1]
-            kv_bytes += length * heads * (_width(layer.keys) + _width(layer.values))
+            values = 0 if self.prefill.layout.latent else _width(layer.values)  # a latent counts once
+            kv_bytes += length * heads * (_width(layer.keys) + values)
             state_bytes += 0 if layer.totals is None else length * heads * _width(layer.totals)
             state_bytes += 0 if layer.sinks is None else heads * layer.sinks.shape[2] * _width(layer.sinks)
         carried = sum(state.row_bytes for state in self.states.values())

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from torch import nn
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-ATTENDS = {"full_attention", "sliding_attention", "hybrid", "hybrid_sliding"}
+from pvcbench.engine.attention import Chunked
+
+ATTENDS = {"full_attention", "sliding_attention", "chunked_attention", "hybrid", "hybrid_sliding"}
 CARRIES = {"linear_attention", "conv", "hybrid", "hybrid_sliding"}
 NEITHER = {"dummy"}
 
@@ -18,6 +20,7 @@ class Layout:
     windows: list[int | None]  # by that number; None where a layer attends to everything
     states: dict[int, int]  # how many states each decoder layer carries, where it carries any
     layers: int  # of the decoder
+    latent: bool = False  # whether entries are latents, which lie in the keys and once more, in part, in the values
 
     @classmethod
     def of(cls, config) -> "Layout":
@@ -26,7 +29,12 @@ class Layout:
         holding = [layer for layer, kind in enumerate(kinds) if kind in ATTENDS]
         states = {layer: options[layer]["number_of_states"] for layer, kind in enumerate(kinds) if kind in CARRIES}
         windows = [options[layer].get("sliding_window") for layer in holding]
-        return cls({layer: number for number, layer in enumerate(holding)}, windows, states, len(kinds))
+        windows = [
+            Chunked(width) if kinds[layer] == "chunked_attention" else width
+            for layer, width in zip(holding, windows, strict=True)
+        ]
+        numbers = {layer: number for number, layer in enumerate(holding)}
+        return cls(numbers, windows, states, len(kinds), bool(getattr(config, "kv_lora_rank", None)))
 
     @property
     def places(self) -> list[int]:

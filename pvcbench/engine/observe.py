@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pvcbench.engine import answers
-from pvcbench.engine.attention import observed_attention
+from pvcbench.engine.attention import Rule, observed_attention
 from pvcbench.policy import Method, Observation, Shape
 
 
@@ -65,7 +65,7 @@ class Observer:
             target[rows - len(mine) :] = mine
         return chunk, users
 
-    def attend(self, layer: int, query, key, value, scale: float, later: int, plain: Callable, window=None):
+    def attend(self, layer: int, query, key, value, rule: Rule, later: int, plain: Callable, window=None):
         """Attention output of these rows; the mass of the weighed ones is taken from the same weights.
 
         `plain(query, keys)` attends in the ordinary way to the first keys and, with `lse=True`, gives each row's LSE
@@ -77,15 +77,15 @@ class Observer:
         first = int(touched[0]) if len(touched) else rows
         if first == rows:
             return plain(query, keys)
-        if self.backend == "triton" and window is None and query.dtype != torch.float64:
-            return self._attend_whole(layer, query, key, weights, first, scale, plain)
+        if self.backend == "triton" and rule.plain and window is None and query.dtype != torch.float64:
+            return self._attend_whole(layer, query, key, weights, first, rule.scale, plain)
         started = clock(query)
         output, mass = observed_attention(
             query[:, :, first:],
             key,
             value,
             weights[:, first:].to(query.device),
-            scale=scale,
+            scale=rule,
             window=window,
             backend=self.backend,
         )

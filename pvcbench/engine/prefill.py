@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from pvcbench.engine.attention import prompt_attention, windowed_attention
+from pvcbench.engine.attention import Rule, prompt_attention, windowed_attention
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.layout import Layout
 from pvcbench.engine.observe import Observer
@@ -41,7 +41,7 @@ class Prefill:
     pruner: Method | None
     seconds: float
     queries: list[Float[Tensor, "batch heads rows dim"]]  # of the last rows, where they were asked for
-    scales: list[float]
+    rules: list[Rule]
     reach: int  # tokens of the whole sequence, which chose the rotary tables
     layout: Layout
     states: dict[int, State]  # of the decoder's layers that carry one
@@ -52,7 +52,7 @@ class Prefill:
         """The last query rows of a layer, captured while it ran."""
         stored, window = self.layers[layer], self.windows[layer]
         parts = self.queries[layer], stored.keys, stored.values, stored.positions
-        return Rows(layer, *parts, self.scales[layer], window)
+        return Rows(layer, *parts, self.rules[layer], window)
 
     def carried(self, cells: int) -> dict[int, State]:
         """A copy of the states for each of some cells, cell after cell."""
@@ -76,7 +76,8 @@ class Prefill:
     @property
     def nbytes(self) -> int:
         """Bytes of the whole prompt in the cache: its entries, and the states that every cell takes along."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers) + self.carried_bytes
+        values = 0 if self.layout.latent else 1  # a latent counts once
+        return sum(layer.keys.nbytes + values * layer.values.nbytes for layer in self.layers) + self.carried_bytes
 
     @property
     def carried_bytes(self) -> int:
@@ -112,7 +113,7 @@ class PrefillCache(AttendingCache):
         self.plain: Tensor | None = None  # the same of the layer and chunk under way
         self.forms: dict[int, Callable] = {}  # how each of these layers rotates
         self.probing = False
-        self.scales: list[float] = []
+        self.rules: list[Rule] = []
         self.observer, self.windows, self.kernel, self.pruner = observer, windows, kernel, pruner
         self.stored: list[PromptLayer] = []
         self.rotary: list[list[tuple[Tensor, Tensor]]] = [[] for _ in windows]
@@ -121,7 +122,7 @@ class PrefillCache(AttendingCache):
 
     def before_layer(self, layer: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """A decoder layer's inputs, at the positions that survive: hidden states, rotary tables, position ids."""
-        if kwargs.get("position_embeddings") is not None:
+        if isinstance(kwargs.get("position_embeddings"), tuple):  # cos and sin; complex numbers come in one tensor
             self.rotary[layer].append(kwargs["position_embeddings"])
         if self.alive is None:
             return args, kwargs
@@ -129,8 +130,10 @@ class PrefillCache(AttendingCache):
         if self.chosen is not None:
             hidden = _take(hidden, self.chosen)
             self.chosen = None
-        if kwargs.get("position_embeddings") is not None:
-            kwargs["position_embeddings"] = tuple(_take(part, self.alive) for part in kwargs["position_embeddings"])
+        table = kwargs.get("position_embeddings")
+        if table is not None:
+            taken = tuple(_take(part, self.alive) for part in (table if isinstance(table, tuple) else (table,)))
+            kwargs["position_embeddings"] = taken if isinstance(table, tuple) else taken[0]
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = _take(kwargs["position_ids"][..., None], self.alive)[..., 0]
         return (hidden, *args[1:]), kwargs
@@ -155,7 +158,7 @@ class PrefillCache(AttendingCache):
             if carried is not None:
                 carried.put(self.layers[place])
 
-    def attend(self, layer, query, key, value, scale, window):
+    def attend(self, layer, query, key, value, rule, window):
         if self.probing:
             self.plain = query
             return query.new_zeros(*query.shape[:3], value.shape[-1])
@@ -171,24 +174,24 @@ class PrefillCache(AttendingCache):
             keys, values = torch.cat((old.keys, key), 2), torch.cat((old.values, value), 2)
             self.stored[layer] = PromptLayer(keys, values, torch.cat((old.positions, positions), 1))
         stored, window = self.stored[layer], self.windows[layer]
-        self._keep(layer, query, scale)
+        self._keep(layer, query, rule)
         self._unrotate(layer, query)
 
         def plain(rows, keys, lse=False):
             parts = rows, stored.keys[:, :, :keys], stored.values[:, :, :keys]
             if window is not None:
-                return windowed_attention(*parts, scale, window, stored.positions[:, :keys])
+                return windowed_attention(*parts, rule, window, stored.positions[:, :keys])
             if lse:
                 from pvcbench.engine.flash import attention_with_lse
 
-                return attention_with_lse(*parts, scale, self.kernel)
-            return prompt_attention(*parts, scale, self.kernel)
+                return attention_with_lse(*parts, rule.scale, self.kernel)
+            return prompt_attention(*parts, rule, self.kernel)
 
         if layer not in self.observer.shape.evicted:
             return plain(query, stored.keys.shape[2])
         later = later if self.pruner is None else 0
         sliding = None if window is None else (window, stored.positions)
-        output = self.observer.attend(layer, query, stored.keys, stored.values, scale, later, plain, sliding)
+        output = self.observer.attend(layer, query, stored.keys, stored.values, rule, later, plain, sliding)
         if later == 0:
             entries = self.stored[0].keys.shape[2]
             seen = self.observer.observation(layer, stored.keys, stored.values, stored.positions, entries)
@@ -221,11 +224,11 @@ class PrefillCache(AttendingCache):
         columns = [torch.cat(column, 1) for column in zip(*self.rotary[layer], strict=True)]
         return tuple(column.to(self.stored[layer].keys.device) for column in columns) or None
 
-    def _keep(self, layer, query, scale) -> None:
+    def _keep(self, layer, query, rule) -> None:
         """Remembers the queries of the prompt's last rows."""
         if self.capture and len(self.queries) <= layer:
             self.queries.append(query[:, :, -self.capture :].clone())
-            self.scales.append(scale)
+            self.rules.append(rule)
         elif self.capture:
             self.queries[layer] = torch.cat((self.queries[layer], query), 2)[:, :, -self.capture :].clone()
 
@@ -239,7 +242,7 @@ class PrefillCache(AttendingCache):
                 known[name] = self.tables(layer)
             tables.append(known[name])
         shape = self.observer.shape
-        seen = self.observer, self.pruner, seconds, self.queries, self.scales, self.reach, self.layout, self.states
+        seen = self.observer, self.pruner, seconds, self.queries, self.rules, self.reach, self.layout, self.states
         return Prefill(shape, self.windows, self.stored, logits, tables, *seen)
 
 

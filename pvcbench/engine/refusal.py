@@ -42,6 +42,8 @@ def _of_config(config) -> str | None:
     if kinds:
         known = next((KINDS[kind] for kind in kinds if kind in KINDS), "the engine does not know them")
         return f"it has layers of kind {', '.join(kinds)}: {known}"
+    if "reuse" in (getattr(config, "kv_sharing_modes", None) or ()):
+        return "some of its layers read the keys and values of others, which the engine does not follow yet"
     layout = Layout.of(config)
     return None if layout.numbers else "none of its layers holds keys and values, so there is no KV cache to evict"
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pvcbench.engine.attention import attention_blocks
+from pvcbench.engine.attention import Rule, attention_blocks
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Rows:
     keys: Float[Tensor, "batch kv_heads entries dim"]
     values: Float[Tensor, "batch kv_heads entries value_dim"]
     positions: Int[Tensor, "batch entries"]
-    scale: float
+    rule: Rule
     window: int | None
 
     def blocks(self) -> Iterator[tuple[int, int, Float[Tensor, "batch heads rows seen"]]]:
         """Attention weights of some rows at a time; memory linear in the entries (see `attention_blocks`)."""
         window = None if self.window is None else (self.window, self.positions)
-        yield from attention_blocks(self.query, self.keys, scale=self.scale, window=window)
+        yield from attention_blocks(self.query, self.keys, scale=self.rule, window=window)
 
     def part(self, first: int, last: int) -> "Rows":
         """The rows first..last-1 of these, with the entries that the last of them sees."""

@@ -49,16 +49,17 @@ def score_groups(
     wanted: Int[Tensor, "batch tokens"],
     vocabulary: int,
     backend: str,
+    most: int | None = None,
 ) -> Scored:
     """Feeds tokens through each group's cache and scores the one wanted after each; rows in order of cells.
 
-    Under hold they are fed one by one, since a chunk would put off eviction to its end.
+    Under hold they are fed one by one, since a chunk would put off eviction to its end; else at most `most` at once.
     """
     found = []
     for group in groups:
         decoder = Decoder(call, [group], backend)
         rows, ids = decoder.spread([fed]), decoder.spread([wanted])
-        size = 1 if group.hold else tokens_per_call(vocabulary, len(rows))
+        size = 1 if group.hold else most or tokens_per_call(vocabulary, len(rows))
         parts = zip(rows.split(size, 1), ids.split(size, 1), strict=True)
         found.append(Scored.cat([Scored.of(call(part, decoder.cache, keep=part.shape[1]), own) for part, own in parts]))
     return Scored.cat(found, 0)

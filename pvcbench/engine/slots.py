@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pvcbench.engine.attention import slot_attention, slot_weights, visible_slots
+from pvcbench.engine.attention import Rule, slot_attention, slot_weights, visible_slots
 from pvcbench.engine.cache import Entries
 from pvcbench.engine.kernels import slot_decode
 from pvcbench.engine.rotary import angles, turn
@@ -50,18 +50,19 @@ class Slots:
         if entries.totals is not None:  # the slot may hold the totals of its last tenant
             entries.totals.scatter_(2, slot[..., None].expand(*slot.shape, entries.totals.shape[-1]), 0.0)
 
-    def attend(self, query, scale: float, place: Int[Tensor, "1"], weights: bool):
+    def attend(self, query, rule: Rule, place: Int[Tensor, "1"], weights: bool):
         """Attention of the new row over all entries, its own included, and its weights where they are wanted."""
         entries = self.entries
-        parts = query, entries.keys[:, :, : self.used], entries.values[:, :, : self.used], scale
-        if self.kernel:
-            return slot_decode(*parts[:3], entries.lengths + 1, scale, weights)
+        parts = query, entries.keys[:, :, : self.used], entries.values[:, :, : self.used], rule
+        if self.kernel and rule.plain:
+            return slot_decode(*parts[:3], entries.lengths + 1, rule.scale, weights)
         visible = None
         if not self.whole or entries.window is not None:
             positions = entries.positions[:, :, : self.used]
             visible = visible_slots(positions, place.expand(len(query))[:, None], entries.window)
         if weights:
-            return slot_weights(*parts, None if visible is None else visible[:, :, 0])
+            output, rows = slot_weights(*parts, visible)
+            return output, rows[:, :, 0]
         return slot_attention(*parts, visible), None
 
     def state(self) -> list[Tensor]:

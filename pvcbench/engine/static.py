@@ -60,11 +60,11 @@ class StaticCache(DecodeCache):
     def places(self, ids):
         return self.place.expand(len(ids), 1)
 
-    def advance(self, group, layer, query, key, value, scale):
+    def advance(self, group, layer, query, key, value, rule):
         slots, method = self.slots[id(group)][layer], group.cells[0].method
         holds = group.hold and layer in group.prefill.shape.evicted
         slots.write(key, value, self.place, self.step)
-        output, weights = slots.attend(query, scale, self.place, holds and method.watches_decoding)
+        output, weights = slots.attend(query, rule, self.place, holds and method.watches_decoding)
         if holds:
             self._replace(group, layer, slots, weights)
         else:

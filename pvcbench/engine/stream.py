@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pvcbench.engine import answers
-from pvcbench.engine.attention import visible_slots, windowed_attention
+from pvcbench.engine.attention import Rule, visible_slots, windowed_attention
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.evict import Group
 from pvcbench.engine.rotary import turn
@@ -37,36 +37,36 @@ class StreamCache(AttendingCache):
     def before_layer(self, layer: int, args: tuple, kwargs: dict) -> None:
         """Takes the rotary tables of the new positions; the first ones are kept, as cache positions need them."""
         table = kwargs.get("position_embeddings")
-        if table is not None and self.tables[layer] is not None:
+        if isinstance(table, tuple) and self.tables[layer] is not None:
             first, *rest = self.tables[layer]
             table = tuple(part.to(first[0].device) for part in table)
             if not rest:
                 first = tuple(torch.cat((old, new), 1) for old, new in zip(first, table, strict=True))
             self.tables[layer] = [first, table]
 
-    def attend(self, layer, query, key, value, scale, window):
+    def attend(self, layer, query, key, value, rule, window):
         entries = self.group.layers[layer]
         if layer not in self.group.prefill.shape.evicted:
-            return self._slide(entries, query, key, value, scale, entries.window)
+            return self._slide(entries, query, key, value, rule, entries.window)
         size = max(BLOCK // self.every, 1) * self.every
         blocks = range(0, query.shape[2], size)
         parts = (slice(start, start + size) for start in blocks)
         return torch.cat(
             [
-                Block(self, layer, start, query[:, :, part], key[:, :, part], value[:, :, part], scale).run()
+                Block(self, layer, start, query[:, :, part], key[:, :, part], value[:, :, part], rule).run()
                 for start, part in zip(blocks, parts, strict=True)
             ],
             2,
         )
 
-    def _slide(self, entries, query, key, value, scale, window):
+    def _slide(self, entries, query, key, value, rule, window):
         """A sliding layer: its window is all it keeps, and all of it."""
         new = torch.arange(self.seen, self.seen + key.shape[2], device=key.device)
         keys, values = torch.cat((entries.keys, key), 2), torch.cat((entries.values, value), 2)
         positions = torch.cat((entries.positions, new.expand(*key.shape[:2], -1)), 2)
         first = max(0, keys.shape[2] - window + 1)
         store(entries, keys[:, :, first:], values[:, :, first:], positions[:, :, first:], None)
-        return windowed_attention(query, keys, values, scale, window, positions[:, 0])
+        return windowed_attention(query, keys, values, rule, window, positions[:, 0])
 
 
 def store(entries, keys, values, positions, totals) -> None:
@@ -82,8 +82,8 @@ class Block:
     Slots are the entries before the block, then the block's own; an empty or dropped slot has position -1.
     """
 
-    def __init__(self, cache: StreamCache, layer: int, start: int, query, key, value, scale: float):
-        self.cache, self.group, self.layer, self.scale = cache, cache.group, layer, scale
+    def __init__(self, cache: StreamCache, layer: int, start: int, query, key, value, rule: Rule):
+        self.cache, self.group, self.layer, self.rule = cache, cache.group, layer, rule
         self.entries, self.cell = cache.group.layers[layer], cache.group.cells[0]
         self.budget = self.cell.within(self.entries.limit, self.entries.slides)
         self.start, self.first, self.rows = start, cache.seen + start, query.shape[2]
@@ -124,16 +124,16 @@ class Block:
     def _logits(self, alive) -> Float[Tensor, "batch kv_heads groups rows slots"]:
         """Scaled products of all rows and slots, -inf where a row cannot see a slot even if nothing is dropped."""
         batch, kv_heads, slots, dim = self.keys.shape
-        grouped = self.query.reshape(batch, kv_heads, -1, dim) * self.scale
+        grouped = self.query.reshape(batch, kv_heads, -1, dim) * self.rule.scale
         logits = (grouped @ self.keys.mT).view(batch, kv_heads, -1, self.rows, slots)
         if self.entries.sinks is not None:  # the first slots: sinks are never dropped
             sinks = self.entries.sinks
-            turned = self._turned(alive).reshape(batch, kv_heads, -1, dim) * self.scale
+            turned = self._turned(alive).reshape(batch, kv_heads, -1, dim) * self.rule.scale
             logits[..., : sinks.shape[2]] = (turned @ sinks.mT).view(batch, kv_heads, -1, self.rows, sinks.shape[2])
         rows = torch.arange(self.first, self.first + self.rows, device=self.keys.device)
         real = torch.cat((self.positions[:, :, : self.before], rows.expand(batch, kv_heads, -1)), 2)
         seen = visible_slots(real, rows.expand(batch, -1), self.entries.window)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = self.rule.capped(logits.to(torch.promote_types(logits.dtype, torch.float32)))
         return logits.masked_fill_(~seen[:, :, None], float("-inf"))
 
     def _turned(self, alive):
@@ -149,7 +149,7 @@ class Block:
         gone = torch.zeros_like(logits[:, :, :1, 0])
         attention = torch.empty_like(logits)
         for row in range(self.rows):
-            now = torch.softmax(logits[:, :, :, row] + gone, -1)
+            now = self.rule.softmax(logits[:, :, :, row : row + 1] + gone[:, :, :, None])[:, :, :, 0]
             attention[:, :, :, row] = now
             for slots in self._step(row, alive, now.flatten(1, 2)):
                 gone.scatter_(-1, slots[:, :, None], float("-inf"))
@@ -162,7 +162,7 @@ class Block:
             for slots in self._step(row, alive, None):
                 last.scatter_(-1, slots, row)
         seen = torch.arange(self.rows, device=last.device)[:, None] <= last[:, :, None]
-        return torch.softmax(logits.masked_fill_(~seen[:, :, None], float("-inf")), -1)
+        return self.rule.softmax(logits.masked_fill_(~seen[:, :, None], float("-inf")))
 
     def _step(self, row: int, alive, attention):
         """Fills the row's slot; yields the slots that the method frees after it."""

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pvcbench.engine.attention import visible_slots
+from pvcbench.engine.attention import Rule, visible_slots
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.prefill import Prefill
 from pvcbench.engine.rows import Rows
@@ -63,7 +63,7 @@ class VariantCache(AttendingCache):
         hidden = args[0]
         return (torch.cat((hidden, hidden[:1].expand(joining, -1, -1))), *args[1:]), kwargs
 
-    def attend(self, layer, query, key, value, scale, window):
+    def attend(self, layer, query, key, value, rule, window):
         stored, count, window = self.prefill.layers[layer], len(query), self.prefill.windows[layer]
         keys, values = stored.keys[:, :, : self.entries], stored.values[:, :, : self.entries]
         new = torch.arange(self.entries, self.entries + key.shape[2], device=key.device)[None]
@@ -71,7 +71,7 @@ class VariantCache(AttendingCache):
         causal = visible_slots(positions[:, None], new, window)
         if self.capture:
             own = torch.cat((keys, key[:1]), 2), torch.cat((values, value[:1]), 2)
-            self.rows.append(Rows(layer, query[:1].clone(), *own, positions, scale, window))
+            self.rows.append(Rows(layer, query[:1].clone(), *own, positions, rule, window))
         output = []
         size = max(1, _BLOCK_ELEMENTS // (query[0, ..., 0].numel() * self.entries))
         for start in range(0, count, size):
@@ -79,7 +79,7 @@ class VariantCache(AttendingCache):
             hidden = self._hidden(layer, some, keys.shape[1])
             outside = None if window is None else ~causal[..., : self.entries]
             own = key[some], value[some], ~causal[..., self.entries :]
-            output.append(shared_attention(query[some], (keys[0], values[0]), own, scale, hidden, outside))
+            output.append(shared_attention(query[some], (keys[0], values[0]), own, rule, hidden, outside))
         return torch.cat(output)
 
     def _hidden(self, layer, rows, kv_heads):
@@ -97,7 +97,7 @@ def shared_attention(
     query: Float[Tensor, "rows heads tokens dim"],
     prompt: tuple[Float[Tensor, "kv_heads entries dim"], Float[Tensor, "kv_heads entries value_dim"]],
     own: tuple[Tensor, Tensor, Bool[Tensor, "1 1 tokens tokens"]],
-    scale: float,
+    rule: Rule | float,
     hidden: Bool[Tensor, "rows masks entries"] | None,
     outside: Bool[Tensor, "1 1 tokens entries"] | None,
 ) -> Float[Tensor, "rows heads tokens value_dim"]:
@@ -107,20 +107,22 @@ def shared_attention(
     """
     (keys, values), (own_keys, own_values, future) = prompt, own
     (rows, heads, tokens, dim), kv_heads = query.shape, len(keys)
-    wide = torch.promote_types(query.dtype, torch.float32)
-    grouped = (query * scale).reshape(rows, kv_heads, -1, dim)
+    wide, rule = torch.promote_types(query.dtype, torch.float32), Rule.of(rule, dim)
+    grouped = (query * rule.scale).reshape(rows, kv_heads, -1, dim)
     folded = grouped.transpose(0, 1).reshape(kv_heads, -1, dim)
     old = torch.stack([part @ one.mT for part, one in zip(folded, keys, strict=True)]).to(wide)
-    old = old.view(kv_heads, rows, heads // kv_heads, tokens, -1)
+    old = rule.capped(old.view(kv_heads, rows, heads // kv_heads, tokens, -1))
     if hidden is not None:
         old.masked_fill_(hidden.transpose(0, 1)[:, :, None, None], float("-inf"))
     if outside is not None:
         old.masked_fill_(outside[:, :, None], float("-inf"))
     new = (grouped @ own_keys.mT).to(wide).view(rows, kv_heads, heads // kv_heads, tokens, -1).transpose(0, 1)
-    new = new.masked_fill(future[:, :, None], float("-inf"))
+    new = rule.capped(new).masked_fill(future[:, :, None], float("-inf"))
     most = torch.maximum(old.amax(-1, keepdim=True), new.amax(-1, keepdim=True))  # finite: a token sees itself
     old, new = old.sub_(most).exp_(), new.sub_(most).exp_()
     total = old.sum(-1, keepdim=True) + new.sum(-1, keepdim=True)
+    if rule.sinks is not None:
+        total = total + (rule.sinks.to(most).view(kv_heads, 1, -1, 1, 1) - most).exp()
     weights = old.to(query.dtype).view(kv_heads, -1, old.shape[-1])
     output = torch.stack([part @ one for part, one in zip(weights, values, strict=True)]).view(*old.shape[:-1], -1)
     part = new.transpose(0, 1).to(query.dtype).reshape(rows, kv_heads, -1, tokens) @ own_values
