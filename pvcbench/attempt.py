@@ -123,6 +123,8 @@ class Attempt:
     def _prefill(self, methods, pruner, reads):
         """The prompt's prefill, with or without what a leaking reference may read after it."""
         reach = self.whole()
+        if not self.context.shape[1]:
+            raise ValueError("the prompt is empty: there is nothing to go on from")
         if reads is None:
             return self.engine.prefill(self.context, methods, pruner, self.draws, reach=reach)
         following = self.rest
@@ -146,10 +148,10 @@ class Attempt:
 
     def _parts(self, prefill, wanted: dict[Point, Cell]) -> Iterator[dict[Point, Cell] | None]:
         """The cells in parts that fit into memory beside what waits; None: decode what waits first."""
-        limit, full, part = 0.5 * self.engine.free_bytes(), prefill.nbytes, {}
+        limit, carried, part = 0.5 * self.engine.free_bytes(), prefill.carried_bytes, {}
         for point, cell in wanted.items():
             share = 1.0 if cell.budget is None else min(1.0, cell.budget / self.shape.tokens)
-            need = full * (share + self.room / self.shape.tokens)
+            need = carried + (prefill.nbytes - carried) * (share + self.room / self.shape.tokens)
             if self.bytes + need > limit and (part or self.waiting):
                 yield part
                 yield None
@@ -181,7 +183,7 @@ class Attempt:
         sizes = group.measure(number, row)
         kept = sum(sizes.entries[layer] for layer in shape.evicted) / len(shape.evicted)
         result |= {"budget_entries": cell.budget, "kept_entries": kept, "kept_fraction": kept / shape.tokens}
-        result |= {"kv_bytes": sizes.kv_bytes, "state_bytes": sizes.state_bytes}
+        result |= {"kv_bytes": sizes.kv_bytes, "state_bytes": sizes.state_bytes, "carried_bytes": sizes.carried_bytes}
         spans = {name: span for name, span in prompt.spans.items() if span[1] <= shape.tokens}
         result["spans_kept"] = {name: group.survival(number, row, *span) for name, span in spans.items()}
         result["prefill_s"] = group.prefill.cell_seconds(cell.method) / len(self.batch)
@@ -239,6 +241,7 @@ def base_row(task: Task, item: tuple, point: Point, protocol: Protocol, shape: S
     row |= {"kept_entries": None, "kept_fraction": None, "evicted_layers": list(shape.evicted), "kv_bytes": None}
     row |= {
         "state_bytes": None,
+        "carried_bytes": None,
         "spans_kept": {},
         **EMPTY,
         "answers": list(sample.answers),

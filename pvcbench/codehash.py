@@ -65,6 +65,7 @@ class Description:
         self.own = {_home(one).partition(".")[0] for one in ours} - {"pvcbench"}
         self.parts: list[str] = []
         self.seen: dict[object, object] = {}
+        self.around: list[int] = []  # the lists, sets and mappings that are being described, by their place in memory
         self.kind(kind)
 
     @property
@@ -167,7 +168,19 @@ class Description:
         if isinstance(value, Path):
             FILES.update([value.absolute()] if value.is_file() else [])
             return [value.name, hashlib.sha256(value.read_bytes()).hexdigest()] if value.is_file() else value.name
-        return self._collection(value, where)
+        return self._outer(value, where)
+
+    def _outer(self, value: object, where: str) -> object:
+        """What a value holds; raises UserError where that is, somewhere, the value itself."""
+        if not isinstance(value, list | tuple | set | frozenset | Mapping):
+            return self._collection(value, where)
+        if id(value) in self.around:
+            raise UserError(f"{where} holds a {type(value).__qualname__} that contains itself: hold one that does not")
+        self.around.append(id(value))
+        try:
+            return self._collection(value, where)
+        finally:
+            self.around.pop()
 
     def _collection(self, value: object, where: str) -> object:
         """What plain lists, sets and mappings hold, and bytes."""

@@ -63,6 +63,7 @@ class Pass:
     kv_bytes: int
     kv_bytes_end: int
     state_bytes: int
+    carried_bytes: int  # the part of `kv_bytes` that recurrent layers carry
 
 
 def speeds(batch: int, prompt: int, new: int, ttft_s: float, compress_s: float, decode_s: float) -> dict[str, float]:
@@ -181,6 +182,7 @@ class Turns:
             kv_bytes=sum(one.kv_bytes for one in sizes),
             kv_bytes_end=sum(group.measure(0, row).kv_bytes for row in range(batch)),
             state_bytes=sum(one.state_bytes for one in sizes),
+            carried_bytes=sum(one.carried_bytes for one in sizes),
         )
 
     def _row(self, point: Point, batches: dict, passes: dict, started: str) -> dict:
@@ -203,6 +205,7 @@ class Turns:
         row |= {"score": middle["decode_tokens_per_s"], "metrics": metrics, "repeats": lists}
         row |= {"kept_entries": middle["kept_entries"], "kept_fraction": middle["kept_entries"] / self.shape.tokens}
         row |= {"budget_entries": self.cells[point].budget, "kv_bytes": done[0].kv_bytes}
+        row |= {"carried_bytes": done[0].carried_bytes}
         row |= {"state_bytes": done[0].state_bytes, "prefill_s": middle["ttft_s"], "decode_s": middle["decode_s"]}
         return row | {"peak_bytes": None if None in peaks else max(peaks)}
 

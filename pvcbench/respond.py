@@ -31,7 +31,7 @@ RECORDS = {  # what rows say of the protocol of their requests
     "streaming": {"query_aware": None, "first_token_uncompressed": False, "decode": "hold", "every": 1},
     "generate": {},
 }
-SIZES = ("budget_entries", "kept_entries", "kept_fraction", "kv_bytes", "state_bytes", "prefill_s")
+SIZES = ("budget_entries", "kept_entries", "kept_fraction", "kv_bytes", "state_bytes", "carried_bytes", "prefill_s")
 
 
 @dataclass(frozen=True)

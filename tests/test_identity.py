@@ -216,6 +216,16 @@ def test_what_cannot_be_described_is_refused():
         identity.of_method(Stateful(threading.Lock()))
 
 
+def test_a_list_that_contains_itself_is_refused():
+    around = []
+    around.append({"again": around})
+    with pytest.raises(UserError, match="contains itself"):
+        identity.of_method(Stateful(around))
+    twice = [1]
+    one, other = (identity.of_method(Stateful(value)) for value in ([twice, twice], [[1], [1]]))
+    assert one == other  # a list beside itself holds no other
+
+
 def test_random_numbers_count_by_their_state():
     ids = [json.dumps(identity.of_method(Stateful(np.random.default_rng(seed)))) for seed in (0, 0, 1)]
     assert ids[0] == ids[1] != ids[2]

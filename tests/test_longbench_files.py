@@ -81,6 +81,7 @@ def test_sets_without_a_question_need_none(tmp_path, name):
         ("trec", {"all_classes": None}, "all_classes: missing, wanted"),
         ("trec", {"all_classes": []}, "all_classes: missing"),
         ("trec", {"all_classes": "City"}, 'all_classes: found "City", wanted a list of texts'),
+        ("qasper", {"dataset": "trec"}, 'dataset: found "trec", wanted qasper: a line of another set'),
         ("passage_retrieval_en", {"answers": ["5"]}, 'answers: found ["5"], wanted Paragraph and a number'),
     ],
 )

@@ -57,7 +57,7 @@ class AttendingCache(Cache):
 
     def __init__(self, layout: Layout):
         super().__init__(layers=[self._layer(layout, place) for place in range(layout.layers)])
-        self.layout, self.seen = layout, 0
+        self.layout, self.seen, self.first = layout, 0, 0  # `first` is the position that the model gives token 0
         self.reach = 0  # tokens of the whole sequence, by which some models choose their rotary tables
         self.updated: tuple | None = None  # the layer that handed in entries and has not attended yet, and these
 
@@ -77,7 +77,8 @@ class AttendingCache(Cache):
 
     def places(self, ids: Int[Tensor, "rows tokens"]) -> Int[Tensor, "rows tokens"]:
         """The positions of tokens about to be fed."""
-        return torch.arange(self.seen, self.seen + ids.shape[1], device=ids.device).expand(len(ids), -1)
+        start = self.first + self.seen
+        return torch.arange(start, start + ids.shape[1], device=ids.device).expand(len(ids), -1)
 
     def run(self, module, query, key, value, rule: Rule, window: int | None):
         """Attention of the layer that has just handed in entries: keys and values, or the latents of these."""

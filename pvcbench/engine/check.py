@@ -9,7 +9,7 @@ from pvcbench.engine.rotary import rotate
 from pvcbench.errors import NOT_FINITE, UserError
 from pvcbench.policy import Method
 
-TOKENS, STEPS, TRIES = 28, 4, 4
+TOKENS, STEPS, TRIES, SHIFT = 28, 4, 4, 9
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.1}  # of the logits' range
 
 
@@ -97,14 +97,14 @@ def continues(engine: Engine, ids, theirs) -> bool:
 
 
 def check_rotation(engine: Engine) -> None:
-    """One token repeated has the same hidden state everywhere, so its keys differ by rotation only."""
-    prefill = engine.prefill(torch.full((1, TOKENS), 5, device=engine.device))
-    for layer, table in zip(prefill.layers, prefill.rotary, strict=True):
+    """The same tokens at other positions have the same hidden states, so their keys differ by rotation only."""
+    ids = torch.randint(1, engine.config.vocab_size, (1, TOKENS), generator=torch.Generator().manual_seed(0))
+    here, there = (engine.prefill(ids.to(engine.device), first=first) for first in (0, SHIFT))
+    for layer, moved, table in zip(here.layers, there.layers, here.rotary, strict=True):
         if table is None:
             raise UserError("positions=cache needs rotary embeddings: set methods.<name>.positions=original")
         keys = layer.keys.double()
-        moved = rotate(keys[:, :, 3:12], 9, table) - keys[:, :, 12:21]
-        off = moved.abs().amax((0, 1, 3)).median() / keys.abs().max()
+        off = (rotate(keys, SHIFT, table) - moved.keys.double()).abs().amax((0, 1, 3)).median() / keys.abs().max()
         if not off <= min(10 * TOLERANCE[layer.keys.dtype], 0.1):  # of keys turned otherwise, or not at all: about 1
             raise UserError(
                 "positions=cache does not fit this model's rotary embeddings: set methods.<name>.positions=original"

@@ -185,12 +185,14 @@ class Engine:
         watch: Callable[[Float[Tensor, "batch tokens vocabulary"]], None] | None = None,
         capture: int = 0,
         reach: int = 0,
+        first: int = 0,
     ) -> Prefill:
         """Runs the prompt once, observing what the methods ask for; with a pruner, the prefill is its own.
 
         `shape` stands in for the prompt's own where more is to come; `watch` is shown the logits of all tokens;
         the queries of the last `capture` rows are kept (`Prefill.rows`). `reach` is the number of tokens of the whole
-        sequence where it is known to be longer: some models choose their rotary tables by it.
+        sequence where it is known to be longer: some models choose their rotary tables by it. `first` is the position
+        of the first token in the model's eyes, where a check asks for another than 0.
         """
         if pruner is not None:
             self.require_prunable(pruner)
@@ -207,7 +209,7 @@ class Engine:
             if watch is None or not self.continues
             else min(size, tokens_per_call(self.config.vocab_size, len(ids)))
         )
-        cache.reach = max(reach, ids.shape[1])
+        cache.reach, cache.first = max(reach, ids.shape[1]), first
         started, self.active = clock(ids), cache
         try:
             for part in ids.split(size, 1):

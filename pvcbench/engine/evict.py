@@ -11,6 +11,7 @@ from pvcbench.engine import answers
 from pvcbench.engine.cache import Entries
 from pvcbench.engine.prefill import Prefill
 from pvcbench.engine.states import State
+from pvcbench.errors import UserError
 from pvcbench.policy import Method, protect
 
 
@@ -82,7 +83,7 @@ class Group:
             state_bytes += 0 if layer.totals is None else length * heads * _width(layer.totals)
             state_bytes += 0 if layer.sinks is None else heads * layer.sinks.shape[2] * _width(layer.sinks)
         carried = sum(state.row_bytes for state in self.states.values())
-        return Sizes(lengths, round(kv_bytes), round(state_bytes), carried)
+        return Sizes(lengths, round(kv_bytes) + carried, round(state_bytes), carried)
 
     def survival(self, cell: int, sample: int, first: int, last: int) -> list[float | None]:
         """The share of the positions first..last-1 still in each layer, mean over KV heads; None where none evict."""
@@ -97,12 +98,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Entries per KV head in each layer, bytes of the filled entries, and of what the method keeps beside them."""
+    """Entries per KV head in each layer, bytes of the cache, and of what the method keeps beside it."""
 
     entries: list[float]
-    kv_bytes: int
+    kv_bytes: int  # of the filled entries and of what recurrent layers carry
     state_bytes: int
-    carried_bytes: int = 0  # of recurrent states, which no budget changes
+    carried_bytes: int  # the part of `kv_bytes` that recurrent layers carry, which no budget changes
 
 
 def _width(tensor):
@@ -134,6 +135,10 @@ def kept_indices(prefill: Prefill, cell: Cell) -> list[tuple[Tensor, Tensor, int
             answers.require_within(cell.method, "survivors", sum(left) / len(left), cell.budget, prefill.shape)
         return choices
     scores = prefill.observer.scores[cell.method]
+    heads = sorted({worth.shape[1] for worth in scores})
+    if len(heads) > 1:
+        told = " and ".join(map(str, heads))
+        raise UserError(f"this model cannot be measured: its layers that evict have {told} KV heads, not equally many")
     counts = answers.plan(cell.method, scores, cell.budget, prefill.shape, prefill.observer.strict)
     for layer, worth, planned in zip(prefill.shape.evicted, scores, counts, strict=True):
         stored, window = prefill.layers[layer], prefill.windows[layer]

@@ -221,6 +221,8 @@ def _checked(item: dict, chosen: Set, e: bool) -> tuple[dict, list[str]]:
     wrong = files.problems(Item, {key: item[key] for key in read if key in item})
     if wrong:
         return item, wrong
+    if item.get("dataset") not in (None, chosen.name, f"{chosen.name}_e"):
+        return item, [f"dataset: found {files.shown(item['dataset'])}, wanted {chosen.name}: a line of another set"]
     item = item | Item.model_validate({key: item[key] for key in read if key in item}).model_dump()
     if "{input}" in chosen.parts[1] and not item["input"].strip():
         wrong.append("input: missing or empty, wanted the question as text (`question` in copies of the hub)")

@@ -130,7 +130,10 @@ class Needle(Task):
         if self.needle == "sandwich":
             return [SANDWICH], SANDWICH_QUESTION, (SANDWICH_ANSWER,)
         unit = UNITS[self.value]
-        values = [self._value(text, rng) for _ in range(self.needles)]
+        values: list[str] = []
+        while len(values) < self.needles:  # no value twice: each key asks for one of its own
+            value = self._value(text, rng)
+            values += [value] if value not in values else []
         if self.needles == 1:
             sentence = f'The special {unit} mentioned in the text is "{values[0]}."'
             return [sentence], f"What is the special {unit} mentioned in the text?", (values[0],)
@@ -143,9 +146,9 @@ class Needle(Task):
     def _value(self, text, rng):
         """A value that the haystack does not hold."""
         known = text.lower()
-        if self.value == "word" and all(word in known for word in WORDS):
+        if self.value == "word" and sum(word not in known for word in WORDS) < self.needles:
             raise UserError(
-                f"task.haystack: {self.source!r} holds every word that could be hidden in it: "
+                f"task.haystack: {self.source!r} holds nearly every word that could be hidden in it: "
                 "set task.value=number or task.value=uuid, or lower task.lengths"
             )
         while True:
