@@ -12,7 +12,7 @@ import sys
 from typing import get_args
 
 from torch import nn
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 
 from pvcbench.engine.layout import Layout, decoder_layers, unknown_kinds
 
@@ -50,7 +50,7 @@ def _of_config(config) -> str | None:
 
 def _of_model(model: nn.Module, config) -> str | None:
     """What the classes of the model say."""
-    if not model._can_set_attn_implementation():
+    if not (model._can_set_attn_implementation() or _can_switch(model.get_decoder())):
         beside = vars(sys.modules[type(model).__module__])
         alibi = not hasattr(config, "alibi") and any("alibi" in name for name in beside)
         what = "attention with ALiBi" if alibi else "attention"
@@ -62,6 +62,11 @@ def _of_model(model: nn.Module, config) -> str | None:
     if decoder_layers(model, layout.layers) is None:
         return f"its decoder has no list of the {layout.layers} layers that its configuration names"
     return None
+
+
+def _can_switch(decoder: nn.Module) -> bool:
+    """Whether the attention of a decoder inside another model can be replaced, whatever the parts around it do."""
+    return isinstance(decoder, PreTrainedModel) and decoder._can_set_attn_implementation()
 
 
 def _cache_of_its_own(decoder: nn.Module) -> str | None:
