@@ -127,7 +127,19 @@ class Method:
         if seen.excess <= 0:
             return None
         worth = protect(self.scores(seen), seen, *self.protects(budget, seen.shape))
-        return worth.sort(dim=-1, stable=True).indices[..., : seen.excess]
+        return lowest(worth, seen.positions, seen.excess)
+
+
+def lowest(
+    worth: Float[Tensor, "batch kv_heads entries"], positions: Int[Tensor, "batch kv_heads entries"], count: int
+) -> Int[Tensor, "batch kv_heads count"]:
+    """Slots of the lowest entries; of equals the oldest goes first: each way of decoding orders slots its own way."""
+    never = torch.iinfo(positions.dtype).max
+    age = positions.masked_fill(positions < 0, never)
+    if count == 1:
+        return age.masked_fill(worth > worth.amin(-1, keepdim=True), never).argmin(-1, keepdim=True)
+    order = age.argsort(-1)
+    return order.gather(-1, worth.gather(-1, order).sort(dim=-1, stable=True).indices[..., :count])
 
 
 def protect(
