@@ -27,6 +27,8 @@ def identity(config: DictConfig, loaded: LoadedModel, task: Task, cells: Sequenc
     device = configuration.device_of(config.device)
     threads = configuration.threads_of(config.threads)
     machine = {"hardware": environment.hardware(device), "threads": threads} if task.kind == "measure" else {}
+    engine = {"version": engines.VERSION, "backend": config.engine.backend, "chunk": config.engine.chunk}
+    engine |= {"holding": engines.HOLDING} if config.decode == "hold" else {}
     budgets = [] if cells == [OBSERVATION] else parse_budgets(OmegaConf.to_container(config.budgets))
     return machine | {
         "rules": RULES,
@@ -35,7 +37,7 @@ def identity(config: DictConfig, loaded: LoadedModel, task: Task, cells: Sequenc
         "task": of_task(task),
         "methods": {point.name: of_method(point.method) for point in cells if point.method is not None},
         "budgets": [repr(budget) for budget in budgets],
-        "engine": {"version": engines.VERSION, "backend": config.engine.backend, "chunk": config.engine.chunk},
+        "engine": engine,
         "query_aware": config.query_aware,
         "refeed_last": config.refeed_last,
         "decode": config.decode,

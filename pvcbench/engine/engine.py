@@ -33,6 +33,7 @@ from pvcbench.errors import NOT_FINITE, Inexact, NotFinite, UserError
 from pvcbench.policy import Method, Shape
 
 VERSION = 2  # raised whenever a change of the engine changes a number
+HOLDING = 2  # the same for `decode: hold` alone: of equal scores the oldest entry goes first
 NAME = "pvcbench"
 RUNNING: ContextVar[AttendingCache | None] = ContextVar("RUNNING", default=None)  # some models pass no arguments on
 
