@@ -34,7 +34,7 @@ def check(engine: Engine, rotates: bool = False, queries: bool = False) -> None:
     if engine.layout.states:
         engine.continues = continues(engine, ids, theirs)
     if rotates:
-        check_rotation(engine)
+        check_rotation(engine, ids[:, :TOKENS])
     if queries:
         engine.prefill(ids[:, :TOKENS], [Queries()])
 
@@ -96,10 +96,12 @@ def continues(engine: Engine, ids, theirs) -> bool:
     return off <= TOLERANCE[theirs.dtype]
 
 
-def check_rotation(engine: Engine) -> None:
-    """The same tokens at other positions have the same hidden states, so their keys differ by rotation only."""
-    ids = torch.randint(1, engine.config.vocab_size, (1, TOKENS), generator=torch.Generator().manual_seed(0))
-    here, there = (engine.prefill(ids.to(engine.device), first=first) for first in (0, SHIFT))
+def check_rotation(engine: Engine, ids) -> None:
+    """The same tokens at other positions have the same hidden states, so their keys differ by rotation only.
+
+    `ids` are a prompt's, [1, tokens], on which the model's numbers are finite.
+    """
+    here, there = (engine.prefill(ids, first=first) for first in (0, SHIFT))
     for layer, moved, table in zip(here.layers, there.layers, here.rotary, strict=True):
         if table is None:
             raise UserError("positions=cache needs rotary embeddings: set methods.<name>.positions=original")

@@ -149,8 +149,8 @@ class Decoder:
         ]
         while True:
             chosen = logits.argmax(-1).tolist()
-            rows_now = [row for _, rows in active for row in rows]
-            for row, token, good in zip(rows_now, chosen, sound, strict=True):
+            now = [row for _, rows in active for row in rows]
+            for row, token, good in zip(now, chosen, sound, strict=True):
                 if not (done[row] or good):
                     tokens[row] = None
                 if not done[row] and good and token not in ends:
@@ -158,12 +158,7 @@ class Decoder:
                     done[row] = len(tokens[row]) >= new_tokens or (stopped is not None and stopped(tokens[row]))
                 else:
                     done[row] = True
-            going, feeding, start = [], [], 0
-            for group, rows in active:  # a group whose answers are complete steps no further
-                if not all(done[row] for row in rows):
-                    going.append((group, rows))
-                    feeding += chosen[start : start + len(rows)]
-                start += len(rows)
+            going, feeding = unfinished(active, done, chosen)
             if not going:
                 return [tokens[start : start + self.batch] for start in range(0, self.rows, self.batch)]
             if len(going) < len(active):
@@ -171,3 +166,16 @@ class Decoder:
             active = going
             logits = self.step(torch.tensor(feeding, device=logits.device)[:, None])
             sound = torch.isfinite(logits).all(-1).tolist()
+
+
+def unfinished(
+    active: Sequence[tuple[Group, range]], done: Sequence[bool], chosen: Sequence[int]
+) -> tuple[list[tuple[Group, range]], list[int]]:
+    """The groups that have an answer to go on with, each with its rows, and the tokens that go into them."""
+    going, feeding, start = [], [], 0
+    for group, rows in active:
+        if not all(done[row] for row in rows):
+            going.append((group, rows))
+            feeding += chosen[start : start + len(rows)]
+        start += len(rows)
+    return going, feeding

@@ -203,17 +203,10 @@ class Engine:
         observer = Observer(watchers, shape, draws.to(ids.device), self.backend, self.plain_costs, self.strict)
         windows = [None if window is None or window >= ids.shape[1] else window for window in self.windows]
         cache = PrefillCache(self.layout, observer, windows, self.kernel, pruner, capture)
-        whole = pruner is not None or self.chunk is None or not self.continues
-        size = ids.shape[1] if whole else self.chunk
-        size = (
-            size
-            if watch is None or not self.continues
-            else min(size, tokens_per_call(self.config.vocab_size, len(ids)))
-        )
         cache.reach, cache.first = max(reach, ids.shape[1]), first
         started, self.active = clock(ids), cache
         try:
-            for part in ids.split(size, 1):
+            for part in ids.split(self._piece(ids, pruner, watch is not None), 1):
                 logits = self.call(part, cache, None if watch is None else part.shape[1])
                 if watch is not None:
                     watch(logits)
@@ -224,6 +217,14 @@ class Engine:
         if capture:
             require_finite(logits)
         return replace(cache.finished(logits, clock(ids) - started), evicts_sliding=self.evict_sliding)
+
+    def _piece(self, ids: Int[Tensor, "batch tokens"], pruner: Method | None, watched: bool) -> int:
+        """Tokens of a prompt that are fed at once: all, unless a chunk is set or the logits of all are looked at."""
+        tokens = ids.shape[1]
+        if not self.continues:
+            return tokens
+        size = tokens if pruner is not None or self.chunk is None else self.chunk
+        return min(size, tokens_per_call(self.config.vocab_size, len(ids))) if watched else size
 
     @torch.inference_mode()
     def score(
