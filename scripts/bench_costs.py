@@ -27,13 +27,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from methods.h2o import H2O
 from methods.pvc import PvC
 from methods.random import Random
-from pvcbench.bench import finish
-from pvcbench.costs import Architecture
+from pvcbench.costs.bench_document import finish
+from pvcbench.costs.fitted import STEPS
+from pvcbench.costs.model import Architecture
 from pvcbench.engine.decode import Decoder
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
-from pvcbench.engine.observe import clock
-from pvcbench.measured import STEPS
+from pvcbench.engine.observer import clock
 from pvcbench.policy import Method
 
 NAMES = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size".split()
@@ -119,7 +119,7 @@ class Bench:
     def engine(self, model: str) -> Engine:
         """The embedded model, or random weights of another shape, in an engine."""
         if model == "smollm2":
-            from pvcbench.embedded import ensure
+            from pvcbench.models.embedded import ensure
 
             built = AutoModelForCausalLM.from_pretrained(ensure(), dtype=self.dtype)
         else:

@@ -25,13 +25,15 @@ import torch
 
 from peers import curve as peers
 from peers.client import Peer, PeerFailed
-from pvcbench import bench, config, embedded
-from pvcbench.attempt import Protocol, run_batch
-from pvcbench.cells import points
+from pvcbench.config import compose
+from pvcbench.costs import bench_document
 from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
-from pvcbench.generate import Generate
-from pvcbench.progress import Meter
+from pvcbench.evaluation.cells import points
+from pvcbench.evaluation.generation import Generate
+from pvcbench.evaluation.progress import Meter
+from pvcbench.evaluation.shared_prefill import Protocol, run_batch
+from pvcbench.models import embedded
 
 BUDGETS = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75]
 METHODS = ["h2o", "streaming_llm", "random"]
@@ -39,7 +41,7 @@ METHODS = ["h2o", "streaming_llm", "random"]
 
 def cells_of(names, budgets, reference, overrides=()):
     """Points of some methods, with or without the reference cell."""
-    methods = config.build_methods(config.composed([f"method=[{','.join(names)}]", *overrides]).methods)
+    methods = compose.build_methods(compose.composed([f"method=[{','.join(names)}]", *overrides]).methods)
     return tuple(point for point in points(methods, budgets, "grow") if reference or not point.method.reference)
 
 
@@ -51,16 +53,16 @@ class Curves:
     """The curves to time, on needle prompts of one length."""
 
     def __init__(self, options):
-        torch.set_num_threads(config.threads_of(options.threads))
+        torch.set_num_threads(compose.threads_of(options.threads))
         self.methods = options.methods
         self.budgets = [BUDGETS[number * len(BUDGETS) // options.budgets] for number in range(options.budgets)]
-        settings = config.composed(
+        settings = compose.composed(
             [f"model={options.model}", f"task.lengths=[{options.tokens}]", "task.repeats=100"]
             + ([f"task.max_new_tokens={options.max_new_tokens}"] if options.max_new_tokens else [])
         )
-        device = "cpu" if options.peer else config.device_of("auto")
-        self.loaded = config.build(settings.model, "the model", device=device, dtype=None)
-        self.task = config.build(settings.task, "the task")
+        device = "cpu" if options.peer else compose.device_of("auto")
+        self.loaded = compose.build(settings.model, "the model", device=device, dtype=None)
+        self.task = compose.build(settings.task, "the task")
         self.task.prepare(self.loaded.prompter())
         self.engine = Engine(self.loaded.model, self.loaded.attention)
         self.protocol = Protocol(options.peer is None, False, "grow", 0)
@@ -192,7 +194,7 @@ def main():
     except (UserError, PeerFailed, CellFailed) as error:
         print(f"bench_curve: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
-    bench.finish(result, options.out)
+    bench_document.finish(result, options.out)
     if result["error"]:
         sys.exit(f"bench_curve: {result['error']}")
     if not result.get("full_caches_agree", True):

@@ -20,12 +20,14 @@ import torch
 from methods.full import Full
 from methods.h2o import H2O
 from methods.streaming_llm import StreamingLLM
-from pvcbench import bench, config, models
+from pvcbench.config import compose
+from pvcbench.costs import bench_document
 from pvcbench.engine.decode import Decoder
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
-from pvcbench.engine.observe import clock
-from pvcbench.engine.static import StaticDecoder
+from pvcbench.engine.observer import clock
+from pvcbench.engine.static_decode import StaticDecoder
+from pvcbench.models import loading
 
 
 def cells_of(engine, tokens, budget):
@@ -96,8 +98,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    torch.set_num_threads(config.threads_of(options.threads))
-    build = models.smollm2 if options.model == "smollm2" else lambda *args: models.random(options.model, *args)
+    torch.set_num_threads(compose.threads_of(options.threads))
+    build = loading.smollm2 if options.model == "smollm2" else lambda *args: loading.random(options.model, *args)
     engine = Engine(build(options.device, None).model)
     weights = sum(parameter.nbytes for parameter in engine.model.parameters())
     bandwidth = copy_bandwidth(options.device)
@@ -119,7 +121,7 @@ def main() -> None:
         for (name, static), (runs, kv_bytes) in measured.items():
             line = {"batch": batch, "cell": name, "static": static, **summary(runs, kv_bytes, weights, bandwidth)}
             result["cells"].append(line)
-    bench.finish(result, options.out)
+    bench_document.finish(result, options.out)
 
 
 if __name__ == "__main__":

@@ -29,11 +29,11 @@ from methods.h2o import H2O
 from methods.pvc import PvC
 from peers.client import Peer, PeerFailed, check_python, peak_of
 from peers.scoring import PeerColumn, median, ratios
-from pvcbench import bench
-from pvcbench.embedded import ensure
+from pvcbench.costs import bench_document
 from pvcbench.engine.engine import Engine
-from pvcbench.engine.observe import clock
+from pvcbench.engine.observer import clock
 from pvcbench.errors import OutOfReach, UserError
+from pvcbench.models.embedded import ensure
 from scripts.bench_costs import Window
 
 TARGETS = {"h2o": 1.15, "window": 1.02}  # of the plain prefill on a CPU, at TARGET_LENGTH
@@ -178,7 +178,7 @@ def run(options):
     result = {"lengths": options.lengths[: len(rows)]} | {key: [row[key] for row in rows] for key in rows[0]}
     result |= targets(result) | {"threads": torch.get_num_threads(), "budget": options.budget}
     result |= {"repeats": options.repeats[: len(rows)], "error": error} | ({"peer": peer.peer.about} if peer else {})
-    bench.finish(result, options.out)
+    bench_document.finish(result, options.out)
     if error:
         sys.exit(f"bench_scoring: {error}")
 

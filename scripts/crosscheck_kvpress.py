@@ -34,13 +34,13 @@ from methods.snapkv import SnapKV
 from methods.streaming_llm import StreamingLLM
 from methods.tova import TOVA
 from peers.client import Peer, PeerFailed, check_python
-from pvcbench import bench
-from pvcbench.embedded import ensure
+from pvcbench.costs import bench_document
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.errors import UserError
+from pvcbench.models.embedded import ensure
 from pvcbench.policy import Method
-from pvcbench.tasks.haystack import documents
+from pvcbench.tasks.needle.haystack import documents
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def run(options) -> None:
             show(lines, tokens, ratio)
             settings.append({"tokens": tokens, "ratio": ratio, "pairs": lines})
         about = peer.about
-    bench.finish({"settings": settings, "peer": about}, options.out)
+    bench_document.finish({"settings": settings, "peer": about}, options.out)
 
 
 def main() -> None:

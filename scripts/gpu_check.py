@@ -30,12 +30,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.h2o import H2O
 from methods.pvc import PvC
-from pvcbench import bench
-from pvcbench.engine import flash, kernels
+from pvcbench.costs import bench_document
 from pvcbench.engine.attention import prompt_attention
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
-from pvcbench.engine.observe import clock
+from pvcbench.engine.kernels import flash, interface
+from pvcbench.engine.observer import clock
 from pvcbench.policy import Method
 
 SECONDS = {"copy": 20, "correct": 120, "tune": 60, "prefill": 160, "decode": 90, "long": 90}  # at most, per section
@@ -163,9 +163,9 @@ def kernel_errors(name, dim, device):
     lengths, scale = torch.tensor([[keys - 9]], device=device), dim**-0.5
 
     def run():
-        lse = kernels.row_lse(query, key, scale)
-        mass = kernels.column_mass(query, key, weights, lse, scale, "sum")
-        return lse, mass, *kernels.slot_decode(query[:, :, -1:], key, value, lengths, scale, weights=True)
+        lse = interface.row_lse(query, key, scale)
+        mass = interface.column_mass(query, key, weights, lse, scale, "sum")
+        return lse, mass, *interface.slot_decode(query[:, :, -1:], key, value, lengths, scale, weights=True)
 
     lse, mass, output, attention = run()
     logits = query.double() @ key.double().mT * scale
@@ -234,24 +234,24 @@ def tune(setup, result):
     query = torch.randn(1, heads, length, dim, dtype=setup.dtype, device=setup.device)
     key = torch.randn(1, kv_heads, length, dim, dtype=setup.dtype, device=setup.device)
     weights, scale = torch.ones(1, length, device=setup.device), dim**-0.5
-    lse = kernels.row_lse(query, key, scale)
+    lse = interface.row_lse(query, key, scale)
     runs = {
         "flash": lambda: prompt_attention(query, key, key, scale),
-        "lse": lambda: kernels.row_lse(query, key, scale),
+        "lse": lambda: interface.row_lse(query, key, scale),
     }
     for tiles in COLUMN_TILES[: 2 if setup.small else None]:
         try:
-            kernels.column_mass(query, key, weights, lse, scale, tiles=tiles)
+            interface.column_mass(query, key, weights, lse, scale, tiles=tiles)
         except Exception as error:  # a tile that does not fit this GPU
             result.setdefault("unfit", {})[str(tiles)] = " ".join(str(error).split())[:200]
             continue
-        runs[tiles] = lambda tiles=tiles: kernels.column_mass(query, key, weights, lse, scale, tiles=tiles)
+        runs[tiles] = lambda tiles=tiles: interface.column_mass(query, key, weights, lse, scale, tiles=tiles)
     spent = seconds_of(runs, setup.repeats, setup.device)
     result["ms"] = {str(name): round(1000 * value, 3) for name, value in spent.items()}
     best = min((name for name in spent if isinstance(name, tuple)), key=spent.get)
     result["tiles"] = best
     if setup.dtype != torch.float32:
-        kernels.COLUMN_TILES[max(128, 2 * dim)] = best
+        interface.COLUMN_TILES[max(128, 2 * dim)] = best
 
 
 def prefill(setup, result):
@@ -299,7 +299,7 @@ def eager(setup, ids):
 @torch.inference_mode()
 def decode(setup, result):
     """A step of static decoding against its floor: weights and filled cache once through memory, at copy speed."""
-    from pvcbench.engine.static import StaticDecoder
+    from pvcbench.engine.static_decode import StaticDecoder
 
     engine, length, steps = setup.engine, setup.lengths[0], 1 if setup.small else 16
     if setup.bandwidth is None:
@@ -397,7 +397,7 @@ def main():
             attempt(section, setup, own, min(SECONDS[name], end - time.monotonic()))
             print(name, json.dumps(own), file=sys.stderr, flush=True)
     result["targets"] = judged(result, setup.lengths[-1])
-    bench.finish(result, options.out)
+    bench_document.finish(result, options.out)
     failed = [name for name in options.only if "error" in result[name] or not result[name].get("passed", True)]
     sys.exit(1 if failed else 0)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from methods.pvc_ladder import ladder
-from pvcbench import config
+from pvcbench.config import compose
 from pvcbench.policy import Method, Shape
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,13 +44,13 @@ mean at 2,048 tokens is 76.5%, 72.3% and 78.0% of the prompt, not the paper's 45
 
 def parent(name: str) -> str | None:
     """The method whose YAML a named variant starts from."""
-    found = re.search(r"(\w+)@_here_", (config.CONF / "method" / f"{name}.yaml").read_text(encoding="utf-8"))
+    found = re.search(r"(\w+)@_here_", (compose.CONF / "method" / f"{name}.yaml").read_text(encoding="utf-8"))
     return found and found[1]
 
 
 def comments(name: str) -> list[str]:
     """The comment lines of a method's YAML, the package line left out."""
-    lines = (config.CONF / "method" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    lines = (compose.CONF / "method" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     return [line[2:] for line in lines if line.startswith("# ") and "@package" not in line]
 
 
@@ -150,8 +150,8 @@ def counts(methods: dict[str, Method]) -> str:
 
 def page() -> str:
     """The whole page."""
-    names = config.options("method")
-    methods = config.build_methods(config.composed([f"method=[{','.join(names)}]"]).methods)
+    names = compose.options("method")
+    methods = compose.build_methods(compose.composed([f"method=[{','.join(names)}]"]).methods)
     return "\n\n".join([HEAD.rstrip(), *(card(name, methods[name]) for name in names), counts(methods)]) + "\n"
 
 

@@ -5,7 +5,7 @@
     python scripts/model_support.py --measure            # tries every architecture of the installed transformers
     python scripts/model_support.py --measure lfm2 bamba # these alone; the others stay as the file has them
 
-An architecture is tried on a tiny random model of it (`pvcbench/families.py`): the engine's check, every method of
+An architecture is tried on a tiny random model of it (`architectures/families.py`): the engine's check, every method of
 conf/method, and the full cache beside the unmodified model and its `generate`. All of them take minutes on one core.
 """
 
@@ -22,8 +22,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pvcbench import support
-from pvcbench.support import REFUSED, RUNS, UNKNOWN, Family, Support
+from pvcbench.architectures import support
+from pvcbench.architectures.support import REFUSED, RUNS, UNKNOWN, Family, Support
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "models.md"
 HEAD = """# Models: what runs, and what does not
@@ -41,7 +41,7 @@ LIMIT = 60  # seconds that the trial of one family may take
 
 def within(seconds: int, name: str, methods: dict) -> Family:
     """The trial of a family; one that takes longer is not known."""
-    from pvcbench import trial
+    from pvcbench.architectures import trial
 
     def late(*_):
         raise KeyboardInterrupt  # what no trial takes for an answer
@@ -61,12 +61,13 @@ def measured(chosen: Sequence[str], threads: int = 1) -> Support:
     """The trial of the chosen families, or of all; what the file knows of the others."""
     import torch
 
-    from pvcbench import config, families
+    from pvcbench.architectures import families
+    from pvcbench.config import compose
     from pvcbench.engine.engine import VERSION
 
     torch.set_num_threads(threads)
-    names = config.options("method")
-    methods = config.build_methods(config.composed([f"method=[{','.join(names)}]"]).methods)
+    names = compose.options("method")
+    methods = compose.build_methods(compose.composed([f"method=[{','.join(names)}]"]).methods)
     known = support.load() if support.FILE.is_file() else Support("", 0, [], {})
     tried = {}
     for name in chosen or families.every():

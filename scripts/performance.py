@@ -14,14 +14,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pvcbench import store
-from pvcbench.analysis import throughput_report
-from pvcbench.costs import ARCHITECTURES
-from pvcbench.drawn import fingerprint
+from pvcbench.analyses.throughput import tables
+from pvcbench.costs.model import ARCHITECTURES
+from pvcbench.costs.scale_page import fill, table
 from pvcbench.errors import UserError
-from pvcbench.figures import save
-from pvcbench.looks import BLACK, BLUE, DASHED, GREEN, GREY, ORANGE, RED
-from pvcbench.scale_report import fill, table
+from pvcbench.plots.drawn_from import fingerprint
+from pvcbench.plots.run_figures import save
+from pvcbench.plots.style import BLACK, BLUE, DASHED, GREEN, GREY, ORANGE, RED
+from pvcbench.runs.rows import load_table
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("scoring", "curve", "decode")
@@ -181,7 +181,7 @@ def bound(batch: int = 32, prompt: int = 512, new: int = 256, memory: float = 80
 
 def throughput(rows: pd.DataFrame) -> str:
     """The summary of the committed throughput run."""
-    found = throughput_report.tables(rows)["summary"]
+    found = tables.tables(rows)["summary"]
     head = [name.replace("_", " ") for name in found.columns]
     lines = [["" if pd.isna(value) else f"{value:.4g}" if isinstance(value, float) else str(value) for value in line]
              for line in found.itertuples(index=False)]  # fmt: skip
@@ -197,7 +197,7 @@ def main() -> int:
     folder = options.results / "bench"
     try:
         found = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in NAMES}
-        rows = store.load(options.results / "pyramidinfer_throughput")
+        rows = load_table(options.results / "pyramidinfer_throughput")
         parts = {"machine": machine(found), "scoring": scoring(found["scoring"]), "curve": curve(found["curve"])}
         parts |= {"decode": decode(found["decode"]), "throughput": throughput(rows), "bound": bound()}
         fill(options.doc, parts)
@@ -213,6 +213,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from pvcbench.cli import program
+    from pvcbench.cli.main import program
 
     sys.exit(program(main))

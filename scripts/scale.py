@@ -19,14 +19,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from methods.h2o import H2O
 from methods.pvc import PvC
 from methods.pvc_ladder import ladder
-from pvcbench import costs, sweep
-from pvcbench.costs import ARCHITECTURES, Architecture, Profile
-from pvcbench.drawn import fingerprint
+from pvcbench.costs import model as costs
+from pvcbench.costs import sweep_cost
+from pvcbench.costs.fitted import Measured, constants, every_layer
+from pvcbench.costs.model import ARCHITECTURES, Architecture, Profile
+from pvcbench.costs.scale_page import check_figure, fill, gib, length_figure, spell, table
 from pvcbench.errors import OutOfReach, UserError
-from pvcbench.figures import save
-from pvcbench.measured import Measured, constants, every_layer
+from pvcbench.plots.drawn_from import fingerprint
+from pvcbench.plots.run_figures import save
 from pvcbench.policy import Method, Shape
-from pvcbench.scale_report import check_figure, fill, gib, length_figure, spell, table
 from scripts.bench_costs import Window
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,15 +91,15 @@ def reached(method: Method, layers: int) -> tuple[float, ...]:
     return tuple(found)
 
 
-def cells_of(model: Architecture, tokens: int) -> list[sweep.Plan]:
+def cells_of(model: Architecture, tokens: int) -> list[sweep_cost.Plan]:
     """Eight methods at eight budgets and the full cache, without what a method cannot reach."""
     shape = every_layer(tokens, model.layers)
-    plans = [sweep.Plan.of("full", Method(), 1.0, shape)]
+    plans = [sweep_cost.Plan.of("full", Method(), 1.0, shape)]
     for name, method in SWEPT.items():
         for share in reached(method, model.layers):
             found = settled(method, share, shape)
             reaching = profile_of(found, shape).reaching if found.prunes else None
-            plans.append(sweep.Plan.of(name, found, share, shape, reaching))
+            plans.append(sweep_cost.Plan.of(name, found, share, shape, reaching))
     return plans
 
 
@@ -169,14 +170,14 @@ def tables(measured: Measured, gpu: Measured | None) -> dict[str, str]:
     own, eight = measured.points[0]["model"], "Llama-3-8B"
     embedded = {own: measured.models[own]}
     hours = {
-        name: sweep.hours(model, partial(cells_of, model), by, element)
+        name: sweep_cost.hours(model, partial(cells_of, model), by, element)
         for name, model, by, element in (
             (eight, ARCHITECTURES[eight], rates, 2),
             (own, embedded[own], measured.constants, measured.element),
         )
     }
     lengths = [label for label, tokens in LENGTHS.items() if tokens <= 2**17]
-    long = f"{sweep.swept(hours[eight])}\n\nThe first line: {sweep.worked(hours[eight][0])}"
+    long = f"{sweep_cost.swept(hours[eight])}\n\nThe first line: {sweep_cost.worked(hours[eight][0])}"
     return {
         "constants": constants(measured, source, rates),
         "check": measured.compared("check"),
@@ -184,7 +185,7 @@ def tables(measured: Measured, gpu: Measured | None) -> dict[str, str]:
         "lengths": f"{source}; bfloat16.\n\n{scaled(ARCHITECTURES, LENGTHS, rates, 2, GPU_BLOCK)}",
         "embedded": scaled(embedded, lengths, measured.constants, measured.element, CPU_BLOCK),
         "longbench": f"{eight} in bfloat16; {source}; GPU hours.\n\n{long}",
-        "longbench embedded": f"{own}; {measured.about}; hours.\n\n{sweep.swept(hours[own][-1:])}",
+        "longbench embedded": f"{own}; {measured.about}; hours.\n\n{sweep_cost.swept(hours[own][-1:])}",
     }
 
 
@@ -212,6 +213,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from pvcbench.cli import program
+    from pvcbench.cli.main import program
 
     sys.exit(program(main))

@@ -6,7 +6,7 @@ BYTES = 1000  # of the cache per token
 
 
 def rows_of(cells, tokens, budget="0.4", kept=0.4, reads="prompt", why="4 entries are fewer than the 4 sinks", **more):
-    """Rows as `pvcbench.store.load` gives them: `cells` maps methods to a score per sample, `tokens` are the prompts'.
+    """Rows as `load_table` gives them: `cells` maps methods to a score per sample, `tokens` are the prompts'.
 
     Methods at another budget than `budget` are named `method@budget`; `full` is the reference.
     """

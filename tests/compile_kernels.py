@@ -10,7 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pvcbench.engine import kernels, triton_kernels
+from pvcbench.engine.kernels import interface, triton_programs
 
 FLOATS = {"factor", "share"}
 ELEMENTS = {"query", "key", "value", "result"}
@@ -45,17 +45,17 @@ def main():
     width = triton.next_power_of_2(dim)
     size = 4 if element == "fp32" else 2
     exact, slots = size == 4, 64 if width * size <= 256 else 32
-    column = kernels.EXACT_TILES if exact else kernels.COLUMN_TILES[max(128, width * size)]
-    lse = kernels.EXACT_TILES if exact else kernels.LSE_TILES[max(128, width * size)]
+    column = interface.EXACT_TILES if exact else interface.COLUMN_TILES[max(128, width * size)]
+    lse = interface.EXACT_TILES if exact else interface.LSE_TILES[max(128, width * size)]
     common = {"GROUP": 4, "DIM": dim, "WIDTH": width, "VALUE_DIM": dim, "VALUE_WIDTH": width, "TILE": 16}
     common |= {"SPLITS": 16, "WEIGHTS": True, "WIDEN": False}
     runs = [
-        ("column_mass", triton_kernels.column_mass_program, column, {"OWN": 1}),
-        ("column_mass", triton_kernels.column_mass_program, column, {"OWN": 4}),
-        ("row_lse", triton_kernels.row_lse_program, lse, {"ROWS": lse[0], "COLUMNS": lse[1]}),
-        ("slot_decode", triton_kernels.slot_decode_program, (0, 0, 4, 2), {"COLUMNS": slots}),
-        ("combine", triton_kernels.combine_program, (0, 0, 4, 3), {}),
-        ("weights", triton_kernels.weights_program, (0, 0, 4, 3), {"COLUMNS": 1024}),
+        ("column_mass", triton_programs.column_mass_program, column, {"OWN": 1}),
+        ("column_mass", triton_programs.column_mass_program, column, {"OWN": 4}),
+        ("row_lse", triton_programs.row_lse_program, lse, {"ROWS": lse[0], "COLUMNS": lse[1]}),
+        ("slot_decode", triton_programs.slot_decode_program, (0, 0, 4, 2), {"COLUMNS": slots}),
+        ("combine", triton_programs.combine_program, (0, 0, 4, 3), {}),
+        ("weights", triton_programs.weights_program, (0, 0, 4, 3), {"COLUMNS": 1024}),
     ]
     for name, program, tiles, own in runs:
         constants = common | {"COLUMNS": tiles[0], "ROWS": tiles[1]} | own

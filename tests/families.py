@@ -1,4 +1,4 @@
-"""The tiny model of every architecture of the installed transformers, for tests: see pvcbench/families.py.
+"""The tiny model of every architecture of the installed transformers, for tests: see `architectures/families.py`.
 
 `built(name)` and `hosted(name)` are cached: a model as transformers runs it, and the engine on a model of its own.
 """
@@ -8,8 +8,19 @@ from functools import cache
 import torch
 from torch import nn
 
+from pvcbench.architectures.families import (
+    RECIPES,
+    VOCABULARY,
+    WINDOW,
+    build,
+    config,
+    every,
+    names,
+    prompt,
+    settings,
+    unrounded,
+)
 from pvcbench.engine.engine import Engine
-from pvcbench.families import RECIPES, VOCABULARY, WINDOW, build, config, every, names, prompt, settings, unrounded
 
 __all__ = [
     "RECIPES",

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from pvcbench import cli, figures, outcome  # noqa: F401  imported once, in the server
+from pvcbench.cli import main
+from pvcbench.runs import outcome
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,13 +28,13 @@ def warm() -> None:
     settings = ["model=random", "method=[h2o,streaming_llm]", "task.lengths=[300]", "threads=1", "wandb.mode=disabled"]
     quiet = io.StringIO()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-        cli.main([*settings, "limit=1", f"results={folder}"])
+        main.main([*settings, "limit=1", f"results={folder}"])
     outcome.draw = real
 
 
 def work(arguments, said, ready, folder, pause, skip, file_limit) -> None:
     """Runs `python -m pvcbench` in this process, its output in a file or on a terminal."""
-    replace("pvcbench.stopping.handled", lambda real: noted(real, ready))
+    replace("pvcbench.runs.signals.handled", lambda real: noted(real, ready))
     out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY)
     os.dup2(out, 1)
     os.dup2(out, 2)

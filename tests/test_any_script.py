@@ -9,12 +9,13 @@ import pytest
 import regex
 import yaml
 
-from pvcbench import embedded, needle_figures, rescore, store
 from pvcbench.errors import UserError
-from pvcbench.models import byte_tokenizer
-from pvcbench.prompts import Prompter
-from pvcbench.tasks import haystack
-from pvcbench.tasks.longbench_metrics import qa_f1
+from pvcbench.models import embedded
+from pvcbench.models.loading import byte_tokenizer
+from pvcbench.plots import needle
+from pvcbench.runs import rescore
+from pvcbench.runs.rows import read_rows
+from pvcbench.tasks.longbench.metrics import qa_f1
 from pvcbench.tasks.metrics import (
     any_found,
     exact,
@@ -25,7 +26,9 @@ from pvcbench.tasks.metrics import (
     token_overlap,
     words,
 )
-from pvcbench.tasks.needle import Needle
+from pvcbench.tasks.needle import haystack
+from pvcbench.tasks.needle.task import Needle
+from pvcbench.tasks.prompts import Prompter
 
 ROOT = Path(__file__).parents[1]
 TEXTS = {  # a sentence or two of each kind, repeated
@@ -139,7 +142,7 @@ def test_committed_answers_only_lose_what_was_part_of_a_longer_word():
     changed = []
     for folder in sorted((ROOT / "results").glob("*needle*/*")) + sorted((ROOT / "results" / "quickstart").glob("*")):
         task = rescore.task_of(folder)
-        for row in store.read_rows(folder / "rows.jsonl"):
+        for row in read_rows(folder / "rows.jsonl"):
             if row["output"] is not None and row["error"] is None:
                 new = task.score(rescore.sample_of(row), row["output"])["accuracy"]
                 changed += [(row["answers"][0], row["output"])] if new != row["score"] else []
@@ -275,6 +278,6 @@ def test_a_grid_says_how_far_needles_stand_off_the_depth_they_are_drawn_at():
         info = [{"depth": 50.0, "length": 1024, "real_depth": one} for one in real]
         return pd.DataFrame({"sample": [str(n) for n in range(len(real))], "sample_info": info, "depth": 50.0})
 
-    assert needle_figures.misplaced(rows(50.0, 48.0, 52.0)) == ""
-    told = needle_figures.misplaced(rows(50.0, 44.01, 47.5))
+    assert needle.misplaced(rows(50.0, 48.0, 52.0)) == ""
+    told = needle.misplaced(rows(50.0, 44.01, 47.5))
     assert "2 of 3 samples stand up to 6.0 points off the depth" in told

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import pvcbench
-from pvcbench import cli, config, manifest, overrides, settings
+from pvcbench.cli import main
+from pvcbench.config import compose, overrides, settings
 from pvcbench.errors import UserError
+from pvcbench.sweeps import manifest
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["a=b.jsonl", "données été.jsonl", "file(1).jsonl", "a,b.jsonl", "with space.jsonl", "100%.jsonl", "a#b.jsonl"]
@@ -51,7 +53,7 @@ def test_quoted_text_reads_as_itself(text):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_is_taken_as_it_stands(name):
-    made = config.composed(["task=jsonl", f"task.path={name}", f"results={name}"])
+    made = compose.composed(["task=jsonl", f"task.path={name}", f"results={name}"])
     assert (made.task.path, made.results) == (name, name)
     settings.check(made)
 
@@ -59,12 +61,12 @@ def test_a_name_is_taken_as_it_stands(name):
 @pytest.mark.parametrize("name", [name for name in NAMES if "," not in name])
 def test_names_in_a_multirun(name):
     runs = manifest.combinations(["task=jsonl", f"task.path={name}", "seed=0,1"])
-    assert [(config.composed(run).task.path, config.composed(run).seed) for run in runs] == [(name, 0), (name, 1)]
+    assert [(compose.composed(run).task.path, compose.composed(run).seed) for run in runs] == [(name, 0), (name, 1)]
 
 
 def test_commas_of_a_multirun_separate_names():
     runs = manifest.combinations(["task=jsonl", "task.path=a=b.jsonl,试.jsonl", "results='x,(1)'"])
-    made = [config.composed(run) for run in runs]
+    made = [compose.composed(run) for run in runs]
     assert [one.task.path for one in made] == ["a=b.jsonl", "试.jsonl"] and {one.results for one in made} == {"x,(1)"}
 
 
@@ -76,14 +78,14 @@ def test_shards_may_be_runs_of_a_multirun():
 
 def test_hydras_grammar_is_left_alone():
     given = ["task=jsonl", "task.path='a b.jsonl'", "results=out/${experiment}", "experiment=x", "model.chat=null"]
-    made = config.composed([*given, "budgets=[64,0.5]", "methods.pvc.recent_ratio=0.1", "~methods.pvc.prune"])
+    made = compose.composed([*given, "budgets=[64,0.5]", "methods.pvc.recent_ratio=0.1", "~methods.pvc.prune"])
     assert (made.task.path, made.results, list(made.budgets)) == ("a b.jsonl", "out/x", [64, 0.5])
     assert made.methods.pvc.recent_ratio == 0.1 and "prune" not in made.methods.pvc
 
 
 def test_python_passes_any_text(tmp_path):
     path = tmp_path / "a=b ${c} (1).jsonl"
-    made = config.composed(["task=jsonl", f"task.path={config.written(path)}", f"results={config.written('${x}')}"])
+    made = compose.composed(["task=jsonl", f"task.path={compose.written(path)}", f"results={compose.written('${x}')}"])
     assert (made.task.path, made.results) == (str(path), "${x}")
 
 
@@ -214,7 +216,7 @@ def test_mistakes_are_told_in_one_line_before_anything_heavy_is_imported(tmp_pat
 def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(settings.os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match="may not be written; set results=FOLDER"):
-        settings.check(config.composed([f"results={tmp_path}/new"]))
+        settings.check(compose.composed([f"results={tmp_path}/new"]))
 
 
 def test_python_is_told_the_nearest_name(tmp_path):
@@ -231,27 +233,28 @@ def test_python_is_told_the_nearest_name(tmp_path):
 
 
 def test_the_types_that_are_offered_are_those_that_models_have():
-    from pvcbench import models
+    from pvcbench.models import loading
 
-    assert set(settings.CHOICES["dtype"]) == {*models.DTYPES, "auto"}
+    assert set(settings.CHOICES["dtype"]) == {*loading.DTYPES, "auto"}
 
 
 def test_a_task_is_validated_before_the_model_is_loaded(tmp_path, monkeypatch):
-    from pvcbench import models, runner
-    from pvcbench.tasks.needle import Needle
+    from pvcbench.models import loading
+    from pvcbench.runs import runner
+    from pvcbench.tasks.needle.task import Needle
 
     def refuse(self):
         raise UserError("line 3 of the data is wrong")
 
     monkeypatch.setattr(Needle, "validate", refuse)
-    monkeypatch.setattr(models, "random", lambda **_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(loading, "random", lambda **_: pytest.fail("the model was loaded"))
     with pytest.raises(UserError, match="line 3"):
-        runner.run(config.composed(["model=random", f"results={tmp_path}", "wandb.mode=disabled"]))
+        runner.run(compose.composed(["model=random", f"results={tmp_path}", "wandb.mode=disabled"]))
 
 
 def test_another_programs_schema_is_not_ours():
     ConfigStore.instance().store("schema", {"seed": "???", "batch": {"size": 3}})
-    assert (config.composed([]).seed, config.composed([]).batch) == (0, 1)
+    assert (compose.composed([]).seed, compose.composed([]).batch) == (0, 1)
 
 
 # ------------------------------------------------------------------------------------------------ own folders
@@ -266,7 +269,7 @@ def own(tmp_path, monkeypatch):
         "@dataclass(frozen=True)\nclass Newest(Method):\n"
         "    def scores(self, seen):\n        return seen.positions.double()\n",
         "conf/task/mine.yaml": "# My data.\n_target_: pvcbench.tasks.jsonl.Jsonl\npath: mine.jsonl\n",
-        "conf/model/little.yaml": "# Little.\n_target_: pvcbench.models.random\nshape: tiny\n",
+        "conf/model/little.yaml": "# Little.\n_target_: pvcbench.models.loading.random\nshape: tiny\n",
         "conf/experiment/trial.yaml": "# @package _global_\n# My trial.\ndefaults:\n  - override /model: little\n"
         "  - override /task: mine\n  - override /method: [newest, h2o]\nexperiment: trial\nbudgets: [0.5]\n",
         "conf/results/old/rows.jsonl": "",
@@ -278,7 +281,7 @@ def own(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
-    config.load_methods_package()
+    compose.load_methods_package()
     monkeypatch.setattr(sys.modules["methods"], "__path__", list(sys.modules["methods"].__path__))
     yield tmp_path
     for name in [name for name in sys.modules if name == "methods.newest"]:
@@ -287,12 +290,12 @@ def own(tmp_path, monkeypatch):
 
 def test_the_list_shows_own_choices(own, capsys):
     for order in (["--config-dir", "conf", "list"], ["list", "--config-dir=conf"]):
-        assert cli.main(order) == 0
+        assert main.main(order) == 0
         said = capsys.readouterr().out
         assert all(
             text in said for text in ("newest", "Mine: the newest.", "My data.", "Little.", "My trial.", "snapkv")
         )
-    assert cli.main(["list"]) == 0 and "newest  " not in capsys.readouterr().out
+    assert main.main(["list"]) == 0 and "newest  " not in capsys.readouterr().out
 
 
 def test_own_choices_are_suggested(own, capsys):
@@ -303,12 +306,12 @@ def test_own_choices_are_suggested(own, capsys):
         ("model=litle", "did you mean 'little'"),
         ("+experiment=trail", "did you mean 'trial'"),
     ):
-        assert cli.main(["--config-dir", "conf", wrong]) == 2
+        assert main.main(["--config-dir", "conf", wrong]) == 2
         assert expected in capsys.readouterr().err
 
 
 def test_folders_named_as_settings_are_no_groups(own):
-    made = config.composed(["results=out", "seed=3", "limit=1", "+experiment=trial", "experiment=name"], ["conf"])
+    made = compose.composed(["results=out", "seed=3", "limit=1", "+experiment=trial", "experiment=name"], ["conf"])
     assert (made.results, made.seed, made.experiment, made.model.shape) == ("out", 3, "name", "tiny")
     assert set(made.methods) == {"newest", "h2o", "full"} and made.task.path == "mine.jsonl"
 
@@ -329,10 +332,10 @@ def test_a_file_that_would_be_passed_over_is_refused(own):
         path = own / "conf" / name
         path.write_text("_target_: methods.full.Full\n")
         with pytest.raises(UserError, match=f"{path.name} has the name of a file of pvcbench's own"):
-            config.composed([], ["conf"])
+            compose.composed([], ["conf"])
         path.unlink()
-    (own / "conf" / "method" / "pvc.yaml").write_bytes((config.CONF / "method" / "pvc.yaml").read_bytes())
-    assert set(config.composed([], ["conf"]).methods) == {"pvc", "full"}  # the same file says the same
+    (own / "conf" / "method" / "pvc.yaml").write_bytes((compose.CONF / "method" / "pvc.yaml").read_bytes())
+    assert set(compose.composed([], ["conf"]).methods) == {"pvc", "full"}  # the same file says the same
 
 
 # ------------------------------------------------------------------------------------------------ pipes
@@ -372,4 +375,4 @@ def test_a_broken_pipe_of_something_else_is_a_failure(capsys):
     def broken():
         raise BrokenPipeError(32, "Broken pipe")
 
-    assert cli.told(broken) == 1 and "BrokenPipeError" in capsys.readouterr().err
+    assert main.told(broken) == 1 and "BrokenPipeError" in capsys.readouterr().err

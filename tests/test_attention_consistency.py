@@ -12,14 +12,14 @@ import torch
 from tiny import dense, engine, largest, prompt
 
 import pvcbench
-from pvcbench import store
-from pvcbench.analysis import attention_consistency as measured
-from pvcbench.analysis import attention_consistency_report as report
-from pvcbench.cells import OBSERVATION
+from pvcbench.analyses.attention_consistency import observe as measured
+from pvcbench.analyses.attention_consistency import tables as report
+from pvcbench.analyses.attention_consistency.task import AttentionConsistency
 from pvcbench.errors import OutOfReach, UserError
-from pvcbench.models import random
-from pvcbench.prompts import Prompt
-from pvcbench.tasks.attention_consistency import AttentionConsistency
+from pvcbench.evaluation.cells import OBSERVATION
+from pvcbench.models.loading import random
+from pvcbench.runs.rows import load_table
+from pvcbench.tasks.prompts import Prompt
 
 ROUNDED = 6e-3  # shares are stored with three significant digits: half a unit of the third, relative to 1 at most 0.005
 TOKENS, TOTAL = 90, 101
@@ -310,13 +310,13 @@ def test_a_run_end_to_end(tmp_path):
     summary = pvcbench.evaluate(loaded, task, **settings)
     assert set(summary["samples"]) == {"documents, 128 tokens", "needle prompts, 128 tokens"}
     [path] = (tmp_path / "default").iterdir()
-    rows = store.load(path)
+    rows = load_table(path)
     assert len(rows) == 3 and rows["error"].isna().all()
     for name in ("overlap_by_layer.csv", "rank_laws.csv", "figures/attention_by_rank.png", "figures/ahead_covered.svg"):
         assert (path / name).is_file()
 
 
 def test_the_configuration_names_every_setting():
-    node = pvcbench.config.composed(["task=attention_consistency"]).task
+    node = pvcbench.config.compose.composed(["task=attention_consistency"]).task
     own = set(inspect.signature(AttentionConsistency).parameters) - {"texts"}
     assert own <= set(node) and list(node.ahead) == AttentionConsistency().ahead

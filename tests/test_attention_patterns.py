@@ -11,14 +11,15 @@ from rows import table
 from tiny import METHODS, cell_of, dense, engine, fork, largest, prompt
 from tiny import positions as positions_of
 
-from pvcbench import config, outcome, runner
-from pvcbench.analysis import attention_patterns as observing
-from pvcbench.analysis import attention_patterns_report as report
-from pvcbench.analysis.patterns import COMPRESSIBLE, PATTERNS, classify
-from pvcbench.cells import OBSERVATION, Point
+from pvcbench.analyses.attention_patterns import observe as observing
+from pvcbench.analyses.attention_patterns import tables as report
+from pvcbench.analyses.attention_patterns.rules import COMPRESSIBLE, PATTERNS, classify
+from pvcbench.analyses.attention_patterns.task import THRESHOLDS, AttentionPatterns
+from pvcbench.config import compose
 from pvcbench.errors import UserError
-from pvcbench.prompts import Prompt
-from pvcbench.tasks.attention_patterns import THRESHOLDS, AttentionPatterns
+from pvcbench.evaluation.cells import OBSERVATION, Point
+from pvcbench.runs import outcome, runner
+from pvcbench.tasks.prompts import Prompt
 
 EXACT = 1e-9  # float64 sums of some dozen terms
 
@@ -310,12 +311,12 @@ def test_a_whole_run(tmp_path):
     """From the command's keys to rows, tables and pictures; what is out of reach is a row that says so."""
     keys = ["model=random", "task=attention_patterns", "method=[pvc,h2o]", "budgets=[0.1]", "task.tokens=[256]"]
     keys += ["task.documents=1", "task.needles=1", "threads=1", "wandb.mode=disabled", f"results={tmp_path}"]
-    result = runner.run(config.composed(keys))
+    result = runner.run(compose.composed(keys))
     assert len(result.rows) == 6 and not result.rows["reference"].any()
     lost = result.rows[result.rows["error"].notna()]
     assert set(lost["method"]) == {"pvc"} and lost["error"].str.contains("reach").all()
     assert {path.name for path in result.folder.glob("*.csv")} >= {"summary.csv", "patterns.csv", "verdict.csv"}
     assert len(pd.read_csv(result.folder / "summary.csv")) >= 4
     assert len(result.figures) >= 10  # without what verdicts predict, where all random heads have one entropy
-    again = runner.run(config.composed(keys))
+    again = runner.run(compose.composed(keys))
     assert again.measured == 0 and again.folder == result.folder

@@ -10,9 +10,9 @@ import torch
 
 from pvcbench.engine import answers
 from pvcbench.errors import MethodError
-from pvcbench.identity import of_method
-from pvcbench.models import byte_tokenizer, tokenizer_id
+from pvcbench.models.loading import byte_tokenizer, tokenizer_id
 from pvcbench.policy import Method, Observation, Shape
+from pvcbench.runs.identity import of_method
 
 MODULE = """
 import json

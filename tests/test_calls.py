@@ -10,8 +10,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from pvcbench import calls, config, extras, models
+from pvcbench import extras
+from pvcbench.config import compose
 from pvcbench.errors import UserError
+from pvcbench.models import loading
+from pvcbench.runs import from_python
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 def composed(**given):
     """The configuration of a call."""
     asked = {"model": "random", "task": "needle", "methods": ["h2o"], "budgets": None} | given
-    return OmegaConf.to_container(calls.understood(**{"settings": {}} | asked)[0])
+    return OmegaConf.to_container(from_python.understood(**{"settings": {}} | asked)[0])
 
 
 @pytest.mark.parametrize(
@@ -38,7 +41,7 @@ def composed(**given):
 )
 def test_settings_of_other_libraries_are_understood(value, expected):
     assert composed(settings={"results": value if isinstance(value, str | Path) else "x"})["results"] in ("x", expected)
-    assert calls.plain(value, "seed") == expected and type(calls.plain(value, "seed")) is type(expected)
+    assert from_python.plain(value, "seed") == expected and type(from_python.plain(value, "seed")) is type(expected)
 
 
 def test_a_whole_call_in_other_types():
@@ -63,7 +66,7 @@ def test_a_whole_call_in_other_types():
 
 
 def h2o():
-    config.load_methods_package()
+    compose.load_methods_package()
     from methods.h2o import H2O
 
     return H2O
@@ -81,7 +84,7 @@ WRONG = {
     "methods is empty": lambda: {"methods": []},
     "seed: an object of type Generator cannot be a setting": lambda: {"settings": {"seed": np.random.default_rng(0)}},
     "model__name: model was given as an object": lambda: {
-        "model": models.random("tiny", "cpu", None),
+        "model": loading.random("tiny", "cpu", None),
         "settings": {"model__name": "x"},
     },
 }
@@ -100,7 +103,7 @@ def test_what_cannot_be_understood_is_one_line(message):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("here") / "small"
-    loaded = models.random("tiny", "cpu", None)
+    loaded = loading.random("tiny", "cpu", None)
     loaded.model.save_pretrained(made)
     loaded.tokenizer.save_pretrained(made)
     return made
@@ -109,7 +112,7 @@ def folder(tmp_path_factory):
 def refused(name, **options):
     """The one line that a model's name gets."""
     with pytest.raises(UserError) as caught:
-        models.hf(str(name), "cpu", options.pop("dtype", None), **options)
+        loading.hf(str(name), "cpu", options.pop("dtype", None), **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -158,8 +161,8 @@ def test_paths_that_do_not_exist_never_reach_the_hub(folder, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("this asks the hub")
 
-    monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", never)
-    monkeypatch.setattr(models, "get_hf_file_metadata", never)
+    monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", never)
+    monkeypatch.setattr(loading, "get_hf_file_metadata", never)
     monkeypatch.chdir(folder.parent.parent)
     here = folder.parent.name
     for name in (
@@ -187,8 +190,8 @@ def test_the_hub_is_asked_once(monkeypatch):
         asked.append(url)
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(models.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(models, "get_hf_file_metadata", fails)
+    monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(loading, "get_hf_file_metadata", fails)
     assert "the hub cannot be reached (no network)" in refused("nosuchorg/nosuchmodel") and len(asked) == 1
 
 
@@ -197,8 +200,8 @@ def test_the_hub_is_asked_once(monkeypatch):
 
 def test_attention_is_one_of_a_list(folder, monkeypatch):
     for load in (
-        lambda **one: models.random("tiny", "cpu", None, **one),
-        lambda **one: models.hf(folder, "cpu", None, **one),
+        lambda **one: loading.random("tiny", "cpu", None, **one),
+        lambda **one: loading.hf(folder, "cpu", None, **one),
     ):
         with pytest.raises(UserError, match=r"unknown model\.attention 'flash': did you mean flash_attention_2"):
             load(attention="flash")
@@ -208,17 +211,20 @@ def test_attention_is_one_of_a_list(folder, monkeypatch):
         with pytest.raises(UserError, match="flash_attention_2 needs a GPU"):
             load(attention="flash_attention_2")
     monkeypatch.setitem(sys.modules, "flash_attn", None)
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs flash-attn: pip install 'flash-attn>=2\.8'"):
-        models.check_attention("flash_attention_2", "cuda")
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: object())
+        loading.check_attention("flash_attention_2", "cuda")
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(UserError, match="cannot compute in float32"):
-        models.check_attention("flash_attention_2", "cuda", "float32")
-    models.check_attention("flash_attention_2", "cuda", "bfloat16")
+        loading.check_attention("flash_attention_2", "cuda", "float32")
+    loading.check_attention("flash_attention_2", "cuda", "bfloat16")
 
 
 def test_every_dtype_that_works_is_listed(folder):
-    for load in (lambda dtype: models.random("tiny", "cpu", dtype), lambda dtype: models.hf(str(folder), "cpu", dtype)):
+    for load in (
+        lambda dtype: loading.random("tiny", "cpu", dtype),
+        lambda dtype: loading.hf(str(folder), "cpu", dtype),
+    ):
         with pytest.raises(UserError, match=r"float32, bfloat16, float16, float64 or auto"):
             load("fp16")
         assert load("auto").identity["dtype"] == "float32" and load("bfloat16").identity["dtype"] == "bfloat16"

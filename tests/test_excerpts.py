@@ -5,10 +5,12 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
-from pvcbench import config, excerpts, runner, store
-from pvcbench.models import byte_tokenizer
-from pvcbench.prompts import Prompt
+from pvcbench.config import compose
+from pvcbench.models.loading import byte_tokenizer
+from pvcbench.runs import prompt_excerpts, runner
+from pvcbench.runs.rows import read_rows
 from pvcbench.tasks.base import Sample
+from pvcbench.tasks.prompts import Prompt
 
 TINY = ["model=random", "threads=1", "wandb.mode=disabled", "method=h2o", "budgets=[0.5]"]
 NEEDLE = ["task.lengths=[600]", "task.haystack=noise", "task.max_new_tokens=2"]
@@ -17,11 +19,11 @@ NEEDLE = ["task.lengths=[600]", "task.haystack=noise", "task.max_new_tokens=2"]
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """Figures are tested elsewhere."""
-    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
 
 
 def run(tmp_path, *overrides):
-    return runner.run(config.composed([*TINY, f"results={tmp_path}", *overrides]))
+    return runner.run(compose.composed([*TINY, f"results={tmp_path}", *overrides]))
 
 
 def lines(folder):
@@ -31,12 +33,12 @@ def lines(folder):
 def text_of(text, spans):
     """The pieces of a text in byte tokens."""
     tokenizer = byte_tokenizer()
-    return excerpts.pieces(tokenizer, tokenizer(text)["input_ids"], spans)
+    return prompt_excerpts.pieces(tokenizer, tokenizer(text)["input_ids"], spans)
 
 
 def test_ranges_are_joined_and_cut():
-    assert excerpts.merged([(90, 110), (-5, 10), (10, 20), (30, 30), (15, 18)], 100) == [(0, 20), (90, 100)]
-    assert excerpts.merged([(0, 60), (-50, 10)], 10) == [(0, 10)]
+    assert prompt_excerpts.merged([(90, 110), (-5, 10), (10, 20), (30, 30), (15, 18)], 100) == [(0, 20), (90, 100)]
+    assert prompt_excerpts.merged([(0, 60), (-50, 10)], 10) == [(0, 10)]
 
 
 def test_pieces_show_the_ends_and_the_spans():
@@ -62,7 +64,7 @@ def test_short_prompts_are_shown_whole_and_long_spans_at_their_ends():
 def test_a_run_writes_what_its_samples_were_asked(tmp_path):
     result = run(tmp_path, *NEEDLE, "limit=2")
     found = lines(result.folder)
-    rows = store.read_rows(result.folder / "rows.jsonl")
+    rows = read_rows(result.folder / "rows.jsonl")
     assert [line["sample"] for line in found] == ["0-0", "0-1"]
     assert {line["sample"]: line["prompt_sha256"] for line in found} == {r["sample"]: r["prompt_sha256"] for r in rows}
     for line, answer in zip(found, ("0-0", "0-1"), strict=True):
@@ -72,7 +74,7 @@ def test_a_run_writes_what_its_samples_were_asked(tmp_path):
         assert line["question"] == "What is the special magic word mentioned in the text?"
         assert line["excerpt"][-1]["text"].endswith("in the text?\n") and line["excerpt"][-1]["to"] == line["tokens"]
         assert sum(len(piece["text"]) for piece in line["excerpt"]) < 400
-    assert excerpts.read(result.folder) == {line["sample"]: line for line in found}
+    assert prompt_excerpts.read(result.folder) == {line["sample"]: line for line in found}
 
 
 def test_a_longer_run_adds_only_its_new_samples(tmp_path):
@@ -89,10 +91,10 @@ def test_made_again_they_are_the_same(tmp_path, capsys):
         path = folder / "samples.jsonl"
         before = path.read_bytes()
         path.write_bytes(before.splitlines(keepends=True)[0])
-        assert excerpts.main([str(folder)]) == 0
+        assert prompt_excerpts.main([str(folder)]) == 0
         assert path.read_bytes() == before
     assert "1 excerpts written" in capsys.readouterr().out
-    assert excerpts.main([str(tmp_path)]) == 0
+    assert prompt_excerpts.main([str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("has its excerpts: nothing to do") == 2
 
 
@@ -103,9 +105,9 @@ def test_other_prompts_are_not_passed_off_as_those_measured(tmp_path, capsys):
     for change, expected in (({"prompt_sha256": "0" * 64}, "is another today"), ({"sample": "9-9"}, "not among")):
         changed = [row | change if row["sample"] == "0-1" else row for row in rows]
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
-        assert excerpts.main([str(folder)]) == 1
+        assert prompt_excerpts.main([str(folder)]) == 1
         assert expected in capsys.readouterr().err and not (folder / "samples.jsonl").exists()
-    assert excerpts.main([str(tmp_path / "nowhere")]) == 2
+    assert prompt_excerpts.main([str(tmp_path / "nowhere")]) == 2
     assert "no results under" in capsys.readouterr().err
 
 
@@ -114,25 +116,25 @@ def test_several_writers_and_torn_lines(tmp_path):
     (tmp_path / "samples.jsonl").write_text(json.dumps(whole) + '\n{"sample": "b", "prom')
     tokenizer = byte_tokenizer()
     work = [(Sample(name, "", "Why?", (), 0), Prompt([5, 6, 7], 3), ()) for name in "abc"]
-    excerpts.add(tmp_path / "rows.jsonl", "generate", work[:2], tokenizer)
-    excerpts.add(tmp_path / "rows-2of4.jsonl", "generate", work[2:], tokenizer)
-    found = excerpts.read(tmp_path)
+    prompt_excerpts.add(tmp_path / "rows.jsonl", "generate", work[:2], tokenizer)
+    prompt_excerpts.add(tmp_path / "rows-2of4.jsonl", "generate", work[2:], tokenizer)
+    found = prompt_excerpts.read(tmp_path)
     assert set(found) == {"a", "b", "c"} and found["a"] == whole and found["b"]["question"] == "Why?"
     assert (tmp_path / "samples-2of4.jsonl").exists()
 
 
 def test_nothing_depends_on_them(tmp_path, capsys):
     work = [(Sample("a", "", "", (), 0), Prompt([5], 1), ())]
-    excerpts.add(tmp_path / "rows.jsonl", "measure", work, None)
+    prompt_excerpts.add(tmp_path / "rows.jsonl", "measure", work, None)
     assert not list(tmp_path.iterdir())
     (tmp_path / "samples.jsonl").mkdir()
-    excerpts.add(tmp_path / "rows.jsonl", "generate", work, byte_tokenizer())
+    prompt_excerpts.add(tmp_path / "rows.jsonl", "generate", work, byte_tokenizer())
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "no prompt excerpts" in said and "no result needs them" in said
 
 
 def test_models_that_cannot_be_built_are_named():
-    with pytest.raises(config.UserError, match=r"made by 'my.model'"):
-        excerpts.prompter_of({"_target_": "my.model"})
-    known = OmegaConf.create({"_target_": "pvcbench.models.random", "shape": "tiny"})
-    assert excerpts.prompter_of(known).longest == 4096
+    with pytest.raises(compose.UserError, match=r"made by 'my.model'"):
+        prompt_excerpts.prompter_of({"_target_": "my.model"})
+    known = OmegaConf.create({"_target_": "pvcbench.models.loading.random", "shape": "tiny"})
+    assert prompt_excerpts.prompter_of(known).longest == 4096

@@ -3,7 +3,9 @@
 import pandas as pd
 import pytest
 
-from pvcbench import cli, config, result
+from pvcbench.cli import main
+from pvcbench.config import compose
+from pvcbench.runs import result
 
 TINY = ["model=random", "threads=1", "wandb.mode=disabled", "task.lengths=[300]", "task.max_new_tokens=2", "limit=2"]
 
@@ -11,12 +13,12 @@ TINY = ["model=random", "threads=1", "wandb.mode=disabled", "task.lengths=[300]"
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """Figures are tested elsewhere."""
-    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
 
 
 def break_plan(monkeypatch, when):
     """Makes `random` fail while `when()` is true, on prompts longer than that of its trial."""
-    kind = type(config.build_methods(config.composed(["method=random"]).methods)["random"])
+    kind = type(compose.build_methods(compose.composed(["method=random"]).methods)["random"])
     real = kind.plan
 
     def broken(self, scores, budget, shape):
@@ -28,7 +30,7 @@ def break_plan(monkeypatch, when):
 
 
 def run(tmp_path, *more):
-    return cli.main([*TINY, "method=[random,h2o]", "budgets=[0.5]", f"results={tmp_path}", *more])
+    return main.main([*TINY, "method=[random,h2o]", "budgets=[0.5]", f"results={tmp_path}", *more])
 
 
 def test_a_method_that_always_fails_exits_with_1_until_it_is_mended(tmp_path, monkeypatch, capsys):
@@ -54,7 +56,7 @@ def test_a_method_that_fails_once_is_a_row_with_an_error(tmp_path, monkeypatch, 
 
 def test_what_is_out_of_reach_is_no_failure(tmp_path, capsys):
     settings = [*TINY, "method=pvc", "budgets=[0.05]", "limit=1", f"results={tmp_path}"]
-    assert cli.main(settings) == 0
+    assert main.main(settings) == 0
     said = capsys.readouterr()
     assert "below PvC's reach" in said.out and "no cell" not in said.err
 

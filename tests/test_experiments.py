@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pvcbench import cli, config, identity, published, runner, store
-from pvcbench.cells import parse_budgets
+from pvcbench.cli import main
+from pvcbench.config import compose
+from pvcbench.evaluation.cells import parse_budgets
+from pvcbench.plots import published
+from pvcbench.runs import identity, runner
+from pvcbench.runs.run_id import run_id
 
 ROOT = Path(__file__).parent.parent
-NAMES = config.options("experiment")
+NAMES = compose.options("experiment")
 WANTED = "quickstart needle_grid longbench_table ruler_4k perplexity_pg19 attention_patterns_80k".split()
 WANTED += ["pyramidinfer_throughput", "pyramidinfer_figures", "methods_needle", "methods_needle_agnostic"]
 WANTED += ["methods_perplexity", "methods_ruler"]
@@ -20,7 +24,7 @@ WANTED += ["methods_perplexity", "methods_ruler"]
 
 def header(name):
     """The comment at the top of an experiment's file."""
-    lines = (config.CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    lines = (compose.CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     return [line[2:] for line in lines[: next(n for n, line in enumerate(lines) if not line.startswith("#"))]]
 
 
@@ -36,50 +40,50 @@ def test_all_are_there():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_composes_and_says_what_it_costs_and_compares_with(name):
-    assert config.composed([f"+experiment={name}"]).experiment == name
+    assert compose.composed([f"+experiment={name}"]).experiment == name
     text = " ".join(header(name))
     assert text.startswith("@package _global_") and "Cost:" in text
-    files = re.findall(r"results/published/(\w+\.csv)", text)
+    files = re.findall(r"data/published/(\w+\.csv)", text)
     assert files or "Published numbers: none" in text
     assert all((published.FOLDER / file).is_file() for file in files)
     assert "GPU" in text and ("not measured" in text or "no GPU" in text)
-    assert config.composed(small_form(name)).experiment == name
+    assert compose.composed(small_form(name)).experiment == name
 
 
 def test_the_list_and_the_page_name_them(capsys):
-    assert cli.main(["list"]) == 0
+    assert main.main(["list"]) == 0
     shown, page = capsys.readouterr().out, (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
     for name in NAMES:
         assert name in shown and f"`{name}`" in page
 
 
 def test_every_published_file_belongs_to_an_experiment():
-    named = {file for name in NAMES for file in re.findall(r"results/published/(\w+\.csv)", " ".join(header(name)))}
+    named = {file for name in NAMES for file in re.findall(r"data/published/(\w+\.csv)", " ".join(header(name)))}
     assert named == {path.name for path in published.FOLDER.glob("*.csv")}
 
 
 def test_the_quickstart_is_the_committed_run(monkeypatch):
     """The same settings and the same id, but for the model's own part, which needs the model."""
     stored = yaml.safe_load((ROOT / "results/quickstart/38204906e0bf/config.yaml").read_text(encoding="utf-8"))
-    made = config.composed(["+experiment=quickstart", "device=cpu"])
-    task, methods = config.build(made.task, "the task"), config.build_methods(made.methods)
+    made = compose.composed(["+experiment=quickstart", "device=cpu"])
+    task, methods = compose.build(made.task, "the task"), compose.build_methods(made.methods)
     cells = runner.cells_of(made, task, methods, parse_budgets(list(made.budgets)))
     monkeypatch.setattr(identity, "of_model", lambda loaded: stored["identity"]["model"])
     found = json.loads(json.dumps(runner.identity(made, None, task, cells)))
-    assert store.run_id(stored["identity"]) == stored["run"] == "38204906e0bf"
+    assert run_id(stored["identity"]) == stored["run"] == "38204906e0bf"
     assert found == stored["identity"]
 
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
 
 
 def run_small(name, tmp_path, *more):
     """The small form of a header on the tiny random model."""
     asked = [one.replace("model=smollm2", "model=random") for one in small_form(name)]
     common = ["threads=1", "wandb.mode=disabled", f"results={tmp_path / 'results'}"]
-    result = runner.run(config.composed([*asked, *common, *more]))
+    result = runner.run(compose.composed([*asked, *common, *more]))
     assert result.folder.parent == tmp_path / "results" / name and result.measured == len(result.rows) > 0
     lost = result.rows["error"].dropna()
     assert lost.map(lambda error: "reach" in error).all(), lost.unique()
@@ -101,7 +105,7 @@ SMALL = {
 @pytest.mark.parametrize("name", SMALL)
 def test_each_runs_in_small(name, tmp_path, undrawn):
     result = run_small(name, tmp_path, *SMALL[name])
-    methods = set(config.composed([f"+experiment={name}"]).methods)
+    methods = set(compose.composed([f"+experiment={name}"]).methods)
     seen = set(result.rows["method"].dropna())
     assert seen <= methods and (result.rows["method"].isna().all() or seen >= methods - {"full"})
 

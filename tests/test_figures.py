@@ -13,8 +13,10 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from rows import needle_rows, table, write_run
 
-from pvcbench import figures, needle_figures, stats, store
-from pvcbench.looks import LOOKS, OTHERS, asked, budgets_of, looks, reach, subject
+from pvcbench.plots import needle, run_figures
+from pvcbench.plots.style import LOOKS, OTHERS, asked, budgets_of, looks, reach, subject
+from pvcbench.runs.rows import load_table
+from pvcbench.stats import summaries
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "figures.py"
 METHODS, BUDGETS = ("full", "pvc", "h2o"), (0.1, 0.25, 0.55)
@@ -48,8 +50,8 @@ def script(*arguments, cwd):
 def test_two_drawings_and_the_script_give_the_same_bytes(made, tmp_path):
     run = tmp_path / "results" / "default" / "0123456789ab"
     write_run(run, made)
-    rows = store.load(tmp_path / "results")
-    first, second = figures.draw(rows, tmp_path / "a"), figures.draw(rows, tmp_path / "b")
+    rows = load_table(tmp_path / "results")
+    first, second = run_figures.draw(rows, tmp_path / "a"), run_figures.draw(rows, tmp_path / "b")
     assert [path.name for path in first] == [f"{name}.{ending}" for name in NAMES for ending in ("png", "svg")]
     done = script("results", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -72,7 +74,7 @@ def test_drawing_leaves_the_settings_of_matplotlib_alone(rows, tmp_path):
 
     matplotlib.rcParams["font.size"] = 17.5
     try:
-        figures.draw(rows[rows["reference"]], tmp_path)
+        run_figures.draw(rows[rows["reference"]], tmp_path)
         assert matplotlib.rcParams["font.size"] == 17.5
     finally:
         matplotlib.rcdefaults()
@@ -82,9 +84,9 @@ def test_curve_shows_zeros_at_the_measured_size(rows):
     zero = (rows["method"] == "h2o") & (rows["budget"] == "0.1")
     rows.loc[zero, "score"] = 0.0
     rows.loc[zero, "kv_bytes"] = rows[rows["reference"]]["kv_bytes"].iloc[0] / 8  # measured; 0.1 was asked
-    axes = figures.curve(rows).axes[0]
+    axes = run_figures.curve(rows).axes[0]
     drawn = line(axes, "h2o")
-    summary = stats.summarize(rows)
+    summary = summaries.summarize(rows)
     expected = summary[summary["method"] == "h2o"].sort_values("kept_bytes")
     np.testing.assert_allclose(drawn.get_xdata(), 100 * expected["kept_bytes"])
     np.testing.assert_allclose(drawn.get_ydata(), expected["score"])
@@ -94,8 +96,8 @@ def test_curve_shows_zeros_at_the_measured_size(rows):
 
 
 def test_curve_has_the_full_cache_as_reference_and_a_size_axis(rows):
-    figure = figures.curve(rows)
-    axes, summary = figure.axes[0], stats.summarize(rows)
+    figure = run_figures.curve(rows)
+    axes, summary = figure.axes[0], summaries.summarize(rows)
     full = summary[summary["reference"]].iloc[0]
     assert list(line(axes, "full").get_ydata()) == [full["score"]] * 2
     assert f"full cache, {full['mib']:.1f} MiB" in legend(figure)
@@ -110,11 +112,11 @@ def test_curve_without_a_common_scale_has_no_size_axis(rows):
     odd = (rows["method"] == "h2o") & (rows["budget"] == "0.55")
     rows.loc[odd, "kv_bytes"] = rows.loc[odd, "kv_bytes"].astype(float) * 1.5
     rows = rows[~rows["reference"]]  # entries are then the axis, and bytes not in proportion
-    assert not figures.curve(rows).axes[0].child_axes
+    assert not run_figures.curve(rows).axes[0].child_axes
 
 
 def test_curve_marks_where_a_method_ends():
-    figure = figures.curve(table(needle_rows(repeats=2, methods=METHODS, budgets=(0.25, 0.55, 0.75))))
+    figure = run_figures.curve(table(needle_rows(repeats=2, methods=METHODS, budgets=(0.25, 0.55, 0.75))))
     axes = figure.axes[0]
     assert list(line(axes, "pvc: reach").get_xdata()) == pytest.approx([38.0, 38.0], abs=0.01)  # entries are whole
     assert "pvc: reach 38%, nothing smaller" in legend(figure)
@@ -127,22 +129,22 @@ def test_curve_names_what_failed(rows):
     lost = rows[(rows["method"] == "h2o") & (rows["budget"] == "0.25")].index[:3]
     rows.loc[lost, "error"] = "CUDA out of memory"
     rows.loc[lost, ["score", "kept_fraction", "kv_bytes"]] = None
-    figure = figures.curve(rows)
+    figure = run_figures.curve(rows)
     assert "h2o at 25%: no score for 3 of 10" in legend(figure)
     assert len(line(figure.axes[0], "h2o").get_xdata()) == 3
 
 
 def test_curve_of_negative_scores_keeps_its_own_scale(rows):
     rows["score"] = rows["score"].astype(float) - 3.5
-    axes = figures.curve(rows).axes[0]
+    axes = run_figures.curve(rows).axes[0]
     assert axes.get_ylim()[1] < 0
 
 
 def test_rows_without_scores_give_no_figure(rows, tmp_path):
     lost = rows[rows["method"] == "pvc"]
     lost = lost[lost["error"].notna()]
-    assert figures.draw(lost[lost["sample_info"].map(len) == 0], tmp_path / "none") == []
-    assert figures.curve(lost) is None
+    assert run_figures.draw(lost[lost["sample_info"].map(len) == 0], tmp_path / "none") == []
+    assert run_figures.curve(lost) is None
 
 
 def test_grid_tells_zero_missing_and_out_of_reach_apart(rows):
@@ -154,17 +156,17 @@ def test_grid_tells_zero_missing_and_out_of_reach_apart(rows):
     far = cell["depth"] == 75
     cell.loc[far, "error"], cell.loc[far, "score"] = "below PvC's reach of 38.0%", None
     axes = Figure().add_subplot()
-    needle_figures.square_panel(axes, cell, [0, 25, 50, 75], [1024])
+    needle.square_panel(axes, cell, [0, 25, 50, 75], [1024])
     zero, one, missing, beyond = axes.patches
     assert [text.get_text() for text in axes.texts] == ["0/2", "2/2", "", "reach"]
-    assert zero.get_facecolor() == to_rgba(needle_figures.SEQUENTIAL(0.0)) and not zero.get_hatch()
-    assert one.get_facecolor() == to_rgba(needle_figures.SEQUENTIAL(1.0)) and not one.get_hatch()
+    assert zero.get_facecolor() == to_rgba(needle.SEQUENTIAL(0.0)) and not zero.get_hatch()
+    assert one.get_facecolor() == to_rgba(needle.SEQUENTIAL(1.0)) and not one.get_hatch()
     assert missing.get_hatch() and missing.get_facecolor() == to_rgba("white")
     assert not beyond.get_hatch() and beyond.get_facecolor() not in (zero.get_facecolor(), missing.get_facecolor())
 
 
 def test_grid_has_a_panel_per_method_and_budget(rows):
-    figure = needle_figures.needle_grid(rows)
+    figure = needle.needle_grid(rows)
     panels = np.array(figure.axes[:8]).reshape(2, 4)
     headings = [axes.get_title().split("\n")[0] for axes in panels[0]]
     assert headings == ["full cache", "asked 10%", "asked 25%", "asked 55%"]
@@ -180,13 +182,13 @@ def test_grid_has_a_panel_per_method_and_budget(rows):
 def test_tasks_without_depth_and_spans_get_the_curve_only(rows, tmp_path):
     rows["sample_info"] = [{} for _ in range(len(rows))]
     rows["spans_kept"] = [{} for _ in range(len(rows))]
-    assert needle_figures.needle_grid(rows) is None
-    assert {path.stem for path in figures.draw(rows, tmp_path)} == {"curve"}
+    assert needle.needle_grid(rows) is None
+    assert {path.stem for path in run_figures.draw(rows, tmp_path)} == {"curve"}
 
 
 def test_survival_lines_are_means_over_samples_with_gaps_for_layers_that_keep_all(rows):
     rows["spans_kept"] = [{"needle": [1.0, None, (index % 2) / 2]} for index in range(len(rows))]
-    figure = needle_figures.needle_survival(rows)
+    figure = needle.needle_survival(rows)
     h2o = next(axes for axes in figure.axes if axes.get_title() == "h2o")
     drawn = line(h2o, "25%").get_ydata()
     numbers = np.flatnonzero((rows["method"] == "h2o") & (rows["budget"] == "0.25"))
@@ -208,7 +210,7 @@ def survivors(rows):
 
 
 def test_survival_table_counts_by_method_and_pooled(rows):
-    counted = needle_figures.survival_table(pd.concat(survivors(rows)))
+    counted = needle.survival_table(pd.concat(survivors(rows)))
     bins = (("0", 0), ("0-20", 1), ("20-40", 0), ("80-100", 1), ("100", 1))
     h2o = [("h2o", survival, 1, hits) for survival, hits in bins]
     pooled = [("all methods", *rest) for _, *rest in h2o]
@@ -218,13 +220,13 @@ def test_survival_table_counts_by_method_and_pooled(rows):
 
 
 def test_survival_accuracy_has_intervals_over_prompts_and_counts(rows):
-    figure = needle_figures.survival_accuracy(pd.concat(survivors(rows)))
+    figure = needle.survival_accuracy(pd.concat(survivors(rows)))
     pooled = figure.axes[0]
     assert pooled.get_title() == "all methods"
     assert [text.get_text() for text in pooled.texts] == ["1/2", "1/1", "0/1", "1/1", "1/1"]
     points, _, (bars,) = pooled.containers[0]
     np.testing.assert_allclose(points.get_ydata(), [0.5, 1, 0, np.nan, np.nan, 1, 1])
-    np.testing.assert_allclose(bars.get_segments()[0][:, 1], stats.wilson(0.5, 1))  # two methods, one prompt
+    np.testing.assert_allclose(bars.get_segments()[0][:, 1], summaries.wilson(0.5, 1))  # two methods, one prompt
 
 
 def test_known_methods_keep_their_colour_and_others_get_one_of_their_own():

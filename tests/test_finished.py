@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from pvcbench import config, environment, finished, runner, store
+from pvcbench.config import compose
+from pvcbench.runs import environment, figure_cache, runner
+from pvcbench.runs.rows import run_folders
 
 TINY = ["model=random", "threads=1", "wandb.mode=disabled", "task.lengths=[300]", "task.max_new_tokens=2", "limit=1"]
 
@@ -20,12 +22,12 @@ def drawings(monkeypatch):
         (folder / "curve.png").write_bytes(b"picture")
         return [folder / "curve.png"]
 
-    monkeypatch.setattr("pvcbench.outcome.draw", draw)
+    monkeypatch.setattr("pvcbench.runs.outcome.draw", draw)
     return folders
 
 
 def run(tmp_path, *more):
-    return runner.run(config.composed([*TINY, "method=h2o", "budgets=[0.5]", f"results={tmp_path}", *more]))
+    return runner.run(compose.composed([*TINY, "method=h2o", "budgets=[0.5]", f"results={tmp_path}", *more]))
 
 
 def test_a_finished_run_is_not_drawn_again(tmp_path, drawings):
@@ -43,7 +45,7 @@ def test_what_would_be_drawn_otherwise_is_drawn_again(tmp_path, drawings, monkey
     monkeypatch.setattr(environment, "source", lambda: "other code")
     run(tmp_path, "limit=2")
     assert len(drawings) == 4
-    record = first.folder / finished.RECORD
+    record = first.folder / figure_cache.RECORD
     for text in ("{", "[]", json.dumps({"figures": 3})):
         record.write_text(text)
         run(tmp_path, "limit=2")
@@ -52,21 +54,21 @@ def test_what_would_be_drawn_otherwise_is_drawn_again(tmp_path, drawings, monkey
 
 def test_a_drawing_that_was_stopped_is_drawn_again(tmp_path, drawings):
     rows = run(tmp_path).rows
-    folder = store.folders(tmp_path)[0]
-    (folder / finished.RECORD).unlink()
+    folder = run_folders(tmp_path)[0]
+    (folder / figure_cache.RECORD).unlink()
 
     def stopped(rows, figures):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        finished.figures(rows, folder, stopped)
-    assert not (folder / finished.RECORD).exists()
+        figure_cache.figures(rows, folder, stopped)
+    assert not (folder / figure_cache.RECORD).exists()
     run(tmp_path)
     assert len(drawings) == 2
 
 
 def test_a_run_without_figures_is_asked_again(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: asked.append(folder) or [])
+    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: asked.append(folder) or [])
     run(tmp_path), run(tmp_path)
     assert len(asked) == 2  # costs nothing, and a figure may have been left out by mistake

@@ -8,9 +8,11 @@ import pytest
 from cells import rows_of
 
 import pvcbench
-from pvcbench import cautions, claims, console, figures, floor, likelihood, paper_tables, published, significance, stats
-from pvcbench.looks import subject
-from pvcbench.report import scores
+from pvcbench.cli import run_table
+from pvcbench.plots import cautions, experiment, published, run_figures
+from pvcbench.plots.style import subject
+from pvcbench.report import paper_tables, scores
+from pvcbench.stats import floor, perplexity, significance, summaries
 
 ONE = "The full cache itself answers only 1 of 30: what a method loses can be seen on those alone"
 
@@ -22,9 +24,9 @@ def rows():
 
 
 def shown(rows, tmp_path, capsys):
-    summary = likelihood.shown(rows)
+    summary = perplexity.shown(rows)
     known = {"rows": rows, "summary": summary, "parts": summary, "note": None, "figures": [], "tracked": None}
-    console.show(SimpleNamespace(**known, folder=tmp_path, measured=1, more=0))
+    run_table.show(SimpleNamespace(**known, folder=tmp_path, measured=1, more=0))
     return capsys.readouterr().out
 
 
@@ -66,9 +68,12 @@ def test_a_difference_told_from_zero_stays():
 def test_every_figure_says_it(rows):
     compared = significance.compared(rows)
     assert subject(rows).split("\n")[-1] == ONE
-    figure = figures.curve(rows)
+    figure = run_figures.curve(rows)
     assert figure.axes[0].get_title().endswith(ONE)
-    for made in (claims.pareto(rows, compared, claims.decode_times(rows, rows)), claims.differences(rows, compared)):
+    for made in (
+        experiment.pareto(rows, compared, experiment.decode_times(rows, rows)),
+        experiment.differences(rows, compared),
+    ):
         assert made.get_suptitle().endswith(ONE)
     good = rows_of({"full": [1.0] * 30, "h2o": [0.0] * 30}, [100] * 30)
     assert "full cache" not in subject(good)
@@ -113,9 +118,9 @@ def test_what_to_do_is_said(rows, tmp_path, capsys):
 def test_sets_at_the_floor_are_named():
     sets = ["niah"] * 10 + ["vt"] * 10
     made = rows_of({"full": [1.0] * 10 + [0.0] * 9 + [1.0], "h2o": [0.0] * 20}, [100] * 20, stratum=sets)
-    said = cautions.of(made, stats.summarize(made))
+    said = cautions.of(made, summaries.summarize(made))
     assert said == ["Data sets of which the full cache itself answers fewer than half say little: vt (1 of 10)."]
-    titles = [axes.get_title() for axes in figures.curves_by_part(made).axes]
+    titles = [axes.get_title() for axes in run_figures.curves_by_part(made).axes]
     assert titles == ["niah", "vt (full answers 1 of 10)"]
     assert said[0] in paper_tables.by_set(made)[1]
 

@@ -10,10 +10,11 @@ from tiny import engine, fork, prompt, unmodified
 import pvcbench
 from methods.expected_attention import ExpectedAttention
 from methods.oracle import Oracle
-from pvcbench import config, runner
+from pvcbench.config import compose
 from pvcbench.engine.evict import Cell
-from pvcbench.engine.foresight import foresee
+from pvcbench.engine.lookahead import foresee
 from pvcbench.errors import UserError
+from pvcbench.runs import runner
 
 pytestmark = pytest.mark.usefixtures("inference")
 
@@ -138,10 +139,10 @@ def test_a_leaking_reference_reads_the_answer(tmp_path, monkeypatch):
         given.append((following.tolist(), watched))
         return foresee(engine, ids, following, watched, methods, draws, reach)
 
-    monkeypatch.setattr("pvcbench.attempt.foresee", watched)
+    monkeypatch.setattr("pvcbench.evaluation.shared_prefill.foresee", watched)
     options = {"results": str(tmp_path), "wandb__mode": "disabled", "limit": 1, "threads": 1, "budgets": [0.3]}
     pvcbench.evaluate("random", "needle", ["oracle_answer"], task__lengths=[600], **options)
     [(tokens, count)] = given
     rows = runner.store.load(tmp_path)
-    tokenizer = config.build(config.composed(["model=random"]).model, "the model", device="cpu", dtype=None).tokenizer
+    tokenizer = compose.build(compose.composed(["model=random"]).model, "the model", device="cpu", dtype=None).tokenizer
     assert tokenizer.decode(tokens[0]) == rows["answers"].iloc[0][0] and count == len(tokens[0])

@@ -6,19 +6,21 @@ import pytest
 import torch
 
 import pvcbench
-from pvcbench import families, models, store
-from pvcbench.engine.check import check
+from pvcbench.architectures import families
 from pvcbench.engine.engine import Engine
+from pvcbench.engine.model_check import check
 from pvcbench.errors import UserError
+from pvcbench.models import loading
+from pvcbench.runs.rows import load_table
 
 HYBRIDS = {"qwen3_next": 1, "lfm2": 2, "falcon_h1": 4}  # with the layers of four that hold entries
 
 
-def loaded(name: str) -> models.LoadedModel:
+def loaded(name: str) -> loading.LoadedModel:
     """The tiny model of a family with a token for every byte."""
-    model, texts = families.build(name), models.byte_tokenizer()
+    model, texts = families.build(name), loading.byte_tokenizer()
     model.resize_token_embeddings(300)
-    return models.LoadedModel(model.eval(), texts, {"name": name, "weights": "tiny"})
+    return loading.LoadedModel(model.eval(), texts, {"name": name, "weights": "tiny"})
 
 
 def run(name: str, tmp_path, methods=("h2o", "pvc_kv"), **more):
@@ -28,13 +30,13 @@ def run(name: str, tmp_path, methods=("h2o", "pvc_kv"), **more):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # random weights answer nothing
         table = pvcbench.evaluate(loaded(name), "needle", list(methods), **settings)
-    return table, store.load(tmp_path)
+    return table, load_table(tmp_path)
 
 
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_rows_count_what_recurrent_layers_carry(name, tmp_path, monkeypatch):
     """A cache that transformers fills itself has the same bytes: those of its entries, and of its states."""
-    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
     table, rows = run(name, tmp_path)
     rows = rows[rows["sample"] == rows["sample"].iloc[0]].set_index("method")
     full, cut = rows.loc["full"], rows.loc["h2o"]
@@ -55,7 +57,7 @@ def test_rows_count_what_recurrent_layers_carry(name, tmp_path, monkeypatch):
 
 
 def test_a_model_without_states_carries_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
     _, rows = run("llama", tmp_path)
     assert set(rows["carried_bytes"]) == {0}
 

@@ -19,13 +19,16 @@ import yaml
 from transformers.utils import chat_template_utils
 
 import pvcbench
-from pvcbench import codehash, config, identity, models, runner, store, stored
+from pvcbench.config import compose
 from pvcbench.errors import UserError
+from pvcbench.models import loading
 from pvcbench.policy import Method
 from pvcbench.report import repeat
+from pvcbench.runs import code_hash, identity, runner, stored
+from pvcbench.runs.run_id import run_id
 from pvcbench.tasks.base import Task
 from pvcbench.tasks.jsonl import Jsonl
-from pvcbench.tasks.needle import Needle
+from pvcbench.tasks.needle.task import Needle
 
 ROOT = Path(__file__).parent.parent
 MINE = """
@@ -275,7 +278,7 @@ TEMPLATE = (
 def folder(tmp_path_factory):
     """A model with random weights and a chat template, as save_pretrained writes it."""
     made = tmp_path_factory.mktemp("models") / "small"
-    loaded = models.random("tiny", "cpu", None)
+    loaded = loading.random("tiny", "cpu", None)
     loaded.model.generation_config.eos_token_id = [0]
     loaded.model.save_pretrained(made)
     loaded.tokenizer.chat_template = TEMPLATE
@@ -289,12 +292,12 @@ def copied(folder, tmp_path):
 
 def id_of(name, **options):
     """The id of a small needle run with a model of this folder."""
-    chosen = config.composed(
-        ["model=hf", f"model.name={config.written(str(name))}", "task=needle", "method=h2o", "budgets=[0.5]"]
+    chosen = compose.composed(
+        ["model=hf", f"model.name={compose.written(str(name))}", "task=needle", "method=h2o", "budgets=[0.5]"]
     )
-    task, methods = config.build(chosen.task, "the task"), config.build_methods(chosen.methods)
+    task, methods = compose.build(chosen.task, "the task"), compose.build_methods(chosen.methods)
     cells = runner.cells_of(chosen, task, methods, [0.5])
-    return store.run_id(identity.identity(chosen, models.hf(str(name), "cpu", None, **options), task, cells))
+    return run_id(identity.identity(chosen, loading.hf(str(name), "cpu", None, **options), task, cells))
 
 
 def test_a_path_and_another_path_are_one_model(folder, tmp_path, monkeypatch):
@@ -304,7 +307,7 @@ def test_a_path_and_another_path_are_one_model(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(folder.parent))
     ids = {id_of(name) for name in (folder, f"{folder}/", "small", "./small", "~/small", tmp_path / "link", other)}
     assert len(ids) == 1
-    assert models.hf("~/small", "cpu", None).identity["name"] == "small"
+    assert loading.hf("~/small", "cpu", None).identity["name"] == "small"
 
 
 def altered(folder, tmp_path, file, change):
@@ -352,7 +355,7 @@ def test_prompts_of_two_days_are_equal(folder, monkeypatch):
                 return datetime(2026, 9, day)
 
         monkeypatch.setattr(chat_template_utils, "datetime", Day)
-        loaded = models.hf(str(folder), "cpu", None)
+        loaded = loading.hf(str(folder), "cpu", None)
         written = loaded.tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
         assert f"0{day} Sep 2026" in written  # what the template writes by itself
         found.append((loaded.prompter().before, id_of(folder)))
@@ -363,13 +366,13 @@ def test_prompts_of_two_days_are_equal(folder, monkeypatch):
 
 
 def test_weights_changed_in_memory_are_another_model(folder):
-    loaded = models.hf(str(folder), "cpu", None)
+    loaded = loading.hf(str(folder), "cpu", None)
     before = identity.of_model(loaded)
     assert identity.of_model(loaded) == before and "in_memory" not in before
     with torch.no_grad():
         loaded.model.model.layers[1].mlp.up_proj.weight[3, 5] += 0.01
     assert identity.of_model(loaded)["in_memory"]
-    unnamed = models.LoadedModel(loaded.model, loaded.tokenizer, {}, ends=(0,))
+    unnamed = loading.LoadedModel(loaded.model, loaded.tokenizer, {}, ends=(0,))
     assert identity.of_model(unnamed)["in_memory"] == identity.of_model(loaded)["in_memory"]
 
 
@@ -377,8 +380,8 @@ def test_earlier_ids_stand():
     """An identity of before was hashed whole, the model's name included, and still is."""
     path = ROOT / "results/methods_needle/03d590e3da99/config.yaml"
     old = yaml.safe_load(path.read_text(encoding="utf-8"))["identity"]
-    assert store.run_id(old) == "03d590e3da99"
-    assert store.run_id(old | {"model": old["model"] | {"name": "x"}}) != "03d590e3da99"
+    assert run_id(old) == "03d590e3da99"
+    assert run_id(old | {"model": old["model"] | {"name": "x"}}) != "03d590e3da99"
 
 
 # ---------------------------------------------------------------------------------------------- tasks and objects
@@ -419,7 +422,7 @@ def test_the_same_objects_measure_once(tmp_path, capsys):
     data = tmp_path / "mine.jsonl"
     line = {"context": "The door is red. " * 40, "question": "Which colour?", "answers": ["red"]}
     data.write_text("".join(json.dumps(line | {"id": str(n)}) + "\n" for n in range(3)), encoding="utf-8")
-    loaded, task = models.random("tiny", "cpu", None), Jsonl(data, max_new_tokens=2)
+    loaded, task = loading.random("tiny", "cpu", None), Jsonl(data, max_new_tokens=2)
     where = {"results": tmp_path, "wandb": {"mode": "disabled"}, "threads": 1}
     first = pvcbench.evaluate(loaded, task, ["h2o"], budgets=[0.5], limit=2, **where)
     assert first.attrs["measured"] == 4 and "nothing was measured" not in capsys.readouterr().err
@@ -441,11 +444,11 @@ def test_the_same_objects_measure_once(tmp_path, capsys):
 
 
 def test_a_method_object_is_told_as_what_it_is(tmp_path):
-    config.load_methods_package()
+    compose.load_methods_package()
     from methods.h2o import H2O
 
-    chosen = config.composed(["model=random", "task=needle"])
-    kept = identity.told(chosen, None, None, {"mine": H2O(normalize=True), **config.build_methods(chosen.methods)})
+    chosen = compose.composed(["model=random", "task=needle"])
+    kept = identity.told(chosen, None, None, {"mine": H2O(normalize=True), **compose.build_methods(chosen.methods)})
     assert list(identity.objects(kept)) == ["method mine"]  # the others are what their configurations describe
     assert identity.objects(kept)["method mine"] == "methods.h2o.H2O(normalize=True)"
 
@@ -470,7 +473,7 @@ def test_bytecode_without_docstrings_and_lines():
     for text in [*texts, "def f(x):\n    return -x"]:
         space = {}
         exec(textwrap.dedent(text), space)
-        functions.append(codehash.compiled(space["f"].__code__))
+        functions.append(code_hash.compiled(space["f"].__code__))
     assert functions[0] == functions[1] != functions[2]
 
 

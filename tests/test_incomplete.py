@@ -9,21 +9,12 @@ from cells import a_set_failed, long_and_short, rows_of, three_of_thirty
 from matplotlib.colors import to_rgba
 
 import compare
-from pvcbench import (
-    cautions,
-    claims,
-    console,
-    figures,
-    likelihood,
-    paper_tables,
-    published,
-    ranking,
-    significance,
-    stats,
-    tracking,
-)
+from pvcbench.cli import run_table
 from pvcbench.errors import UserError
-from pvcbench.report import scores
+from pvcbench.plots import cautions, experiment, published, run_figures
+from pvcbench.report import paper_tables, scores
+from pvcbench.runs import wandb_mirror
+from pvcbench.stats import perplexity, ranking, significance, summaries
 
 INPUTS = {"reach": (long_and_short, "streaming_llm", 12, 24), "three": (three_of_thirty, "random", 3, 30)}
 INPUTS |= {"no rows": (lambda: three_of_thirty("none"), "random", 3, 30), "set": (a_set_failed, "tova", 16, 24)}
@@ -48,7 +39,7 @@ def crosses(axes):
 
 
 def test_the_mean_says_of_how_many_and_the_low_end_counts_the_others_as_wrong(given):
-    line = line_of(stats.summarize(given.rows), given.method)
+    line = line_of(summaries.summarize(given.rows), given.method)
     assert (line.samples, line.asked, bool(line.complete)) == (given.answered, given.total, False)
     assert (line.pairs, line.lost) == (given.answered, given.total - given.answered)
     own = given.rows[(given.rows["method"] == given.method) & given.rows["score"].notna()]
@@ -56,8 +47,8 @@ def test_the_mean_says_of_how_many_and_the_low_end_counts_the_others_as_wrong(gi
     filled = filled.assign(score=filled["sample"].map(own.set_index("sample")["score"]).astype(float).fillna(0.0))
     assert line.score == 1.0
     assert line.at_worst == pytest.approx(filled.groupby("stratum")["score"].mean().mean())
-    expected = stats.mean_interval(filled["score"], filled["cluster"], filled["stratum"])
-    answered = stats.mean_interval(own["score"], own["cluster"], own["stratum"])
+    expected = summaries.mean_interval(filled["score"], filled["cluster"], filled["stratum"])
+    answered = summaries.mean_interval(own["score"], own["cluster"], own["stratum"])
     if answered is None or expected is None:  # sets of eight: too few clusters for an interval
         assert np.isnan(line.low) and np.isnan(line.high)
     else:
@@ -65,17 +56,17 @@ def test_the_mean_says_of_how_many_and_the_low_end_counts_the_others_as_wrong(gi
 
 
 def test_whole_cells_are_as_they_were():
-    table = stats.summarize(rows_of({"full": [1.0] * 12, "h2o": [1.0, 0.0] * 6}, [100] * 12))
+    table = summaries.summarize(rows_of({"full": [1.0] * 12, "h2o": [1.0, 0.0] * 6}, [100] * 12))
     line = line_of(table, "h2o")
     assert table["complete"].all() and (line.samples, line.asked, line.lost, line.errors) == (12, 12, 0, 0)
-    assert (line.low, line.high) == stats.wilson(6, 12) and line.at_worst == line.score == 0.5
+    assert (line.low, line.high) == summaries.wilson(6, 12) and line.at_worst == line.score == 0.5
 
 
 def test_out_of_reach_of_every_prompt_is_no_failure():
     rows = rows_of({"full": [1.0] * 12, "h2o": [1.0] * 12, "pvc": [None] * 12}, [100] * 12, why="below reach of 38%")
-    table = likelihood.shown(rows)
+    table = perplexity.shown(rows)
     assert cautions.of(rows, table) == [] and line_of(table, "pvc").samples == 0
-    assert not crosses(figures.curve(rows).axes[0])
+    assert not crosses(run_figures.curve(rows).axes[0])
 
 
 def test_likelihoods_without_bound_have_no_upper_end():
@@ -83,12 +74,12 @@ def test_likelihoods_without_bound_have_no_upper_end():
     rows["token_nll"] = rows["score"].map(lambda score: None if score is None or np.isnan(score) else [-score] * 50)
     rows["sample_info"] = [{"bytes": 100}] * len(rows)
     rows["budget_entries"] = None
-    table = likelihood.shown(rows)
+    table = perplexity.shown(rows)
     line = line_of(table, "h2o")
     assert line.perplexity == pytest.approx(np.exp(3)) and np.isinf(line.high) and line.low < line.score
     frame, _ = paper_tables.scores(rows, significance.compared(rows), pd.DataFrame())
     assert "∞]" in frame[frame["method"] == "h2o"]["perplexity"].iloc[0]
-    assert len(crosses(figures.curve(rows).axes[0])) == 1
+    assert len(crosses(run_figures.curve(rows).axes[0])) == 1
 
 
 # ------------------------------------------------------------------------------------------------- best, front, tests
@@ -106,10 +97,10 @@ def test_it_is_best_of_nothing(given):
 def test_it_is_on_no_front_and_in_no_test(given):
     compared = significance.compared(given.rows)
     assert np.isnan(line_of(compared, given.method).p) and np.isnan(line_of(compared, given.method).p_holm)
-    figure = claims.pareto(given.rows, compared, claims.decode_times(given.rows, given.rows))
+    figure = experiment.pareto(given.rows, compared, experiment.decode_times(given.rows, given.rows))
     stairs = next(line for line in figure.axes[0].get_lines() if line.get_label() == "front")
     rest = given.rows[given.rows["method"] != given.method]
-    alone = claims.pareto(rest, significance.compared(rest), claims.decode_times(rest, rest))
+    alone = experiment.pareto(rest, significance.compared(rest), experiment.decode_times(rest, rest))
     same = next(line for line in alone.axes[0].get_lines() if line.get_label() == "front")
     np.testing.assert_array_equal(stairs.get_xydata(), same.get_xydata())
     others = significance.compared(rest).set_index("method")["p_holm"]
@@ -118,8 +109,11 @@ def test_it_is_on_no_front_and_in_no_test(given):
 
 def test_it_is_drawn_hollow_with_a_cross(given):
     compared = significance.compared(given.rows)
-    made = [figures.curve(given.rows), claims.pareto(given.rows, compared, claims.decode_times(given.rows, given.rows))]
-    made.append(claims.differences(given.rows, compared))
+    made = [
+        run_figures.curve(given.rows),
+        experiment.pareto(given.rows, compared, experiment.decode_times(given.rows, given.rows)),
+    ]
+    made.append(experiment.differences(given.rows, compared))
     for figure in made:
         [mark] = [line for axes in figure.axes for line in crosses(axes)]
         [hollow] = [
@@ -145,8 +139,8 @@ def test_methods_are_ordered_by_the_sizes_all_of_them_answered(monkeypatch):
     cells = {"full": [1.0] * 12, "pvc@0.5": [0.5] * 12, "pvc@0.1": [None] * 12}
     cells |= {"h2o@0.5": [1.0] * 12, "h2o@0.1": [0.0] * 12}
     rows = rows_of(cells, [100] * 12, why="below PvC's reach of 38.0%")
-    monkeypatch.setattr(figures, "too_many", lambda rows: True)
-    assert [axes.get_title() for axes in figures.curve(rows).axes] == ["h2o", "pvc"]
+    monkeypatch.setattr(run_figures, "too_many", lambda rows: True)
+    assert [axes.get_title() for axes in run_figures.curve(rows).axes] == ["h2o", "pvc"]
 
 
 # ------------------------------------------------------------------------------------------------- the same samples
@@ -155,7 +149,7 @@ def test_methods_are_ordered_by_the_sizes_all_of_them_answered(monkeypatch):
 def test_scores_and_sizes_are_told_of_the_samples_that_all_share():
     """StreamingLLM's 100.0 and 0.8 MB come of the long documents; there all methods have both."""
     rows = long_and_short()
-    said = cautions.of(rows, likelihood.shown(rows))
+    said = cautions.of(rows, perplexity.shown(rows))
     [shared] = [line for line in said if line.startswith("At 40%, on the 12 samples that every method answered")]
     mib = 0.4 * 2000 * 1000 / 2**20
     for method in ("h2o", "snapkv", "streaming_llm"):
@@ -170,15 +164,15 @@ def test_scores_and_sizes_are_told_of_the_samples_that_all_share():
 
 def test_no_shared_sample_is_said():
     rows = rows_of({"full": [1.0] * 4, "h2o": [1.0, 1.0, None, None], "tova": [None, None, 1.0, 1.0]}, [100] * 4)
-    said = cautions.of(rows, likelihood.shown(rows))
+    said = cautions.of(rows, perplexity.shown(rows))
     assert "At 40% no sample was answered by every method: nothing can be compared there." in said
 
 
 def test_the_end_of_a_run_says_it(given, capsys, tmp_path):
-    summary = likelihood.shown(given.rows)
-    parts = stats.breakdown(given.rows) if given.rows["stratum"].nunique() > 1 else summary
+    summary = perplexity.shown(given.rows)
+    parts = summaries.breakdown(given.rows) if given.rows["stratum"].nunique() > 1 else summary
     shown = {"rows": given.rows, "summary": summary, "parts": parts, "note": None, "figures": [], "tracked": None}
-    console.show(SimpleNamespace(**shown, folder=tmp_path, measured=1, more=0))
+    run_table.show(SimpleNamespace(**shown, folder=tmp_path, measured=1, more=0))
     said = capsys.readouterr().out
     assert f"{given.method} at 40% is incomplete: {given.answered} of {given.total} samples have a score" in said
     assert f"{given.answered} of {given.total}" in next(line for line in said.splitlines() if given.method in line)
@@ -198,7 +192,7 @@ def test_positions_are_compared_on_documents_all_cells_have():
     )
     rows["token_nll"] = rows["score"].map(lambda score: None if score is None or np.isnan(score) else [-score] * 64)
     rows["budget_entries"] = None
-    [axes] = figures.likelihood_by_position(rows).axes
+    [axes] = run_figures.likelihood_by_position(rows).axes
     assert axes.get_title() == "asked 40%, 2 of 4 documents"
     for line in axes.get_lines():
         np.testing.assert_allclose(line.get_ydata(), 1.0)
@@ -217,7 +211,7 @@ def test_a_comparison_with_lost_pairs_has_no_test(capsys):
 
 
 def test_the_mirror_keeps_it_off_the_curve(given):
-    points = tracking.points(stats.summarize(given.rows), "needle")
+    points = wandb_mirror.points(summaries.summarize(given.rows), "needle")
     names = {key for point in points for key in point}
     assert f"needle/{given.method}/incomplete" in names and f"needle/{given.method}" not in names
     assert "needle/h2o" in names
@@ -243,7 +237,7 @@ def test_what_leaks_is_known_from_the_rows_under_any_name():
     assert ranking.leaking(rows) == {"mine"}
     run = scores.run_of(rows)
     assert not any(entry["best"] for line in scores.board(run)["lines"] for entry in line["entries"])
-    figure = claims.pareto(rows, significance.compared(rows), claims.decode_times(rows, rows))
+    figure = experiment.pareto(rows, significance.compared(rows), experiment.decode_times(rows, rows))
     stairs = next(line for line in figure.axes[0].get_lines() if line.get_label() == "front")
     assert sorted(stairs.get_ydata()) == [0.5, 1.0]  # h2o and the full cache
     named = rows.assign(method=rows["method"].replace({"h2o": "oracle_answer"}))
@@ -252,8 +246,8 @@ def test_what_leaks_is_known_from_the_rows_under_any_name():
 
 
 def test_rows_say_what_their_method_reads():
-    from pvcbench.attempt import label
-    from pvcbench.cells import Point
+    from pvcbench.evaluation.cells import Point
+    from pvcbench.evaluation.shared_prefill import label
     from pvcbench.policy import Method
 
     class Reader(Method):

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 from scipy.special import xlogy
 
-from pvcbench import intervals, likelihood, significance
-from pvcbench.stats import summarize
+from pvcbench.stats import intervals, perplexity, significance
+from pvcbench.stats.summaries import summarize
 
 ONE = pd.Series([""] * 200)
 
@@ -229,7 +229,7 @@ def test_reports_show_the_interval_of_the_test():
     ]
     sizes = dict.fromkeys(("kept_fraction", "kept_entries", "prompt_tokens", "kv_bytes", "prefill_s"), 1.0)
     rows = pd.concat(rows, ignore_index=True).assign(error=None, **sizes)
-    shown = likelihood.shown(rows).set_index("method")
+    shown = perplexity.shown(rows).set_index("method")
     tested = significance.compared(rows).set_index("method")
     for name in ("h2o", "snapkv"):
         line = tested.loc[name]

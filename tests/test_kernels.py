@@ -19,8 +19,8 @@ from methods.pvc import PvC
 from pvcbench.engine.attention import attention_mass, observed_attention, prompt_attention
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
-from pvcbench.engine.flash import attention_with_lse
-from pvcbench.engine.kernels import available, column_mass, require, row_lse, slot_decode
+from pvcbench.engine.kernels.flash import attention_with_lse
+from pvcbench.engine.kernels.interface import available, column_mass, require, row_lse, slot_decode
 from pvcbench.errors import UserError
 from pvcbench.policy import Method
 

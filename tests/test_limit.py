@@ -1,6 +1,8 @@
 """A smaller limit on a finished run shows the samples asked for, and says that there are more."""
 
-from pvcbench import config, console, runner, store
+from pvcbench.cli import run_table
+from pvcbench.config import compose
+from pvcbench.runs import folder, runner
 
 TINY = ["model=random", "task.lengths=[600]", "task.repeats=1", "method=h2o", "budgets=[0.5]", "threads=1"]
 
@@ -8,7 +10,7 @@ TINY = ["model=random", "task.lengths=[600]", "task.repeats=1", "method=h2o", "b
 def test_a_smaller_limit_on_a_finished_run_shows_its_own_samples(tmp_path, capsys):
     def run(limit):
         settings = [*TINY, f"results={tmp_path}", "wandb.mode=disabled", f"limit={limit}"]
-        return runner.run(config.composed(settings))
+        return runner.run(compose.composed(settings))
 
     whole = run(3)
     assert (whole.summary["samples"] == 3).all() and whole.more == 0
@@ -16,7 +18,7 @@ def test_a_smaller_limit_on_a_finished_run_shows_its_own_samples(tmp_path, capsy
     part = run(2)
     assert part.folder == whole.folder and part.measured == 0
     assert (part.summary["samples"] == 2).all() and part.rows["sample"].nunique() == 2 and part.more == 1
-    assert (part.folder / "summary.csv").read_text() == stored and len(store.load(part.folder)) == 6
-    console.show(part)
+    assert (part.folder / "summary.csv").read_text() == stored and len(folder.load(part.folder)) == 6
+    run_table.show(part)
     assert "1 more samples, of a larger limit" in capsys.readouterr().out
     assert (run(3).summary["samples"] == 3).all()

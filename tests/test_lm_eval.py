@@ -19,13 +19,17 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers.cache_utils import DynamicLayer
 
-from pvcbench import config, lm_eval_cli, models, runner, store
+from pvcbench.cli import lm_eval as lm_eval_cli
+from pvcbench.config import compose
 from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
-from pvcbench.lm_eval_model import CompressedLM, Recorder
-from pvcbench.prompts import Prompter
-from pvcbench.tasks import lm_eval_load, lm_eval_scores
-from pvcbench.tasks.lm_eval import LmEval
+from pvcbench.evaluation.lm_eval_model import CompressedLM, Recorder
+from pvcbench.models import loading as models
+from pvcbench.runs import runner
+from pvcbench.runs.rows import read_rows
+from pvcbench.tasks.lm_eval import loading, scoring
+from pvcbench.tasks.lm_eval.task import LmEval
+from pvcbench.tasks.prompts import Prompter
 
 DOCS = [
     {"text": "Anna has a red door, Tom a blue one.", "ask": "Anna's door?", "choices": ["red", "r", "blue"], "gold": 0},
@@ -90,7 +94,7 @@ class Mixed(ConfigurableTask):
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch):
     """No pictures and no report on the machine."""
-    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
     monkeypatch.setattr(evaluator, "add_env_info", lambda results: None)
 
 
@@ -312,7 +316,7 @@ def run(tmp_path, folder, *overrides, names=("choice", "inputs", "gen")):
     """A run of the tiny model with wide weights."""
     settings = ["task=lm_eval", f"task.include_path={folder}", f"task.tasks=[{','.join(names)}]", "threads=1"]
     settings += ["wandb.mode=disabled", "model=random", f"results={tmp_path}", *overrides]
-    result = runner.run(config.composed(settings), model=loaded_model())
+    result = runner.run(compose.composed(settings), model=loaded_model())
     return result, json.loads((result.folder / "lm_eval.json").read_text())
 
 
@@ -331,7 +335,7 @@ def test_a_run_gives_rows_and_lm_evals_results(tmp_path, folder, reference, pref
         )
     small = cells(results)["h2o", "0.3"]
     assert small["documents"] == 9 and small["failed"] == 0
-    rows = {(row["sample"], row["method"], row["budget"]): row for row in store.read_rows(result.folder / "rows.jsonl")}
+    rows = {(row["sample"], row["method"], row["budget"]): row for row in read_rows(result.folder / "rows.jsonl")}
     for number, sample in enumerate(reference["samples"]["choice"]):
         row = rows[f"choice/{number}", "full", "1.0"]
         assert row["metrics"] == {key: float(sample[key]) for key in ("acc", "acc_norm", "acc_mutual_info")}
@@ -442,11 +446,11 @@ def test_requests_are_those_of_simple_evaluate(folder, options):
 
 
 def test_scalars():
-    assert lm_eval_scores.scalar("word_perplexity", (-12.0, 4)) == ("log_likelihood_per_word", -3.0)
-    assert lm_eval_scores.scalar("perplexity", -2.5) == ("log_likelihood", -2.5)
-    assert lm_eval_scores.scalar("f1", (1, 1)) == ("acc", 1.0) and lm_eval_scores.scalar("mcc", (1, 0)) == ("acc", 0.0)
-    assert lm_eval_scores.scalar("likelihood", (1, (2.0, 3.0))) == ("likelihood", None)
-    assert lm_eval_scores.scalar("ter", float("nan")) == ("ter", None)
+    assert scoring.scalar("word_perplexity", (-12.0, 4)) == ("log_likelihood_per_word", -3.0)
+    assert scoring.scalar("perplexity", -2.5) == ("log_likelihood", -2.5)
+    assert scoring.scalar("f1", (1, 1)) == ("acc", 1.0) and scoring.scalar("mcc", (1, 0)) == ("acc", 0.0)
+    assert scoring.scalar("likelihood", (1, (2.0, 3.0))) == ("likelihood", None)
+    assert scoring.scalar("ter", float("nan")) == ("ter", None)
 
 
 @pytest.mark.parametrize(
@@ -519,10 +523,10 @@ def test_own_folder_comes_first(folder, monkeypatch):
         return real(**options | {"include_defaults": False})
 
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", manager)
-    lm_eval_load.manager_of(["choice"], folder)
+    loading.manager_of(["choice"], folder)
     assert made == [{"include_path": str(folder), "include_defaults": False}]
-    lm_eval_load.manager_of(["choice", "piqa"], folder)
-    lm_eval_load.manager_of(["piqa"], None)
+    loading.manager_of(["choice", "piqa"], folder)
+    loading.manager_of(["piqa"], None)
     assert made[2:] == [{"include_path": str(folder)}, {}]
 
 
@@ -585,7 +589,7 @@ def test_requests_whose_logits_are_not_finite_are_error_rows(tmp_path, folder):
         loaded.model.get_input_embeddings().weight[loaded.tokenizer("e")["input_ids"][0]] = float("nan")
     settings = ["task=lm_eval", f"task.include_path={folder}", "task.tasks=[choice,gen]", "threads=1", "method=h2o"]
     settings += ["budgets=[0.5]", "wandb.mode=disabled", "model=random", f"results={tmp_path}"]
-    rows = runner.run(config.composed(settings), model=loaded).rows
+    rows = runner.run(compose.composed(settings), model=loaded).rows
     broken = rows[rows["error"].notna()]
     assert set(broken["method"]) == {"full", "h2o"} and broken["score"].isna().all()
     assert broken["error"].str.contains("NaN or infinite").all() and rows[rows["error"].isna()]["score"].notna().all()

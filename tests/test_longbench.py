@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge import Rouge
 
-from pvcbench import config, runner
+from pvcbench.config import compose
 from pvcbench.errors import UserError
-from pvcbench.models import byte_tokenizer
-from pvcbench.prompts import Prompter
-from pvcbench.tasks import longbench_metrics as metrics
-from pvcbench.tasks.longbench import LongBench
-from pvcbench.tasks.longbench_sets import E_SETS, SETS, bucket, prompts
+from pvcbench.models.loading import byte_tokenizer
+from pvcbench.runs import runner
+from pvcbench.tasks.longbench import metrics
+from pvcbench.tasks.longbench.datasets import E_SETS, SETS, bucket, prompts
+from pvcbench.tasks.longbench.task import LongBench
+from pvcbench.tasks.prompts import Prompter
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "longbench"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="the original LongBench files are not beside the repository")
@@ -467,12 +468,12 @@ def test_hub_checksums_and_failures(monkeypatch):
 
 def run(tmp_path, *overrides):
     settings_ = ["model=random", "threads=1", "wandb.mode=disabled", "task=longbench", "method=h2o", "budgets=[0.5]"]
-    return runner.run(config.composed([*settings_, f"results={tmp_path / 'results'}", *overrides]))
+    return runner.run(compose.composed([*settings_, f"results={tmp_path / 'results'}", *overrides]))
 
 
 @pytest.mark.parametrize("aware", [True, False])
 def test_a_run_from_files_to_rows(tmp_path, monkeypatch, aware):
-    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
     folder = write(tmp_path / "data", {"passage_retrieval_en": 1, "trec": 1, "hotpotqa": 1})
     names = "task.sets=[hotpotqa,trec,passage_retrieval_en]"
     result = run(tmp_path, f"task.data_dir={folder}", names, f"query_aware={str(aware).lower()}")

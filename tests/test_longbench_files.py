@@ -5,10 +5,10 @@ import json
 import pytest
 
 from pvcbench.errors import UserError
-from pvcbench.models import byte_tokenizer
-from pvcbench.prompts import Prompter
-from pvcbench.tasks.longbench import LongBench
-from pvcbench.tasks.longbench_sets import SETS
+from pvcbench.models.loading import byte_tokenizer
+from pvcbench.tasks.longbench.datasets import SETS
+from pvcbench.tasks.longbench.task import LongBench
+from pvcbench.tasks.prompts import Prompter
 
 GOLD = {"passage_retrieval_en": "Paragraph 3", "passage_retrieval_zh": "段落3", "passage_count": "3"}
 

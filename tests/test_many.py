@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from rows import needle_rows, table
 
-from pvcbench import figures, many, ranking, stats
+from pvcbench.plots import many_methods, run_figures
+from pvcbench.stats import ranking, summaries
 
 NAMES = ("full", "random", "oracle_answer", *(f"method{number}" for number in range(7)))
 
@@ -26,7 +27,7 @@ def rows(request):
 
 
 def test_each_method_has_its_panel_best_first(rows):
-    figure = figures.curve(rows)
+    figure = run_figures.curve(rows)
     titles = [axes.get_title() for axes in figure.axes]
     assert sorted(titles) == sorted(set(NAMES) - {"full"}) and titles[-1] == "method1"
     same = rows[(rows["method"] != "full") & (rows["budget"] == "0.4")]  # method0 has no score at 10%
@@ -34,8 +35,8 @@ def test_each_method_has_its_panel_best_first(rows):
 
 
 def test_points_and_intervals_are_those_of_the_table(rows):
-    cells = stats.summarize(rows).set_index(["method", "budget"])
-    for axes in figures.curve(rows).axes:
+    cells = summaries.summarize(rows).set_index(["method", "budget"])
+    for axes in run_figures.curve(rows).axes:
         name = axes.get_title()
         own = next(line for line in axes.get_lines() if line.get_marker() not in ("None", "", "_"))
         wanted = cells.loc[name][cells.loc[name]["score"].notna()].sort_values("kept_fraction")
@@ -47,7 +48,7 @@ def test_points_and_intervals_are_those_of_the_table(rows):
 
 
 def test_floor_reference_and_reach_are_in_the_panels(rows):
-    figure = figures.curve(rows)
+    figure = run_figures.curve(rows)
     said = [text.get_text() for text in figure.legends[0].get_texts()]
     assert said == ["full cache", "random", "oracle_answer", "other methods", "bars: 95% intervals"]
     for axes in figure.axes:
@@ -59,4 +60,6 @@ def test_floor_reference_and_reach_are_in_the_panels(rows):
 
 def test_few_methods_share_one_picture(rows):
     few = rows[rows["method"].isin(NAMES[:8])]
-    assert not many.too_many(few) and len([axes for axes in figures.curve(few).axes if axes.get_title()]) == 1
+    assert (
+        not many_methods.too_many(few) and len([axes for axes in run_figures.curve(few).axes if axes.get_title()]) == 1
+    )

@@ -8,8 +8,10 @@ import pytest
 from cells import rows_of
 
 import compare
-from pvcbench import console, figures, likelihood, paper_tables, published, significance, stats
-from pvcbench.report import scores
+from pvcbench.cli import run_table
+from pvcbench.plots import published, run_figures
+from pvcbench.report import paper_tables, scores
+from pvcbench.stats import perplexity, significance, summaries
 
 NAMES = ("h2o[/red]", "[bold]", "h2o[red]", ":smile:", "a$b$c", r"x\y{z}~^", "[link=file:///etc/passwd]h[/link]", "a|b")
 
@@ -24,9 +26,9 @@ def rows_named(name, why="no [/memory] [red]left[/]"):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_end_of_a_run_prints_names_as_they_are(name, tmp_path, capsys):
     rows = rows_named(name)
-    summary, parts = likelihood.shown(rows), stats.breakdown(rows)
+    summary, parts = perplexity.shown(rows), summaries.breakdown(rows)
     known = {"rows": rows, "summary": summary, "parts": parts, "note": None, "figures": [tmp_path / "[x]" / "a.png"]}
-    console.show(SimpleNamespace(**known, tracked="[/y]", folder=tmp_path / "[/results]", measured=0, more=0))
+    run_table.show(SimpleNamespace(**known, tracked="[/y]", folder=tmp_path / "[/results]", measured=0, more=0))
     said = capsys.readouterr().out
     plain = re.sub(r"\s+", "", said)
     for text in (name, "no[/memory][red]left[/]", "a[/x]", "[b]", "[x]/a.png", "[/y]", "[/results]"):
@@ -34,7 +36,7 @@ def test_the_end_of_a_run_prints_names_as_they_are(name, tmp_path, capsys):
 
 
 def test_a_note_of_a_shard_is_text(capsys):
-    console.show(SimpleNamespace(note="Shard 1/2 of [/results] :smile: is finished"))
+    run_table.show(SimpleNamespace(note="Shard 1/2 of [/results] :smile: is finished"))
     assert capsys.readouterr().out.strip() == "Shard 1/2 of [/results] :smile: is finished"
 
 
@@ -42,12 +44,12 @@ def test_a_note_of_a_shard_is_text(capsys):
 def test_pictures_write_names_as_they_are(name, tmp_path):
     """A name with two dollar signs was a formula: letters in italics, or an error that ended the drawing."""
     rows = rows_named(name)
-    figures.save(lambda: [("curve", figures.curve(rows))], tmp_path, "0" * 64)
+    run_figures.save(lambda: [("curve", run_figures.curve(rows))], tmp_path, "0" * 64)
     import matplotlib
 
     with matplotlib.rc_context({"svg.fonttype": "none"}):
-        made = figures.curve(rows)
-        figures._literal(made)
+        made = run_figures.curve(rows)
+        run_figures._literal(made)
         drawn = io.StringIO()
         made.savefig(drawn, format="svg")
     from html import unescape
@@ -57,16 +59,16 @@ def test_pictures_write_names_as_they_are(name, tmp_path):
 
 def test_a_broken_formula_does_not_end_the_drawing(tmp_path):
     rows = rows_named(r"$\frac$ and $x_$")
-    assert figures.save(lambda: [("curve", figures.curve(rows))], tmp_path, "0" * 64)
+    assert run_figures.save(lambda: [("curve", run_figures.curve(rows))], tmp_path, "0" * 64)
 
 
 def test_powers_of_ten_stay_formulas(tmp_path):
-    figure = figures.Figure()
+    figure = run_figures.Figure()
     axes = figure.subplots()
     axes.set_xscale("log")
     axes.plot([1, 1000], [1, 2])
     figure.draw_without_rendering()
-    figures._literal(figure)
+    run_figures._literal(figure)
     ticks = [label for label in axes.get_xticklabels() if "mathdefault" in label.get_text()]
     assert ticks and all(label.get_parse_math() for label in ticks)
 

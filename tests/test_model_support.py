@@ -10,7 +10,9 @@ import families
 import pytest
 import torch
 
-from pvcbench import cli, config, support, trial
+from pvcbench.architectures import support, trial
+from pvcbench.cli import main
+from pvcbench.config import compose
 from pvcbench.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -20,8 +22,8 @@ KNOWN = support.load()
 @pytest.fixture(scope="module")
 def methods():
     """Every method of conf/method."""
-    names = config.options("method")
-    return config.build_methods(config.composed([f"method=[{','.join(names)}]"]).methods)
+    names = compose.options("method")
+    return compose.build_methods(compose.composed([f"method=[{','.join(names)}]"]).methods)
 
 
 def test_the_file_names_every_architecture_of_the_installed_transformers():
@@ -29,7 +31,7 @@ def test_the_file_names_every_architecture_of_the_installed_transformers():
         pytest.skip(f"it was made with transformers {KNOWN.transformers}")
     assert {name: family.model for name, family in KNOWN.types.items()} == support.architectures()
     assert set(KNOWN.families) == set(families.every())
-    assert KNOWN.methods == config.options("method")
+    assert KNOWN.methods == compose.options("method")
 
 
 def test_what_runs_says_how_exactly():
@@ -86,7 +88,7 @@ def test_the_page_is_current():
 
 def asked(capsys, *arguments):
     """What `pvcbench models` prints."""
-    assert cli.main(["models", *arguments]) == 0
+    assert main.main(["models", *arguments]) == 0
     return capsys.readouterr().out
 
 
@@ -109,9 +111,9 @@ def test_what_is_refused_says_why(capsys):
 
 
 def test_an_unknown_name_gets_its_nearest(capsys):
-    assert cli.main(["models", "lama"]) == 2
+    assert main.main(["models", "lama"]) == 2
     assert "did you mean" in capsys.readouterr().err
-    assert cli.main(["models", "no/such/folder"]) == 2
+    assert main.main(["models", "no/such/folder"]) == 2
     assert "no folder" in capsys.readouterr().err
     with pytest.raises(UserError, match="lists them"):
         support.found(KNOWN, "zzzzqqqq")

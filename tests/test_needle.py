@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from pvcbench.errors import UserError
-from pvcbench.models import byte_tokenizer
-from pvcbench.prompts import Prompter
-from pvcbench.tasks import haystack
+from pvcbench.models.loading import byte_tokenizer
 from pvcbench.tasks.metrics import exact, rouge1_recall, share_found, token_f1, token_overlap
-from pvcbench.tasks.needle import SANDWICH_ANSWER, Needle
-from pvcbench.tasks.words import KEYS, WORDS
+from pvcbench.tasks.needle import haystack
+from pvcbench.tasks.needle.task import SANDWICH_ANSWER, Needle
+from pvcbench.tasks.needle.words import KEYS, WORDS
+from pvcbench.tasks.prompts import Prompter
 
 
 def prepared(**settings):

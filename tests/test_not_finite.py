@@ -8,13 +8,15 @@ import tiny
 import torch
 
 import pvcbench
-from pvcbench import config, models, store
-from pvcbench.attempt import finite
+from pvcbench.config import compose
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.errors import MethodError, NotFinite
-from pvcbench.measure import decode
+from pvcbench.evaluation.shared_prefill import finite
+from pvcbench.evaluation.throughput import decode
+from pvcbench.models import loading
 from pvcbench.policy import Method
+from pvcbench.runs.rows import load_table
 
 FULL = Cell("1.0", Method(), None, everything=True)
 METHODS = ["h2o", "streaming_llm", "knorm", "random"]
@@ -23,19 +25,19 @@ BAD = float("nan"), float("inf")
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
-    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
 
 
 def broken(value, token):
     """The tiny random model, one token of which is embedded as numbers that are not finite."""
-    loaded = models.random("tiny", "cpu", None)
+    loaded = loading.random("tiny", "cpu", None)
     with torch.no_grad():
         loaded.model.get_input_embeddings().weight[token] = value
     return loaded
 
 
 def token_of(text):
-    return models.byte_tokenizer()(text)["input_ids"][0]
+    return loading.byte_tokenizer()(text)["input_ids"][0]
 
 
 def rows_of(tmp_path, loaded, task, **settings):
@@ -162,11 +164,11 @@ class Late(Method):
 
 def test_a_method_that_fails_on_every_sample_is_told(tmp_path):
     """Its rows say why, the others' rows stand, and the reason comes with file and line."""
-    full = config.build_methods(config.composed(["method=full"]).methods)
+    full = compose.build_methods(compose.composed(["method=full"]).methods)
     settings = {"task__lengths": [600], "results": str(tmp_path), "wandb__mode": "disabled", "threads": 1, "limit": 2}
     with pytest.warns(UserWarning, match=rf"no cell of late has a value \(2 rows\): .*{__file__}:\d+\) gave float16"):
         pvcbench.evaluate("random", "needle", full | {"late": Late()}, budgets=[0.5], **settings)
-    rows = store.load(tmp_path)
+    rows = load_table(tmp_path)
     assert rows.groupby("method")["error"].agg(lambda e: e.isna().all()).to_dict() == {"full": True, "late": False}
 
 
@@ -177,7 +179,7 @@ def test_a_broken_method_ends_the_run_at_once(tmp_path):
         def scores(self, seen):
             return seen.positions > 5
 
-    full = config.build_methods(config.composed(["method=full"]).methods)
+    full = compose.build_methods(compose.composed(["method=full"]).methods)
     with pytest.raises(MethodError, match=r"Now.scores \(.*\) gave bool .*; wanted: float32 or float64"):
         pvcbench.evaluate("random", "needle", full | {"now": Now()}, budgets=[0.5], results=str(tmp_path), threads=1)
     assert not list(tmp_path.rglob("rows.jsonl"))
@@ -185,14 +187,14 @@ def test_a_broken_method_ends_the_run_at_once(tmp_path):
 
 def test_a_refused_model_is_given_back(tmp_path):
     """Neither hooks nor attention are left on a model whose check failed."""
-    loaded = models.random("tiny", "cpu", None)
+    loaded = loading.random("tiny", "cpu", None)
     before = loaded.model.config._attn_implementation
 
     class Now(Late):
         def scores(self, seen):
             raise ValueError("no")
 
-    full = config.build_methods(config.composed(["method=full"]).methods)
+    full = compose.build_methods(compose.composed(["method=full"]).methods)
     with pytest.raises(MethodError, match="stopped with ValueError: no"):
         pvcbench.evaluate(loaded, "needle", full | {"now": Now()}, budgets=[0.5], results=str(tmp_path), threads=1)
     assert loaded.model.config._attn_implementation == before

@@ -19,12 +19,14 @@ from pathlib import Path
 import pytest
 from forked import ROOT, Server, wait_for
 
-from pvcbench import sessions, stopping, store
+from pvcbench.runs import sessions
+from pvcbench.runs import signals as stopping
+from pvcbench.runs.rows import KEY, read_rows
 
 SETTINGS = ["model=random", "method=[h2o,streaming_llm]", "task.lengths=[300]", "budgets=[0.2,0.6]"]
 SETTINGS += ["task.repeats=4", "task.max_new_tokens=6", "threads=1", "wandb.mode=disabled", "experiment=lost"]
 SAMPLES, CELLS = 20, 5
-NO_PICTURES = "pvcbench.outcome.draw"
+NO_PICTURES = "pvcbench.runs.outcome.draw"
 KILLS = 20
 
 
@@ -51,8 +53,8 @@ def rows_of(results):
     """The rows of all runs below a folder by their key, without times; none of them twice."""
     found = {}
     for path in sorted(Path(results).rglob("rows.jsonl")):
-        for row in store.read_rows(path):
-            key = (path.parent.name, *(row[name] for name in store.KEY))
+        for row in read_rows(path):
+            key = (path.parent.name, *(row[name] for name in KEY))
             assert key not in found, f"{key} was measured twice"
             found[key] = {name: value for name, value in row.items() if name not in ("prefill_s", "decode_s")}
     return found
@@ -126,7 +128,7 @@ def assert_sessions_tell_all(path):
 
 def test_a_kill_while_figures_are_drawn(server, tmp_path):
     marker = tmp_path / "drawing"
-    command = server.start(*one(tmp_path, "limit=2"), pause=("pvcbench.figures.save", str(marker)))
+    command = server.start(*one(tmp_path, "limit=2"), pause=("pvcbench.plots.run_figures.save", str(marker)))
     wait_for(marker.exists)
     assert command.end(signal.SIGKILL) == -signal.SIGKILL
     before = rows_file(tmp_path).read_bytes()
@@ -151,7 +153,7 @@ def assert_full(command, results, reason):
     """One clear line, and all that was measured is there, whole."""
     (line,) = command.lines()
     assert re.search(rf"cannot write .*rows\.jsonl: {reason}; free some space and run the same command again", line)
-    rows = store.read_rows(rows_file(results))
+    rows = read_rows(rows_file(results))
     assert 0 < len(rows) < SAMPLES * CELLS and len(rows) % CELLS == 0
     assert rows_file(results).read_bytes().endswith(b"\n")
 
@@ -295,9 +297,9 @@ def test_two_processes_on_one_run(server, whole, tmp_path):
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 PLACES = {
-    "loading": "pvcbench.models.random",
-    "drawing": "pvcbench.figures.save",
-    "mirroring": "pvcbench.tracking.track",
+    "loading": "pvcbench.models.loading.random",
+    "drawing": "pvcbench.plots.run_figures.save",
+    "mirroring": "pvcbench.runs.wandb_mirror.track",
 }
 
 

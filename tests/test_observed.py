@@ -6,25 +6,29 @@ import pytest
 from rows import table
 from scipy import stats as scipy_stats
 
-from pvcbench import analysis, config, console, intervals, runner
-from pvcbench.analysis import common
+from pvcbench import analyses
+from pvcbench.analyses import common
+from pvcbench.analyses.context_redundancy.task import ContextRedundancy
+from pvcbench.analyses.observed_task import Observed
+from pvcbench.cli import run_table
+from pvcbench.config import compose
 from pvcbench.errors import UserError
-from pvcbench.prompts import Prompter
-from pvcbench.tasks.context_redundancy import ContextRedundancy
-from pvcbench.tasks.observed import Observed
+from pvcbench.runs import runner
+from pvcbench.stats import intervals
+from pvcbench.tasks.prompts import Prompter
 
 TINY = ["model=random", "threads=1", "wandb.mode=disabled", "task.tokens=[128]", "task.following=16"]
 
 
 @pytest.fixture(scope="module")
 def prompter():
-    loaded = config.build(config.composed(["model=random"]).model, "the model", device="cpu", dtype=None)
+    loaded = compose.build(compose.composed(["model=random"]).model, "the model", device="cpu", dtype=None)
     return Prompter(loaded.tokenizer, loaded.chat, loaded.longest)
 
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
-    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
 
 
 def made(prompter, **settings):
@@ -79,11 +83,11 @@ def test_bad_settings_are_refused(settings):
 
 def small(tmp_path, *more):
     keys = ["task=context_redundancy", "task.shares=[0.2]", "task.above=[0.2]", "task.documents=2", "task.needles=1"]
-    return runner.run(config.composed([*TINY, *keys, f"results={tmp_path}", *more]))
+    return runner.run(compose.composed([*TINY, *keys, f"results={tmp_path}", *more]))
 
 
 def test_what_fails_is_a_row_and_sinks_no_other(tmp_path, monkeypatch):
-    observer = analysis.observer("context_redundancy")
+    observer = analyses.observer("context_redundancy")
     real, calls = observer.observe, []
 
     def failing(*args):
@@ -110,7 +114,7 @@ def test_methods_are_no_part_of_a_run_that_does_not_use_them(tmp_path):
 
 
 def test_the_console_shows_a_table_per_group_and_what_was_not_used(tmp_path, capsys):
-    console.show(small(tmp_path))
+    run_table.show(small(tmp_path))
     shown = capsys.readouterr().out
     for text in (
         "documents, 128 tokens",
@@ -137,11 +141,11 @@ def test_prompts_longer_than_the_model_are_refused(tmp_path):
 
 
 def test_every_task_has_an_observer_and_a_reporter():
-    for name in analysis.ANALYSES:
-        assert callable(analysis.observer(name).observe)
-        report = analysis.reporter(pd.DataFrame({"task": [name]}))
+    for name in analyses.ANALYSES:
+        assert callable(analyses.observer(name).observe)
+        report = analyses.reporter(pd.DataFrame({"task": [name]}))
         assert callable(report.tables) and callable(report.figures)
-    assert analysis.reporter(pd.DataFrame({"task": ["needle"]})) is None
+    assert analyses.reporter(pd.DataFrame({"task": ["needle"]})) is None
 
 
 def test_intervals_are_those_of_scores():

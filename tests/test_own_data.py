@@ -5,13 +5,13 @@ import json
 import datasets
 import pytest
 
-from pvcbench import config
+from pvcbench.config import compose
 from pvcbench.errors import UserError
-from pvcbench.models import byte_tokenizer
-from pvcbench.prompts import Prompter
+from pvcbench.models.loading import byte_tokenizer
 from pvcbench.tasks.jsonl import Jsonl
-from pvcbench.tasks.needle import Needle
+from pvcbench.tasks.needle.task import Needle
 from pvcbench.tasks.perplexity import Perplexity
+from pvcbench.tasks.prompts import Prompter
 
 OK = {"context": "The capital of Freedonia is Marxville. " * 3, "question": "What is it?", "answers": ["Marxville"]}
 
@@ -198,14 +198,14 @@ def test_reading_the_data_does_not_change_the_settings(tmp_path):
 )
 def test_stop_strings_are_what_they_look_like(tmp_path, asked, stops):
     path = task_of(tmp_path, OK).path
-    made = config.build(config.composed(["task=jsonl", f"task.path={path}", asked]).task, "the task")
+    made = compose.build(compose.composed(["task=jsonl", f"task.path={path}", asked]).task, "the task")
     assert made.stop == stops and made.sample(0, 0).stop == stops
 
 
 def test_stop_strings_from_python(tmp_path):
     assert task_of(tmp_path, OK, stop=["\n", r"\\n", r"\n"]).stop == ("\n", r"\n", "\n")
-    assert config.build(
-        config.composed(["task=jsonl", "task.path=x", f"task.stop={config.written([chr(10)])}"]).task, ""
+    assert compose.build(
+        compose.composed(["task=jsonl", "task.path=x", f"task.stop={compose.written([chr(10)])}"]).task, ""
     ).stop == ("\n",)
 
 

@@ -11,7 +11,10 @@ from matplotlib.colors import to_rgba
 from rows import PROTOCOL, needle_rows, table, write_run
 
 import figures as command
-from pvcbench import claims, drawn, figures, paper, paper_tables, published, significance, store
+from pvcbench.plots import drawn_from, experiment, published, run_figures
+from pvcbench.report import paper, paper_tables
+from pvcbench.runs.rows import load_table
+from pvcbench.stats import significance
 
 METHODS, BUDGETS = ("full", "pvc", "h2o", "random"), (0.1, 0.55)
 PICTURES = ("pareto", "differences")
@@ -84,9 +87,9 @@ def test_runs_that_are_gone_leave_orphans_until_the_next_drawing(tmp_path):
     made = needle_rows(repeats=1, methods=("full", "h2o"), budgets=(0.55,))
     for name in ("one", "two"):
         write_run(tmp_path / name / "0123456789ab", made)
-    assert list(paper.draw(store.load(tmp_path), tmp_path))
+    assert list(paper.draw(load_table(tmp_path), tmp_path))
     (tmp_path / "two" / "0123456789ab" / "rows.jsonl").unlink()
-    rows = store.load(tmp_path)
+    rows = load_table(tmp_path)
     found = list(paper.complaints(rows, tmp_path))
     assert found and all(line.startswith("orphaned: ") and "two" in line for line in found)
     assert list(paper.draw(rows, tmp_path))
@@ -96,7 +99,7 @@ def test_runs_that_are_gone_leave_orphans_until_the_next_drawing(tmp_path):
 
 def test_what_was_never_drawn_is_missing(tmp_path):
     write_run(tmp_path / "one" / "0123456789ab", needle_rows(repeats=1, methods=("full", "h2o"), budgets=(0.55,)))
-    found = list(paper.complaints(store.load(tmp_path), tmp_path))
+    found = list(paper.complaints(load_table(tmp_path), tmp_path))
     names = ["figures/differences_one", "figures/pareto_one", "tables/one"]
     assert found == [f"missing: {tmp_path / name} (never drawn)" for name in names]
 
@@ -113,13 +116,13 @@ def test_seeds_are_joined_and_settings_are_not(tmp_path):
     made = needle_rows(repeats=1, methods=("full", "h2o"), budgets=(0.55,))
     for name, seed, lengths in (("aaaaaaaaaaaa", 0, 1), ("bbbbbbbbbbbb", 1, 1), ("cccccccccccc", 0, 2)):
         write(tmp_path, name, seed, made, lengths, h2o={"normalize": False})
-    found = dict(paper.groups(store.load(tmp_path)))
+    found = dict(paper.groups(load_table(tmp_path)))
     assert set(found) == {"exp-aaaaaaaaaaaa", "exp-cccccccccccc"}
     both, alone = found["exp-aaaaaaaaaaaa"], found["exp-cccccccccccc"]
     assert both["sample"].nunique() == 2 * alone["sample"].nunique()
     assert both["cluster"].nunique() == alone["cluster"].nunique()  # the same documents
     assert significance.compared(both)["samples"].tolist() == [10, 10]
-    names = {(one.folder, one.name) for one in paper.drawings(store.load(tmp_path))}
+    names = {(one.folder, one.name) for one in paper.drawings(load_table(tmp_path))}
     assert ("figures", "curve_exp-aaaaaaaaaaaa") in names and ("figures", "curve_exp-cccccccccccc") not in names
 
 
@@ -129,7 +132,7 @@ def test_methods_of_several_runs_are_joined_unless_a_name_means_two(tmp_path):
     lost = needle_rows(repeats=1, methods=("full", "h2o"), budgets=(0.25,))
     lost = [row | ({"score": None, "error": "out of memory"} if row["reference"] else {}) for row in lost]
     write(tmp_path, "000000000000", 0, lost, h2o={})
-    [(name, rows)] = paper.groups(store.load(tmp_path))
+    [(name, rows)] = paper.groups(load_table(tmp_path))
     assert name == "exp" and rows["error"].isna().all()  # the full cache of a run that has it
     found = significance.compared(rows)
     assert found[["method", "budget"]].values.tolist() == [
@@ -141,7 +144,7 @@ def test_methods_of_several_runs_are_joined_unless_a_name_means_two(tmp_path):
     assert set(found["samples"]) == {5}
     other = needle_rows(repeats=1, methods=("full", "h2o"), budgets=(0.75,))
     write(tmp_path, "cccccccccccc", 0, other, h2o={"normalize": True})
-    assert {name for name, _ in paper.groups(store.load(tmp_path))} == {"exp-000000000000", "exp-cccccccccccc"}
+    assert {name for name, _ in paper.groups(load_table(tmp_path))} == {"exp-000000000000", "exp-cccccccccccc"}
 
 
 # ----------------------------------------------------------------------------------------------------------- the front
@@ -149,17 +152,17 @@ def test_methods_of_several_runs_are_joined_unless_a_name_means_two(tmp_path):
 
 def test_the_front_is_what_nothing_beats():
     cost, value = [1, 2, 2, 3, 4, 1], [0.2, 0.5, 0.4, 0.5, 0.9, 0.2]
-    assert claims.front(cost, value).tolist() == [True, True, False, False, True, True]
+    assert experiment.front(cost, value).tolist() == [True, True, False, False, True, True]
 
 
 def test_pareto_shows_every_cell_hollow_behind_the_front(rows, compared):
-    figure = claims.pareto(rows, compared, claims.decode_times(rows, rows))
+    figure = experiment.pareto(rows, compared, experiment.decode_times(rows, rows))
     [axes] = figure.axes
     scored = compared[compared["score"].notna()]
     stairs = next(line for line in axes.get_lines() if line.get_label() == "front")
     points = [line for line in axes.get_lines() if line is not stairs]
     assert len(points) == len(scored) == 6  # the full cache, pvc once, h2o and random twice
-    best = claims.front(scored["kept_bytes"].to_numpy(), scored["score"].to_numpy())
+    best = experiment.front(scored["kept_bytes"].to_numpy(), scored["score"].to_numpy())
     filled = [to_rgba(line.get_markerfacecolor()) != to_rgba("white") for line in points]
     assert filled == best.tolist() and not all(filled)
     np.testing.assert_allclose(sorted(stairs.get_xdata()), sorted(100 * scored["kept_bytes"][best]))
@@ -170,12 +173,12 @@ def test_pareto_shows_every_cell_hollow_behind_the_front(rows, compared):
 def test_a_leaking_reference_is_on_no_front(rows, compared):
     """It is drawn, hollow, and neither the front nor who else stands on it changes with it."""
     leak = compared[compared["method"] == "h2o"].assign(method="oracle_answer", score=1.0, low=1.0, high=1.0)
-    figure = claims.pareto(
+    figure = experiment.pareto(
         pd.concat([rows, rows[rows["method"] == "h2o"].assign(method="oracle_answer")]),
         pd.concat([compared, leak], ignore_index=True),
-        claims.decode_times(rows, rows),
+        experiment.decode_times(rows, rows),
     )
-    before = claims.pareto(rows, compared, claims.decode_times(rows, rows))
+    before = experiment.pareto(rows, compared, experiment.decode_times(rows, rows))
     stairs = [next(line for line in f.axes[0].get_lines() if line.get_label() == "front") for f in (before, figure)]
     np.testing.assert_array_equal(stairs[0].get_xydata(), stairs[1].get_xydata())
     crosses = [line for line in figure.axes[0].get_lines() if line.get_marker() == "x"]
@@ -195,21 +198,21 @@ def speeds(model="SmolLM2-135M-Instruct"):
 
 
 def test_decode_times_are_those_of_cells_alone_in_the_nearest_setting(rows, compared):
-    times = claims.decode_times(pd.concat([rows, speeds()], ignore_index=True), rows)
+    times = experiment.decode_times(pd.concat([rows, speeds()], ignore_index=True), rows)
     assert times["step_ms"].tolist() == pytest.approx([40.0, 20.0, 25.0])  # 2 rows a step
     assert set(times["setting"]) == {"batch 2, 1,000 prompt tokens, run fedcba987654"}
-    figure = claims.pareto(rows, compared, times)
+    figure = experiment.pareto(rows, compared, times)
     _, timed = figure.axes
     points = [line for line in timed.get_lines() if line.get_label() != "front"]
     assert sorted(line.get_xdata()[0] for line in points) == pytest.approx([20.0, 25.0, 40.0])
     assert "run fedcba987654" in timed.get_xlabel() and "ms" in timed.get_xlabel()
-    assert claims.decode_times(pd.concat([rows, speeds("another")], ignore_index=True), rows).empty
+    assert experiment.decode_times(pd.concat([rows, speeds("another")], ignore_index=True), rows).empty
 
 
 def test_perplexities_are_better_below(compared, rows):
     lower = compared.assign(perplexity=10 - compared["score"], score=10 - compared["score"])
-    figure = claims.pareto(rows, lower, claims.decode_times(rows, rows))
-    first = claims.pareto(rows, compared, claims.decode_times(rows, rows))
+    figure = experiment.pareto(rows, lower, experiment.decode_times(rows, rows))
+    first = experiment.pareto(rows, compared, experiment.decode_times(rows, rows))
     faces = [[line.get_markerfacecolor() for line in one.axes[0].get_lines()] for one in (figure, first)]
     assert faces[0] == faces[1] and figure.axes[0].get_ylabel() == "perplexity (lower is better)"
 
@@ -218,7 +221,7 @@ def test_perplexities_are_better_below(compared, rows):
 
 
 def test_differences_are_filled_where_holm_leaves_them(rows, compared):
-    figure = claims.differences(rows, compared)
+    figure = experiment.differences(rows, compared)
     assert [axes.get_title() for axes in figure.axes] == ["h2o", "pvc", "random"]
     seen = 0
     for axes in figure.axes:
@@ -236,9 +239,9 @@ def test_differences_are_filled_where_holm_leaves_them(rows, compared):
 
 def test_too_few_clusters_are_marked_and_no_pairs_give_no_picture(rows):
     few = rows[rows["sample"].isin(rows["sample"].unique()[:5])]
-    assert "too few clusters for a test" in legend(claims.differences(few, significance.compared(few)))
+    assert "too few clusters for a test" in legend(experiment.differences(few, significance.compared(few)))
     alone = rows[~rows["reference"]]
-    assert claims.differences(alone, significance.compared(alone)) is None
+    assert experiment.differences(alone, significance.compared(alone)) is None
 
 
 # ---------------------------------------------------------------------------------------------------------- the tables
@@ -265,7 +268,7 @@ def test_markdown_and_latex_hold_the_same_cells(rows, compared):
     body = [line for line in made["md"].splitlines() if line.startswith("| ")]
     assert len(body) == 2 + len(frame) and {line.count(" | ") for line in body} == {len(frame.columns) - 1}
     tex = made["tex"]
-    assert tex.startswith(f"% {drawn.KEY}: {'ab' * 32}\n")
+    assert tex.startswith(f"% {drawn_from.KEY}: {'ab' * 32}\n")
     assert all(
         rule in tex for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\caption{", r"\label{tab:needle-test}")
     )
@@ -305,7 +308,7 @@ def test_published_scores_stand_beside_the_same_setting_only():
 
 def test_published_scores_are_drawn_hollow_and_in_the_table():
     rows = longbench_rows()
-    figure = figures.curve(rows)
+    figure = run_figures.curve(rows)
     axes = figure.axes[0]
     theirs = {line.get_label(): line for line in axes.get_lines() if line.get_label().endswith(", published")}
     assert set(theirs) == {
@@ -324,7 +327,9 @@ def test_published_scores_are_drawn_hollow_and_in_the_table():
     assert list(sets.columns) == ["method", "asked", *(f"set{number}" for number in range(16)), "mean"]
     score = rows[(rows["method"] == "h2o") & (rows["stratum"] == "set3")]["score"].mean()
     assert sets.iloc[1][["method", "set3"]].tolist() == ["h2o", f"{100 * score:.1f}"]
-    assert drawn.data_of(rows) != drawn.fingerprint(rows) and not published.mark(axes, rows.assign(model="m"), {})
+    assert drawn_from.data_of(rows) != drawn_from.fingerprint(rows) and not published.mark(
+        axes, rows.assign(model="m"), {}
+    )
 
 
 def test_every_published_number_has_a_source():

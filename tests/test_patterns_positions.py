@@ -8,9 +8,9 @@ import torch
 from test_attention_patterns import EXACT, task
 from tiny import METHODS, dense, engine, largest, original, prompt
 
-from pvcbench.analysis import attention_patterns as observing
-from pvcbench.cells import Point
-from pvcbench.prompts import Prompt
+from pvcbench.analyses.attention_patterns import observe as observing
+from pvcbench.evaluation.cells import Point
+from pvcbench.tasks.prompts import Prompt
 
 TOKENS, BUDGET, SINKS = 64, 20, 4
 ROWS = {"last": [63], "answer": [65, 66, 67]}  # those that predict tokens 66, 67 and 68

@@ -13,16 +13,17 @@ from tiny import dense, engine, prompt
 import bench_scoring
 from peers import curve, scoring
 from peers.client import WORKER, Peer, PeerDied, PeerFailed, peak_of
-from pvcbench import config, models
-from pvcbench.attempt import Protocol, run_batch
-from pvcbench.cells import points
+from pvcbench.config import compose
 from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
-from pvcbench.generate import Generate
-from pvcbench.progress import Meter
-from pvcbench.prompts import Prompter
+from pvcbench.evaluation.cells import points
+from pvcbench.evaluation.generation import Generate
+from pvcbench.evaluation.progress import Meter
+from pvcbench.evaluation.shared_prefill import Protocol, run_batch
+from pvcbench.models import loading
 from pvcbench.tasks.base import Sample
-from pvcbench.tasks.needle import Needle
+from pvcbench.tasks.needle.task import Needle
+from pvcbench.tasks.prompts import Prompter
 
 REAL = Path(__file__).parent.parent / ".venv-peers/kvpress/bin/python"
 FAKE = """
@@ -62,7 +63,7 @@ def worker(tmp_path):
 @pytest.fixture
 def task():
     needle = Needle()
-    needle.prepare(Prompter(models.byte_tokenizer()))
+    needle.prepare(Prompter(loading.byte_tokenizer()))
     return needle
 
 
@@ -180,7 +181,7 @@ def test_the_window_method_sums_the_last_rows(tokens):
 
 @pytest.mark.skipif(not REAL.is_file(), reason="kvpress is not set up: scripts/peers/setup.sh")
 def test_kvpress_says_what_we_say(tmp_path):
-    loaded = models.random("tiny", "cpu", "float32", seed=3)
+    loaded = loading.random("tiny", "cpu", "float32", seed=3)
     turn = "{% for message in messages %}[{{ message['role'] }}]{{ message['content'] }}{% endfor %}[assistant]"
     loaded.tokenizer.chat_template = turn
     loaded.model.save_pretrained(tmp_path)
@@ -193,7 +194,7 @@ def test_kvpress_says_what_we_say(tmp_path):
         curve.ask(peer, task, sample, coded, list(curve.points(["streaming_llm", "h2o"], [0.5])), theirs)
         assert peer.ask("prefill", press=None, length=64, repeats=2)["seconds"][1] > 0
     overrides = ["method=[streaming_llm,h2o]", *curve.OVERRIDES]
-    cells = tuple(points(config.build_methods(config.composed(overrides).methods), [0.5], "grow"))
+    cells = tuple(points(compose.build_methods(compose.composed(overrides).methods), [0.5], "grow"))
     batch, protocol = [(sample, coded, cells)], Protocol(False, False, "grow", 0)
     curve.note(ours, run_batch(Generate, Engine(loaded.model), loaded, task, batch, protocol, Meter(1)))
     report = curve.report(ours, theirs, ["streaming_llm", "h2o"], False, len)

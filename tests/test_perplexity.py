@@ -11,12 +11,15 @@ import pytest
 import torch
 
 import pvcbench
-from pvcbench import config, figures, likelihood, store
+from pvcbench.config import compose
 from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
-from pvcbench.models import byte_tokenizer, random
-from pvcbench.prompts import Prompter
+from pvcbench.models.loading import byte_tokenizer, random
+from pvcbench.plots import run_figures
+from pvcbench.runs.rows import load_table
+from pvcbench.stats import perplexity
 from pvcbench.tasks.perplexity import PROTOCOLS, Perplexity
+from pvcbench.tasks.prompts import Prompter
 
 TEXTS = [f"Document {n}. " + " ".join(str((n * 7919 + i * i) % 997) for i in range(60)) for n in range(12)]
 
@@ -131,7 +134,7 @@ def run(folder, tmp_path, protocol, methods=("h2o", "streaming_llm"), **settings
         loaded, made, list(methods), [16, 0.5], results=tmp_path / "out", wandb__mode="disabled", **settings
     )
     [path] = (tmp_path / "out" / "default").iterdir()
-    return store.load(path), summary, path
+    return load_table(path), summary, path
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -263,23 +266,23 @@ def made_rows(shift, every=1):
 
 def test_perplexity_ends_are_the_exponentiated_ends_and_bits_are_a_ratio_of_sums():
     rows = made_rows(0.5)
-    line = likelihood.summarize(rows).set_index("method").loc["mine"]
+    line = perplexity.summarize(rows).set_index("method").loc["mine"]
     nll = np.stack(list(rows[rows["method"] == "mine"]["token_nll"]))
     assert line["perplexity"] == pytest.approx(math.exp(nll.mean()))
     assert math.log(line["perplexity_low"]) == pytest.approx(line["nll_low"])
     assert line["bits_per_byte"] == pytest.approx(nll.sum() / math.log(2) / (300 + 11 * 100))
     assert line["after_difference"] == pytest.approx(0.5)  # positions 22 to 40 are entries 21 to 39
-    few = likelihood.summarize(rows[rows["cluster"].isin(list("012345"))]).set_index("method").loc["mine"]
+    few = perplexity.summarize(rows[rows["cluster"].isin(list("012345"))]).set_index("method").loc["mine"]
     assert few["perplexity"] > 1 and math.isnan(few["perplexity_low"]) and math.isnan(few["bits_per_byte_high"])
     assert math.isnan(line["after_difference_low"])  # all documents alike: no bootstrap claims certainty
 
 
 def test_blockwise_starts_to_count_after_its_first_block():
     for every, wanted in ((1, 0.5), (5, 0.5), (16, 0.5)):
-        line = likelihood.summarize(made_rows(0.5, every)).set_index("method").loc["mine"]
+        line = perplexity.summarize(made_rows(0.5, every)).set_index("method").loc["mine"]
         assert line["after_difference"] == pytest.approx(wanted) and line["after_pairs"] == 12
     early = made_rows(0.5).assign(budget_entries=lambda rows: rows["budget_entries"] - 5)
-    assert likelihood.summarize(early).set_index("method").loc["mine", "after_difference"] < 0.5
+    assert perplexity.summarize(early).set_index("method").loc["mine", "after_difference"] < 0.5
 
 
 def test_a_failing_cell_sinks_no_other_and_its_memory_is_free(folder, tmp_path, monkeypatch):
@@ -347,21 +350,21 @@ def test_text_that_is_not_utf8_and_shares_of_nothing_get_a_line(folder, tmp_path
 
 def test_the_command_line_has_every_setting():
     names = set(inspect.signature(Perplexity.__init__).parameters) - {"self"}
-    assert set(config.composed(["task=perplexity"]).task) == names | {"_target_"}
+    assert set(compose.composed(["task=perplexity"]).task) == names | {"_target_"}
 
 
 def test_the_curve_of_an_exploding_method_is_logarithmic(tmp_path):
-    calm, wild = figures.curve(made_rows(0.1)), figures.curve(made_rows(6.0))
+    calm, wild = run_figures.curve(made_rows(0.1)), run_figures.curve(made_rows(6.0))
     assert calm.axes[0].get_yscale() == "linear" and wild.axes[0].get_yscale() == "log"
     assert "perplexity" in wild.axes[0].get_ylabel()
-    cost = figures.likelihood_cost(made_rows(6.0)).axes[0]
+    cost = run_figures.likelihood_cost(made_rows(6.0)).axes[0]
     mine = next(part for part in cost.containers if part.get_label() == "mine")
     assert mine.lines[0].get_ydata() == pytest.approx([6.0 * 19 / 40]) and mine.lines[0].get_xdata() == [50.0]
-    places = likelihood.by_position(made_rows(6.0)).set_index(["method", "position"])["nll"]
+    places = perplexity.by_position(made_rows(6.0)).set_index(["method", "position"])["nll"]
     assert places["mine", 36.5] - places["full", 36.5] == pytest.approx(6.0)  # block of 8 after the first 32
     long = made_rows(0.0).assign(token_nll=[[1.0] * 9215] * 24, prompt_tokens=9216)
-    assert likelihood.block_of(long) == 160 and len(likelihood.by_position(long)) == 2 * 58
-    assert {path.name for path in figures.draw(made_rows(6.0), tmp_path)} == {
+    assert perplexity.block_of(long) == 160 and len(perplexity.by_position(long)) == 2 * 58
+    assert {path.name for path in run_figures.draw(made_rows(6.0), tmp_path)} == {
         f"{name}.{end}" for name in ("curve", "likelihood_cost", "likelihood_by_position") for end in ("png", "svg")
     }
 

@@ -11,13 +11,14 @@ import pytest
 import torch
 from tiny import dense, engine, largest, prompt
 
-from pvcbench import config, runner
-from pvcbench.analysis import pivotal_roles as roles
-from pvcbench.analysis import pivotal_roles_report as report
-from pvcbench.cells import OBSERVATION
+from pvcbench.analyses.pivotal_roles import observe as roles
+from pvcbench.analyses.pivotal_roles import tables as report
+from pvcbench.analyses.pivotal_roles.task import PivotalRoles
+from pvcbench.config import compose
 from pvcbench.errors import UserError
-from pvcbench.prompts import Prompt
-from pvcbench.tasks.pivotal_roles import PivotalRoles
+from pvcbench.evaluation.cells import OBSERVATION
+from pvcbench.runs import runner
+from pvcbench.tasks.prompts import Prompt
 
 ROUNDED = {"rel": 6e-4, "abs": 1e-9}  # observations hold four significant digits
 
@@ -325,7 +326,7 @@ def test_no_good_rows():
 
 def test_run_end_to_end(tmp_path, monkeypatch):
     settings = ["task=pivotal_roles", "task.tokens=[200]", "task.following=20", "limit=2", "model=random", "threads=1"]
-    result = runner.run(config.composed([*settings, "wandb.mode=disabled", f"results={tmp_path}"]))
+    result = runner.run(compose.composed([*settings, "wandb.mode=disabled", f"results={tmp_path}"]))
     assert result.rows["error"].isna().all() and set(result.rows["observed"].map(type)) == {dict}
     assert {"summary.csv", "hiding.csv", "shares_by_layer.csv"} <= {path.name for path in result.folder.iterdir()}
     assert len(result.summary) == 2 * 2 * 12 and len(result.figures) == 6
@@ -333,5 +334,5 @@ def test_run_end_to_end(tmp_path, monkeypatch):
 
 def test_defaults_of_the_configuration():
     own = {name: known.default for name, known in inspect.signature(PivotalRoles).parameters.items()}
-    written = config.composed(["task=pivotal_roles"]).task
+    written = compose.composed(["task=pivotal_roles"]).task
     assert {name: written[name] for name in own if name != "texts"} == {n: d for n, d in own.items() if n != "texts"}

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pvcbench import config, models, receipts, runner, store
-from pvcbench.result import report
+from pvcbench.config import compose
+from pvcbench.models import loading
+from pvcbench.runs import receipts, runner
+from pvcbench.runs.result import report
+from pvcbench.runs.rows import run_folders
 
 ROOT = Path(__file__).parent.parent
 OWN = """from dataclasses import dataclass
@@ -27,10 +30,10 @@ class Newest(Method):
 @pytest.fixture
 def asked(tmp_path, monkeypatch):
     """A command line whose model, data and method lie in files of a folder; made by a function of more settings."""
-    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
     shape = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, eos_token_id=0)).save_pretrained(tmp_path / "model")
-    models.byte_tokenizer().save_pretrained(tmp_path / "model")
+    loading.byte_tokenizer().save_pretrained(tmp_path / "model")
     line = {"context": "The sky is blue. " * 9, "question": "What colour?", "answers": ["blue"], "needle": "sky"}
     (tmp_path / "data.jsonl").write_text(json.dumps(line) + "\n")
     own = tmp_path / "conf"
@@ -43,7 +46,7 @@ def asked(tmp_path, monkeypatch):
     texts = ["model=hf", f"model.name={tmp_path}/model", "task=jsonl", f"task.path={tmp_path}/data.jsonl"]
     texts += ["method=newest", "budgets=[0.5]", "task.max_new_tokens=2", "threads=1", "wandb.mode=disabled"]
     texts += [f"results={tmp_path}/results", "device=cpu"]
-    yield lambda *more: config.composed([*texts, *more], [own])
+    yield lambda *more: compose.composed([*texts, *more], [own])
     for name in ("own_newest", "own_helper"):
         sys.modules.pop(name, None)
     sys.path.remove(str(own))
@@ -115,14 +118,14 @@ def test_an_unreadable_receipt_is_none(asked, tmp_path):
 
 
 def test_objects_from_python_leave_none(asked, tmp_path):
-    task = config.build(asked().task, "the task")
+    task = compose.build(asked().task, "the task")
     runner.run(asked(), task=task)
     assert not (tmp_path / "results" / receipts.FOLDER).exists()
 
 
 def test_a_model_of_the_hub_leaves_none():
-    assert models.files_of("ORG/NAME") is None and models.files_of(ROOT / "conf", "ORG/NAME") is None
-    assert str(ROOT / "conf" / "config.yaml") in models.files_of(ROOT / "conf")
+    assert loading.files_of("ORG/NAME") is None and loading.files_of(ROOT / "conf", "ORG/NAME") is None
+    assert str(ROOT / "conf" / "config.yaml") in loading.files_of(ROOT / "conf")
 
 
 def test_a_finished_command_line_imports_no_torch(tmp_path):
@@ -139,4 +142,4 @@ def test_a_finished_command_line_imports_no_torch(tmp_path):
         for text in (first.stdout, again.stdout)
     ]
     assert table[0].strip() == table[1].strip()
-    assert len(store.folders(tmp_path)) == 1
+    assert len(run_folders(tmp_path)) == 1

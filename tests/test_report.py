@@ -18,10 +18,12 @@ import yaml
 from omegaconf import OmegaConf
 from rows import needle_rows, table, write_run
 
-from pvcbench import config, likelihood, stats, store
-from pvcbench.looks import LOOKS, OTHERS
+from pvcbench.config import compose
+from pvcbench.plots.style import LOOKS, OTHERS
 from pvcbench.report import __main__ as command
 from pvcbench.report import page, pictures, provenance, repeat, samples, scores
+from pvcbench.runs.rows import load_table
+from pvcbench.stats import perplexity, summaries
 
 RESULTS = Path(__file__).parent.parent / "results"
 METHODS, BUDGETS = ("full", "pvc", "h2o"), (0.1, 0.25, 0.55)
@@ -79,7 +81,7 @@ def data_of(text):
 
 
 def test_cells_are_the_summarys(rows):
-    run, summary = scores.run_of(rows), stats.summarize(rows)
+    run, summary = scores.run_of(rows), summaries.summarize(rows)
     assert (run["metric"], run["scale"], run["bounded"], run["lower"]) == ("accuracy, %", 100, True, False)
     assert len(run["parts"][0]["cells"]) == len(summary)
     for line in summary.itertuples():
@@ -106,7 +108,7 @@ def test_methods_look_as_in_the_figures(rows):
 
 def test_likelihoods_are_perplexities(tmp_path):
     rows = table(perplexity_rows())
-    run, shown = scores.run_of(rows), likelihood.shown(rows).set_index(["method", "budget"])
+    run, shown = scores.run_of(rows), perplexity.shown(rows).set_index(["method", "budget"])
     assert run["lower"] and not run["bounded"] and run["metric"] == "perplexity"
     for key in (("h2o", "0.25"), ("h2o", "0.5")):
         one = cell(run, *key)
@@ -233,7 +235,7 @@ def test_commands_ask_for_the_same_again(folder):
     assert problem is None
     words = shlex.split(found)
     assert words[:3] == ["python", "-m", "pvcbench"]
-    again = OmegaConf.to_container(config.composed(words[3:]))
+    again = OmegaConf.to_container(compose.composed(words[3:]))
     assert again["experiment"] == stored["config"]["experiment"]
     for name in ("model", "task", "methods", "budgets", "seed", "query_aware", "decode", "engine"):
         left, right = dict(repeat.leaves({name: stored["config"][name]})), dict(repeat.leaves({name: again[name]}))
@@ -328,7 +330,7 @@ def test_the_command_writes_one_file(made, tmp_path):
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert re.fullmatch(r"deep/report/index.html: 1 run, \d\.\d MB\n", done.stdout)
     assert [path.name for path in (tmp_path / "deep" / "report").iterdir()] == ["index.html"]
-    assert store.load(tmp_path / "results").shape[0] == len(made)
+    assert load_table(tmp_path / "results").shape[0] == len(made)
 
 
 def test_mistakes_are_one_line(made, tmp_path, capsys, monkeypatch):

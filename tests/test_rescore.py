@@ -8,11 +8,13 @@ import sys
 import pytest
 import yaml
 
-from pvcbench import config, rescore, runner, store
+from pvcbench.config import compose
+from pvcbench.runs import rescore, runner
+from pvcbench.runs.rows import read_rows
 from pvcbench.tasks import jsonl
 
 JSONL = {"_target_": "pvcbench.tasks.jsonl.Jsonl", "path": "/no/such/file.jsonl", "metric": "contains"}
-LONGBENCH = {"_target_": "pvcbench.tasks.longbench.LongBench", "data_dir": "/no/such/folder", "sets": ["trec"]}
+LONGBENCH = {"_target_": "pvcbench.tasks.longbench.task.LongBench", "data_dir": "/no/such/folder", "sets": ["trec"]}
 
 
 def row(sample, output, score, method="h2o", metric="contains", **changes):
@@ -88,7 +90,7 @@ def test_rows_without_an_answer_stay(tmp_path, capsys, strict):
     rows = [row("a", "It is red", 1.0), row("b", None, None, error="OutOfReach: no"), row("c", "red!", 1.0, error="x")]
     path = write(tmp_path / "one", rows)
     assert "3 rows, 1 changed" in said(capsys, tmp_path, "--write")[1].out
-    assert store.read_rows(path)[1:] == rows[1:]
+    assert read_rows(path)[1:] == rows[1:]
     write(tmp_path / "two", [row("a", None, -2.5, metric="nll")])
     bare = {"_target_": "pvcbench.tasks.base.Task"}  # has no score of its own
     write(tmp_path / "three", [row("a", "red", 1.0)], bare, "")
@@ -117,19 +119,19 @@ def test_longbench_rows_need_neither_model_nor_data(tmp_path, capsys):
     path = write(tmp_path / "run", rows, LONGBENCH, "longbench")
     code, printed = said(capsys, tmp_path, "--write")
     assert code == 0 and "4 rows, 2 changed; h2o 0.5: 1.0000 -> 0.8750" in printed.out
-    assert [one["score"] for one in store.read_rows(path)] == [1.0, 0.5, 1.0, 1.0]
-    assert store.read_rows(path)[3]["metrics"] == {"code_similarity": 1.0}
+    assert [one["score"] for one in read_rows(path)] == [1.0, 0.5, 1.0, 1.0]
+    assert read_rows(path)[3]["metrics"] == {"code_similarity": 1.0}
 
 
 def test_a_real_run_scores_the_same_again(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
     settings = ["model=random", "threads=1", "wandb.mode=disabled", "task.lengths=[600]", "limit=1", "method=h2o"]
-    result = runner.run(config.composed([*settings, f"results={tmp_path}", "budgets=[0.5]"]))
+    result = runner.run(compose.composed([*settings, f"results={tmp_path}", "budgets=[0.5]"]))
     path = result.folder / "rows.jsonl"
     before = path.read_bytes()
     code, printed = said(capsys, tmp_path, "--write")
     assert code == 0 and printed.out == f"{result.folder}: 2 rows, 0 changed\n" and path.read_bytes() == before
-    rows = store.read_rows(path)
+    rows = read_rows(path)
     rows[0] |= {"output": f"It is {rows[0]['answers'][0]}."}
     path.write_text("".join(json.dumps(one) + "\n" for one in rows))
     assert "2 rows, 1 changed; full 1.0: 0.0000 -> 1.0000" in said(capsys, tmp_path, "--write")[1].out
@@ -166,6 +168,6 @@ def test_mistakes_are_one_line(tmp_path, capsys):
 def test_the_command_runs(tmp_path):
     write(tmp_path / "run", [row("a", "red", 1.0)])
     done = subprocess.run(
-        [sys.executable, "-m", "pvcbench.rescore", str(tmp_path)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pvcbench.runs.rescore", str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'run'}: 1 rows, 0 changed\n"), done.stderr

@@ -9,15 +9,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from methods.expected_attention import ExpectedAttention
 from methods.random import Random
-from pvcbench.checks import check_reach
-from pvcbench.engine.check import check
 from pvcbench.engine.decode import Decoder
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
+from pvcbench.engine.model_check import check
 from pvcbench.errors import Inexact, UserError
+from pvcbench.evaluation.checks import check_reach
 from pvcbench.policy import Method
-from pvcbench.prompts import Prompt
 from pvcbench.tasks.base import Sample, Task
+from pvcbench.tasks.prompts import Prompt
 
 pytestmark = pytest.mark.usefixtures("inference")
 SWITCH = 48

@@ -10,12 +10,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from pvcbench import config, runner, store
+from pvcbench.config import compose
 from pvcbench.errors import UserError
-from pvcbench.models import byte_tokenizer
-from pvcbench.prompts import Prompter
+from pvcbench.models.loading import byte_tokenizer
+from pvcbench.runs import runner
+from pvcbench.runs.rows import load_table
 from pvcbench.tasks import ruler
 from pvcbench.tasks.base import Sample
+from pvcbench.tasks.prompts import Prompter
 from pvcbench.tasks.ruler import DEFAULT, SETS, Ruler, TooFew, module, seeded
 
 pytest.importorskip("lm_eval")
@@ -292,10 +294,10 @@ def test_third_and_fourth_word_must_differ(monkeypatch):
 
 
 def test_run_end_to_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
     lines = ["task=ruler", "task.sets=[niah_single_1]", "task.lengths=[1200]", "limit=2", "model=random", "threads=1"]
     lines += ["method=h2o", "budgets=[0.5]", "wandb.mode=disabled", f"results={tmp_path}"]
-    rows = runner.run(config.composed(lines)).rows
+    rows = runner.run(compose.composed(lines)).rows
     assert len(rows) == 4 and rows["error"].isna().all() and set(rows["stratum"]) == {"niah_single_1"}
     assert all("needle" in kept for kept in rows["spans_kept"]) and rows["score"].between(0, 1).all()
     assert all(list(metrics) == ["string_match_all"] for metrics in rows["metrics"])
@@ -351,7 +353,7 @@ def test_full_cache_answers_and_scores_equal_stock_lm_eval(tmp_path):
 
     import pvcbench
 
-    loaded = pvcbench.models.random("tiny", "cpu", "float32", seed=3)
+    loaded = pvcbench.models.loading.random("tiny", "cpu", "float32", seed=3)
     for weight in loaded.model.parameters():  # wide enough for answers to vary
         if weight.dim() == 2:
             torch.nn.init.normal_(weight, std=0.25)
@@ -359,7 +361,7 @@ def test_full_cache_answers_and_scores_equal_stock_lm_eval(tmp_path):
     settings = {"results": tmp_path, "wandb__mode": "disabled"}
     pvcbench.evaluate(loaded, task, ["h2o"], [0.5], **settings)
     [path] = (tmp_path / "default").iterdir()
-    rows = store.load(path).set_index(["sample", "method"])
+    rows = load_table(path).set_index(["sample", "method"])
     stock, common, differing = (
         HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=1),
         module("common_utils"),

@@ -6,10 +6,12 @@ import pandas as pd
 import pytest
 
 import pvcbench
-from pvcbench import config, identity, runner, store
+from pvcbench.config import compose
 from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
 from pvcbench.policy import Method
+from pvcbench.runs import identity, runner
+from pvcbench.runs.rows import load_table, read_rows
 
 TINY = ["model=random", "threads=1", "wandb.mode=disabled", "task.lengths=[600]", "limit=2"]
 COLUMNS = """task sample sample_info cluster prompt_sha256 protocol method budget reference budget_entries prompt_tokens
@@ -19,7 +21,7 @@ decode_s peak_bytes error""".split()
 
 def run(tmp_path, *overrides, **objects):
     """A run of the tiny model."""
-    return runner.run(config.composed([*TINY, f"results={tmp_path}", *overrides]), **objects)
+    return runner.run(compose.composed([*TINY, f"results={tmp_path}", *overrides]), **objects)
 
 
 def comparable(result):
@@ -31,7 +33,7 @@ def comparable(result):
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """Figures are tested elsewhere."""
-    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def test_pruned_prefills_are_counted_beside(tmp_path, prefills):
 
 def test_rows_carry_the_contract(tmp_path):
     result = run(tmp_path, "method=[h2o,pvc_kv]", "budgets=[0.25,64]", "limit=1")
-    rows = store.read_rows(result.folder / "rows.jsonl")
+    rows = read_rows(result.folder / "rows.jsonl")
     assert all(list(row) and set(COLUMNS) <= set(row) for row in rows)
     full, h2o = rows[0], next(row for row in rows if (row["method"], row["budget"]) == ("h2o", "0.25"))
     assert (full["method"], full["budget"], full["kept_fraction"]) == ("full", "1.0", 1.0)
@@ -94,7 +96,7 @@ def test_identity_changes_with_what_changes_numbers(tmp_path):
 @pytest.mark.parametrize("decode", ["grow", "hold"])
 @pytest.mark.parametrize("aware", ["query_aware=true", "query_aware=false", "refeed_last=true"])
 def test_protocols_answer_like_full_at_full_budget(tmp_path, decode, aware):
-    methods = config.build_methods(config.composed([f"method=[{','.join(config.options('method'))}]"]).methods)
+    methods = compose.build_methods(compose.composed([f"method=[{','.join(compose.options('method'))}]"]).methods)
     suits = {name for name, m in methods.items() if decode in m.decodes and "generate" in m.protocols}
     names = sorted(name for name in suits if methods[name].own_budget is None)
     result = run(tmp_path, f"method=[{','.join(names)}]", "budgets=[1.0]", f"decode={decode}", aware)
@@ -125,7 +127,7 @@ def test_waves_split_when_memory_is_short(tmp_path, monkeypatch):
 
 
 def test_a_failing_method_is_a_row_and_can_be_retried(tmp_path, monkeypatch):
-    methods = config.build_methods(config.composed(["method=[h2o,random]"]).methods)
+    methods = compose.build_methods(compose.composed(["method=[h2o,random]"]).methods)
 
     monkeypatch.setattr(
         identity, "of_method", lambda method: {"class": type(method).__name__}
@@ -143,7 +145,7 @@ def test_a_failing_method_is_a_row_and_can_be_retried(tmp_path, monkeypatch):
     first, second = (run(*asked, methods=methods) for _ in range(2))  # measured, then found as it was
     assert first.measured and not second.measured
     assert len(second.failed) == 1 and "no cell of random has a value" in second.failed[0]
-    rows = store.load(tmp_path)
+    rows = load_table(tmp_path)
     failed = rows[rows["error"].notna()]
     assert list(failed["method"]) == ["random"]
     assert f"({__file__}:" in failed["error"].iloc[0] and "RuntimeError: no plan today" in failed["error"].iloc[0]
@@ -160,14 +162,14 @@ def test_own_data(tmp_path):
     lines += [{"id": "b", "context": "x " * 200, "question": "Why?", "answers": ["yes", "no"], "metric": "exact"}]
     path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
     settings = ["model=random", "threads=1", "wandb.mode=disabled", "task=jsonl", f"task.path={path}", "method=h2o"]
-    result = runner.run(config.composed([*settings, f"results={tmp_path}", "budgets=[0.5]", "task.max_new_tokens=4"]))
+    result = runner.run(compose.composed([*settings, f"results={tmp_path}", "budgets=[0.5]", "task.max_new_tokens=4"]))
     assert set(result.rows["sample"]) == {"1", "b"} and result.rows["error"].isna().all()
     metrics = {sample: set(rows["metrics"].iloc[0]) for sample, rows in result.rows.groupby("sample")}
     assert metrics == {"1": {"contains"}, "b": {"exact"}}
     for broken, expected in (("{", "line 1"), ('{"context": "a"}', "line 1"), ("", "no samples")):
         path.write_text(broken)
         with pytest.raises(UserError, match=expected):
-            runner.run(config.composed([*settings, f"results={tmp_path}"]))
+            runner.run(compose.composed([*settings, f"results={tmp_path}"]))
 
 
 def test_evaluate_from_python(tmp_path):

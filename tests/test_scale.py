@@ -11,13 +11,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from methods.h2o import H2O
-from pvcbench import costs, sweep
-from pvcbench.costs import ARCHITECTURES, Architecture, Profile
-from pvcbench.engine import observe, prefill
+from pvcbench.costs import model as costs
+from pvcbench.costs import sweep_cost
+from pvcbench.costs.fitted import Measured, every_layer
+from pvcbench.costs.model import ARCHITECTURES, Architecture, Profile
+from pvcbench.costs.scale_page import fill, spell
+from pvcbench.engine import observer, prefill
 from pvcbench.errors import UserError
-from pvcbench.measured import Measured, every_layer
 from pvcbench.policy import Method
-from pvcbench.scale_report import fill, spell
 from scripts import bench_costs, scale
 from tests import tiny
 
@@ -82,8 +83,8 @@ def attended(monkeypatch, run):
         return attend
 
     monkeypatch.setattr(prefill, "prompt_attention", counting("plain", prefill.prompt_attention))
-    monkeypatch.setattr(observe, "observed_attention", counting("observed", observe.observed_attention))
-    monkeypatch.setattr(observe.Observer, "_plain_cost", lambda *args: 0.0)  # which attends only to be timed
+    monkeypatch.setattr(observer, "observed_attention", counting("observed", observer.observed_attention))
+    monkeypatch.setattr(observer.Observer, "_plain_cost", lambda *args: 0.0)  # which attends only to be timed
     run()
     return found
 
@@ -179,16 +180,16 @@ def plans():
     shape = every_layer(2000, 16)
     pruner = scale.settled(scale.PvC(), 0.6, shape)
     return [
-        sweep.Plan.of("full", Method(), 1.0, shape),
-        sweep.Plan.of("H2O", H2O(), 0.1, shape),
-        sweep.Plan.of("window", bench_costs.Window(32), 0.5, shape),
-        sweep.Plan.of("PvC", pruner, 0.6, shape, scale.profile_of(pruner, shape).reaching),
+        sweep_cost.Plan.of("full", Method(), 1.0, shape),
+        sweep_cost.Plan.of("H2O", H2O(), 0.1, shape),
+        sweep_cost.Plan.of("window", bench_costs.Window(32), 0.5, shape),
+        sweep_cost.Plan.of("PvC", pruner, 0.6, shape, scale.profile_of(pruner, shape).reaching),
     ]
 
 
 def test_shared_prefills_are_counted_once(plans):
     model = ARCHITECTURES["Llama-3.2-1B"]
-    apart, together = sweep.per_point(model, plans, 20, 2), sweep.shared(model, plans, 20, 2)
+    apart, together = sweep_cost.per_point(model, plans, 20, 2), sweep_cost.shared(model, plans, 20, 2)
     alone = [costs.prefill(model, plan.profile, 2) for plan in plans]
     assert apart["prefill"] == pytest.approx(costs.add(*alone))
     assert together["prefill"] == pytest.approx(costs.add(alone[1], alone[3]))  # H2O's rows hold the window's
@@ -202,13 +203,13 @@ def test_shared_prefills_are_counted_once(plans):
 def test_a_single_cell_gains_nothing(plans):
     model = ARCHITECTURES["Llama-3.2-1B"]
     for plan in plans:
-        assert sweep.shared(model, [plan], 20, 2) == sweep.per_point(model, [plan], 20, 2)
+        assert sweep_cost.shared(model, [plan], 20, 2) == sweep_cost.per_point(model, [plan], 20, 2)
 
 
 def test_decoding_counts_the_entries_it_adds(plans):
     model, full = ARCHITECTURES["Llama-3.2-1B"], plans[0]
     by_hand = [costs.step(model, 16 * (2000 + added), 1, 2) for added in range(1, 20)]
-    assert sweep.decoding(model, [full], 20, 2) == pytest.approx(costs.add(*by_hand))
+    assert sweep_cost.decoding(model, [full], 20, 2) == pytest.approx(costs.add(*by_hand))
 
 
 def test_the_peak_is_where_stored_and_passing_are_largest_together():
@@ -220,7 +221,7 @@ def test_the_peak_is_where_stored_and_passing_are_largest_together():
 
 
 def test_longbench_is_whole():
-    rows = sweep.longbench(7950)
+    rows = sweep_cost.longbench(7950)
     assert len(rows) == 21 and sum(items for _, items, _, _ in rows) == 4750
     assert max(tokens for _, _, tokens, _ in rows) == 7950
     cells = scale.cells_of(ARCHITECTURES["Llama-3-8B"], 7950)
@@ -269,7 +270,7 @@ def test_measuring_and_fitting_run_end_to_end(tmp_path, monkeypatch):
     points = json.loads(measured.read_text())["points"]
     assert all(point.get("bytes", point.get("median")) > 0 for point in points)
     monkeypatch.setattr(scale, "LENGTHS", {"1k": 2**10})
-    monkeypatch.setattr(sweep, "LONGBENCH", {"qasper": (200, 3619)})
+    monkeypatch.setattr(sweep_cost, "LONGBENCH", {"qasper": (200, 3619)})
     written = []
     for number in range(2):
         document = tmp_path / f"{number}.md"

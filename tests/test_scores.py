@@ -19,9 +19,9 @@ from methods.pyramidkv import PyramidKV, pyramid
 from methods.snapkv import SnapKV
 from methods.tova import TOVA
 from methods.value_norm import ValueNorm
-from pvcbench import identity
 from pvcbench.engine.evict import Cell
 from pvcbench.policy import OutOfReach, UserError
+from pvcbench.runs import identity
 
 pytestmark = pytest.mark.usefixtures("inference")
 POOLINGS = [(4, 7, "max"), (6, 5, "average"), (1, 1, "max"), (100, 7, "max")]  # the last: a window beyond the prompt

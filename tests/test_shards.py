@@ -9,9 +9,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pvcbench import config, console, identity, locks, rescore, runner, store
+from pvcbench.cli import run_table
+from pvcbench.config import compose
 from pvcbench.errors import UserError
-from pvcbench.shards import Shard
+from pvcbench.runs import identity, locks, rescore, runner
+from pvcbench.runs.folder import RunFolder
+from pvcbench.runs.rows import load_table, read_rows, row_files, run_folders
+from pvcbench.runs.shards import Shard
 
 ROOT = Path(__file__).parent.parent
 TINY = ["model=random", "threads=1", "wandb.mode=disabled", "task.lengths=[600]", "task.max_new_tokens=4"]
@@ -23,13 +27,13 @@ TIMES = ("prefill_s", "decode_s")
 def drawn(monkeypatch):
     """Figures are tested elsewhere; the folders that were drawn in."""
     folders = []
-    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: folders.append(folder) or [])
+    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: folders.append(folder) or [])
     return folders
 
 
 def run(results, *overrides, **objects):
     """A run of the tiny model."""
-    return runner.run(config.composed([*TINY, f"results={results}", *overrides]), **objects)
+    return runner.run(compose.composed([*TINY, f"results={results}", *overrides]), **objects)
 
 
 def timeless(rows):
@@ -38,7 +42,7 @@ def timeless(rows):
 
 
 def opened(tmp_path, shard=None):
-    folder = store.RunFolder(tmp_path, "exp", {"model": {"name": "m"}, "seed": 0}, Shard.parse(shard))
+    folder = RunFolder(tmp_path, "exp", {"model": {"name": "m"}, "seed": 0}, Shard.parse(shard))
     return folder, folder.open({"a": 1}, {"b": 2})
 
 
@@ -56,7 +60,7 @@ def test_a_shard_is_every_nth_sample():
 
 
 def test_the_command_line_takes_a_shard():
-    assert config.composed(["shard=2/4"]).shard == "2/4" and config.composed([]).shard is None
+    assert compose.composed(["shard=2/4"]).shard == "2/4" and compose.composed([]).shard is None
 
 
 def test_shards_joined_are_the_plain_run(tmp_path, drawn, capsys):
@@ -64,7 +68,7 @@ def test_shards_joined_are_the_plain_run(tmp_path, drawn, capsys):
     drawn.clear()
     first = run(tmp_path / "cut", "shard=2/3")
     assert first.measured == 2 * 3 and first.summary.empty and not drawn and first.tracked is None
-    console.show(first)
+    run_table.show(first)
     said = " ".join(capsys.readouterr().out.split())
     assert "Shard 2/3 is finished: 2 samples, 6 rows" in said and "9 cells of the run have no row yet" in said
     run(tmp_path / "cut", "shard=3/3")
@@ -73,7 +77,7 @@ def test_shards_joined_are_the_plain_run(tmp_path, drawn, capsys):
     assert last.folder.name == plain.folder.name
     names = sorted(path.name for path in last.folder.iterdir() if path.name.startswith("rows"))
     assert names == ["rows-1of3.jsonl", "rows-2of3.jsonl", "rows-3of3.jsonl"]
-    assert timeless(store.read_rows(last.folder)) == timeless(store.read_rows(plain.folder / "rows.jsonl"))
+    assert timeless(read_rows(last.folder)) == timeless(read_rows(plain.folder / "rows.jsonl"))
     times = ["prefill_s"]
     pd.testing.assert_frame_equal(plain.summary.drop(columns=times), last.summary.drop(columns=times))
     assert "shard:" not in (last.folder / "config.yaml").read_text()
@@ -81,17 +85,17 @@ def test_shards_joined_are_the_plain_run(tmp_path, drawn, capsys):
     before = {path.name: path.read_bytes() for path in last.folder.glob("rows*")}
     again = run(tmp_path / "cut")
     assert again.measured == 0 and {path.name: path.read_bytes() for path in last.folder.glob("rows*")} == before
-    console.show(again)
+    run_table.show(again)
     assert str(last.folder / "rows*.jsonl") in capsys.readouterr().out
     assert run(tmp_path / "cut", "limit=6").measured == 3  # a larger limit extends it
-    assert len(store.read_rows(last.folder / "rows.jsonl")) == 3 and len(store.load(tmp_path / "cut")) == 18
+    assert len(read_rows(last.folder / "rows.jsonl")) == 3 and len(load_table(tmp_path / "cut")) == 18
 
 
 def test_a_plain_run_goes_on_where_shards_and_it_left_off(tmp_path):
     whole = run(tmp_path, "shard=1/2")
     assert run(tmp_path).measured == 6  # samples 1 and 3
     assert not (whole.folder / "rows-2of2.jsonl").exists()
-    assert len(store.read_rows(whole.folder / "rows.jsonl")) == 6
+    assert len(read_rows(whole.folder / "rows.jsonl")) == 6
     assert run(tmp_path, "shard=2/2").measured == 0  # it sees what the others have
 
 
@@ -104,11 +108,11 @@ def test_shards_at_the_same_time(tmp_path):
     ]
     said = [process.communicate(timeout=300)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], said
-    (folder,) = store.folders(tmp_path / "cut")
+    (folder,) = run_folders(tmp_path / "cut")
     assert (folder / "summary.csv").is_file()  # whoever was last has reported
     assert not list(folder.glob("*.tmp")) and not list(folder.glob(".*.tmp"))
     plain = run(tmp_path / "plain", "limit=8")
-    assert timeless(store.read_rows(folder)) == timeless(store.read_rows(plain.folder))
+    assert timeless(read_rows(folder)) == timeless(read_rows(plain.folder))
 
 
 def test_a_shard_without_samples_ends_well(tmp_path):
@@ -154,11 +158,11 @@ def test_what_stands_in_two_files_is_refused(tmp_path):
         folder, _ = opened(tmp_path, shard)
         folder.append([row(sample, score=1.0)])
         folder.close()
-    assert [one["sample"] for one in store.read_rows(folder.path)] == ["0", "1"]
+    assert [one["sample"] for one in read_rows(folder.path)] == ["0", "1"]
     plain = folder.path / "rows.jsonl"
     plain.write_text(json.dumps(row("1", score=0.5)) + "\n")
     expected = r"rows\.jsonl and .*rows-2of2\.jsonl both have a row of sample 1, h2o at 0\.5: delete"
-    for read in (lambda: store.load(tmp_path), lambda: store.read_rows(folder.path), lambda: opened(tmp_path)):
+    for read in (lambda: load_table(tmp_path), lambda: read_rows(folder.path), lambda: opened(tmp_path)):
         with pytest.raises(UserError, match=expected):
             read()
     plain.unlink()
@@ -171,7 +175,7 @@ def test_other_files_are_no_rows(tmp_path):
     folder.close()
     for name in ("rows-copy.jsonl", "rows.jsonl.bak", "rows-1of2.jsonl.bak", "rows2.jsonl"):
         (folder.path / name).write_text("no row\n")
-    assert store.row_files(folder.path) == [folder.path / "rows.jsonl"] and len(store.read_rows(folder.path)) == 1
+    assert row_files(folder.path) == [folder.path / "rows.jsonl"] and len(read_rows(folder.path)) == 1
 
 
 def test_a_line_that_another_shard_is_writing_is_left_alone(tmp_path):
@@ -189,7 +193,7 @@ def test_a_line_that_another_shard_is_writing_is_left_alone(tmp_path):
 
 
 def test_retries_stay_in_their_file(tmp_path, monkeypatch):
-    methods = config.build_methods(config.composed(["method=[h2o,random]"]).methods)
+    methods = compose.build_methods(compose.composed(["method=[h2o,random]"]).methods)
 
     real = type(methods["random"]).plan
 
@@ -205,8 +209,8 @@ def test_retries_stay_in_their_file(tmp_path, monkeypatch):
         patch.setattr(type(methods["random"]), "plan", broken, raising=False)
         for shard in ("1/2", "2/2"):
             folder = run(tmp_path, f"shard={shard}", "limit=2").folder
-    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
-    failed = lambda: [one["sample"] for one in store.read_rows(folder) if one["error"] is not None]  # noqa: E731
+    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
+    failed = lambda: [one["sample"] for one in read_rows(folder) if one["error"] is not None]  # noqa: E731
     assert failed() == ["0-0", "0-1"]
     assert run(tmp_path, "shard=1/2", "limit=2", "retry_failed=true").measured == 1 and failed() == ["0-1"]
     before = len((folder / "rows-2of2.jsonl").read_text().splitlines())
@@ -219,13 +223,13 @@ def test_shards_are_scored_again_in_their_files(tmp_path, capsys):
     for shard in ("1/2", "2/2"):
         folder = run(tmp_path, f"shard={shard}", "limit=2").folder
     path = folder / "rows-2of2.jsonl"
-    rows = store.read_rows(path)
+    rows = read_rows(path)
     rows[0] |= {"output": f"It is {rows[0]['answers'][0]}."}
     path.write_text("".join(json.dumps(one) + "\n" for one in rows))
     other = (folder / "rows-1of2.jsonl").read_bytes()
     assert rescore.main([str(tmp_path), "--write"]) == 0
     assert "6 rows, 1 changed; full 1.0: 0.0000 -> 0.5000" in capsys.readouterr().out
-    assert store.read_rows(path)[0]["score"] == 1.0 and (folder / "rows-1of2.jsonl").read_bytes() == other
+    assert read_rows(path)[0]["score"] == 1.0 and (folder / "rows-1of2.jsonl").read_bytes() == other
     assert (folder / "rows-2of2.jsonl.bak").is_file() and not (folder / "rows-1of2.jsonl.bak").exists()
     with (folder / ".lock").open("a") as lock:
         locks.fcntl.flock(lock, locks.fcntl.LOCK_SH)  # as a live shard holds it

@@ -5,7 +5,7 @@ from decimal import Decimal
 import pytest
 from tiny import METHODS, configured
 
-from pvcbench.cells import Point, parse_budgets
+from pvcbench.evaluation.cells import Point, parse_budgets
 from pvcbench.policy import OutOfReach, Shape
 
 

@@ -6,7 +6,7 @@ import pytest
 from rows import needle_rows, table
 from statsmodels.stats.contingency_tables import mcnemar
 
-from pvcbench import significance
+from pvcbench.stats import significance
 
 
 def test_holm_by_hand():

@@ -8,9 +8,9 @@ import torch
 from tiny import METHODS, WINDOW, build, dense, dense_masks, fork, positions, prompt, teach
 
 from methods.streaming_llm import StreamingLLM
-from pvcbench.cells import Point
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
+from pvcbench.evaluation.cells import Point
 
 pytestmark = pytest.mark.usefixtures("inference")
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64, see test_engine.py

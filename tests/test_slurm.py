@@ -16,8 +16,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pvcbench import config, runner, slurm, store
-from pvcbench.manifest import Sweep, combinations
+from pvcbench.config import compose
+from pvcbench.runs import runner
+from pvcbench.runs.rows import load_table
+from pvcbench.sweeps import slurm
+from pvcbench.sweeps.manifest import Sweep, combinations
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = str(ROOT / "scripts" / "slurm" / "sweep.py")
@@ -44,7 +47,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
     yield tmp_path
     for path in tmp_path.rglob("jobs.jsonl"):
         for line in path.read_text().splitlines():
@@ -99,7 +102,7 @@ def restarts(task):
 
 def plain(*overrides):
     """The run of one line without SLURM."""
-    return runner.run(config.composed([*overrides, "results=plain"]))
+    return runner.run(compose.composed([*overrides, "results=plain"]))
 
 
 def begun(sweep):
@@ -153,9 +156,9 @@ def test_a_sweep_loses_nothing(folder):
     assert f"of {samples} samples" in log.read_text().partition("the time is up")[2]  # another turn, in the same log
     assert restarts(f"{slow_job}_0") >= 1 and restarts(f"{grid_job}_{victim}") == 1
 
-    joined = store.load("results")
+    joined = load_table("results")
     assert joined["run"].nunique() == 13 and joined["error"].isna().all()
-    same_rows(joined, store.load("plain"))
+    same_rows(joined, load_table("plain"))
     assert told(sys.executable, SCRIPT, "status", "grid").count("finished") == 12
     assert "0 tasks submitted" in told(sys.executable, SCRIPT, "submit", "grid", *GRID)
 
@@ -166,4 +169,4 @@ def test_submitits_launcher_on_slurm(folder):
     command += ["task.lengths=[600]", "method=h2o", "seed=0,1", "limit=1", "results=out"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=dict(os.environ))
     assert done.returncode == 0, done.stderr
-    assert set(store.load("out")["seed"]) == {0, 1}
+    assert set(load_table("out")["seed"]) == {0, 1}

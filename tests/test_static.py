@@ -11,7 +11,7 @@ from pvcbench.engine.decode import Decoder
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.engine.rotary import angles, rotate, turn
-from pvcbench.engine.static import StaticDecoder
+from pvcbench.engine.static_decode import StaticDecoder
 
 # Both paths sum the same float64 terms in another order of slots. Cache positions turn keys by the model's own float32
 # tables, which one path composes for a long shift as the other applies them in turn.

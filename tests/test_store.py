@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pvcbench import store
 from pvcbench.errors import UserError
+from pvcbench.runs.folder import RunFolder
+from pvcbench.runs.rows import load_table, newest, read_rows
+from pvcbench.runs.run_id import run_id
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "pvcbench", "model=random", "method=[h2o,pvc_kv]", "task.lengths=[700]"]
@@ -39,7 +41,7 @@ def rows_file(results):
 
 def without_times(path):
     """Rows in a fixed order, apart from what depends on the clock."""
-    rows = [{name: value for name, value in row.items() if name not in TIMES} for row in store.read_rows(path)]
+    rows = [{name: value for name, value in row.items() if name not in TIMES} for row in read_rows(path)]
     return sorted(rows, key=lambda row: (row["sample"], row["method"], row["budget"]))
 
 
@@ -57,7 +59,7 @@ def test_kill_and_resume_equals_an_uninterrupted_run(tmp_path):
     assert process.poll() is None, "the run ended before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    measured = store.read_rows(rows_file(killed))
+    measured = read_rows(rows_file(killed))
     assert 0 < len(measured) < 60
     with rows_file(killed).open("ab") as file:
         file.write(b'{"sample": "torn", "meth')  # what a kill in the middle of a write leaves
@@ -65,8 +67,8 @@ def test_kill_and_resume_equals_an_uninterrupted_run(tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     assert run(whole, 12).returncode == 0
     assert without_times(rows_file(killed)) == without_times(rows_file(whole))
-    assert len(store.read_rows(rows_file(whole))) == 60  # 12 samples of 2 methods at 2 budgets, and the reference
-    assert store.read_rows(rows_file(killed))[: len(measured)] == measured
+    assert len(read_rows(rows_file(whole))) == 60  # 12 samples of 2 methods at 2 budgets, and the reference
+    assert read_rows(rows_file(killed))[: len(measured)] == measured
 
     before = rows_file(killed).read_bytes(), rows_file(killed).stat().st_mtime_ns
     again = run(killed, 12)
@@ -74,12 +76,12 @@ def test_kill_and_resume_equals_an_uninterrupted_run(tmp_path):
     assert (rows_file(killed).read_bytes(), rows_file(killed).stat().st_mtime_ns) == before
 
     assert run(killed, 14).returncode == 0  # a larger limit extends the same run
-    assert len(store.read_rows(rows_file(killed))) == 70
+    assert len(read_rows(rows_file(killed))) == 70
     assert len(list(killed.rglob("rows.jsonl"))) == 1
 
 
 def opened(tmp_path, **identity):
-    folder = store.RunFolder(tmp_path, "exp", {"model": {"name": "m"}, "seed": 0, **identity})
+    folder = RunFolder(tmp_path, "exp", {"model": {"name": "m"}, "seed": 0, **identity})
     return folder, folder.open({"a": 1}, {"b": 2})
 
 
@@ -90,8 +92,8 @@ def row(sample, **more):
 def test_the_id_depends_on_every_part_of_the_identity():
     base = {"a": 1, "b": {"c": [1, 2]}}
     others = [{"a": 2, "b": {"c": [1, 2]}}, {"a": 1, "b": {"c": [2, 1]}}, {"a": 1, "b": {"c": [1, 2]}, "d": None}]
-    assert store.run_id(base) == store.run_id({"b": {"c": [1, 2]}, "a": 1})
-    assert len({store.run_id(one) for one in [base, *others]}) == 4
+    assert run_id(base) == run_id({"b": {"c": [1, 2]}, "a": 1})
+    assert len({run_id(one) for one in [base, *others]}) == 4
 
 
 def test_torn_last_line_is_dropped_and_a_broken_one_is_named(tmp_path):
@@ -110,7 +112,7 @@ def test_torn_last_line_is_dropped_and_a_broken_one_is_named(tmp_path):
 
 
 def test_a_retry_replaces_its_error_row(tmp_path):
-    rows = store.latest([row("0", error="OutOfMemoryError"), row("1"), row("0")])
+    rows = newest([row("0", error="OutOfMemoryError"), row("1"), row("0")])
     assert len(rows) == 2 and all(one["error"] is None for one in rows)
 
 
@@ -130,7 +132,7 @@ def test_a_full_disk_loses_nothing_measured(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match=r"No space left.*continues"):
         folder.append([row("1")])
     monkeypatch.setattr(os, "fsync", real)
-    assert [one["sample"] for one in store.read_rows(folder.rows_path)] == ["0"]
+    assert [one["sample"] for one in read_rows(folder.rows_path)] == ["0"]
 
 
 def test_load_joins_runs_with_their_settings(tmp_path):
@@ -138,10 +140,10 @@ def test_load_joins_runs_with_their_settings(tmp_path):
         folder, _ = opened(tmp_path, seed=seed)
         folder.append([row("0"), row("1")])
         folder.close()
-    table = store.load(tmp_path)
+    table = load_table(tmp_path)
     assert len(table) == 4 and set(table["seed"]) == {0, 1} and set(table["experiment"]) == {"exp"}
     (folder.path / "config.yaml").unlink()
     with pytest.raises(UserError, match="no readable config"):
-        store.load(tmp_path)
+        load_table(tmp_path)
     with pytest.raises(UserError, match="no results"):
-        store.load(tmp_path / "nothing")
+        load_table(tmp_path / "nothing")

@@ -20,7 +20,7 @@ from tiny import (
 )
 
 from pvcbench.engine.evict import Cell
-from pvcbench.engine.score import Scored, tokens_per_call
+from pvcbench.engine.teacher_forcing import Scored, tokens_per_call
 from pvcbench.policy import Shape
 
 pytestmark = pytest.mark.usefixtures("inference")
@@ -143,7 +143,7 @@ def test_the_mean_agrees_in_float32(name):
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_memory_does_not_grow_with_the_document(family, monkeypatch):
-    monkeypatch.setattr("pvcbench.engine.score.CALL_TOKENS", 64)
+    monkeypatch.setattr("pvcbench.engine.teacher_forcing.CALL_TOKENS", 64)
 
     def elements(tokens):
         return largest(lambda: engine(family).stream(prompt(tokens), cell(STREAMS["h2o"]), 1, DRAWS[:1]))
@@ -154,9 +154,9 @@ def test_memory_does_not_grow_with_the_document(family, monkeypatch):
 def test_segments_change_nothing(monkeypatch):
     ids, results = prompt(90), []
     for bytes_of_a_call in (1, 2**28):
-        monkeypatch.setattr("pvcbench.engine.score.CALL_BYTES", bytes_of_a_call)
+        monkeypatch.setattr("pvcbench.engine.teacher_forcing.CALL_BYTES", bytes_of_a_call)
         results += [engine("llama").stream(ids, cell(STREAMS[name]), 7, DRAWS[:1])[0] for name in STREAMS]
-    monkeypatch.setattr("pvcbench.engine.score.CALL_BYTES", 1)
+    monkeypatch.setattr("pvcbench.engine.teacher_forcing.CALL_BYTES", 1)
     assert tokens_per_call(151, 1) == 64  # so the first pass had two segments
     for short, whole in zip(results[: len(STREAMS)], results[len(STREAMS) :], strict=True):
         torch.testing.assert_close(short.logprobs, whole.logprobs, rtol=0, atol=1e-5)

@@ -12,9 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pvcbench import cli, config, generate, identity, manifest, runner, slurm, store
+from pvcbench.cli import main
+from pvcbench.config import compose
 from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
+from pvcbench.evaluation import generation
+from pvcbench.runs import identity, runner
+from pvcbench.runs.rows import load_table, run_folders
+from pvcbench.sweeps import manifest, slurm
 
 ROOT = Path(__file__).parent.parent
 TINY = ["model=random", "threads=1", "wandb.mode=disabled", "task.lengths=[600]", "task.max_new_tokens=4"]
@@ -28,7 +33,7 @@ _spec.loader.exec_module(script)
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch, tmp_path):
     """No pictures, signals as before, no SLURM unless a test fakes one, and a folder of its own."""
-    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     monkeypatch.chdir(tmp_path)
     before = signal.getsignal(signal.SIGUSR1)
@@ -149,7 +154,7 @@ def test_without_slurm_the_manifest_is_written_and_lines_run_one_by_one(tmp_path
     assert "2 lines have never started" in capsys.readouterr().out
     for index in "01":
         assert script.main(["run", str(sweep(tmp_path).manifest), index]) == 0
-    rows = store.load(tmp_path / "results")
+    rows = load_table(tmp_path / "results")
     assert len(rows) == 8 and set(rows["method"]) == {"full", "h2o", "random"}
     monkeypatch.setattr(runner, "run", lambda *_, **__: pytest.fail("it was finished"))
     capsys.readouterr()
@@ -203,7 +208,7 @@ def test_status_counts_cells(tmp_path, capsys, monkeypatch):
 
 
 def test_failed_cells_are_tried_again_on_request(fake, capsys, monkeypatch):
-    methods = config.build_methods(config.composed(["method=random"]).methods)
+    methods = compose.build_methods(compose.composed(["method=random"]).methods)
 
     def broken(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
@@ -219,7 +224,7 @@ def test_failed_cells_are_tried_again_on_request(fake, capsys, monkeypatch):
     line = sweep(fake).line(0)
     progress = sweep(fake).progress(line)
     assert (progress.state, progress.done, progress.failed) == ("finished", 4, 2)
-    rows = store.load(fake / "results")
+    rows = load_table(fake / "results")
     errors = rows.loc[rows["error"].notna(), ["method", "error"]].drop_duplicates().to_numpy().tolist()
     assert errors == [["random", "OutOfMemoryError: CUDA out of memory. Tried to allocate 20 GiB"]]
     capsys.readouterr()
@@ -233,11 +238,11 @@ def test_failed_cells_are_tried_again_on_request(fake, capsys, monkeypatch):
 
 def tiny_run(tmp_path, *overrides):
     """A run of the tiny model without a sweep."""
-    return runner.run(config.composed([*TINY, f"results={tmp_path}", *overrides]))
+    return runner.run(compose.composed([*TINY, f"results={tmp_path}", *overrides]))
 
 
 def test_memory_that_ends_in_one_prefill_or_in_decoding_together(tmp_path, monkeypatch):
-    prefill, answer = Engine.prefill, generate.Generate.answer
+    prefill, answer = Engine.prefill, generation.Generate.answer
 
     def short_prefill(self, ids, methods=(), pruner=None, draws=None, **more):
         if pruner is not None:
@@ -251,7 +256,7 @@ def test_memory_that_ends_in_one_prefill_or_in_decoding_together(tmp_path, monke
 
     whole = tiny_run(tmp_path / "whole", "method=[h2o,pvc]", "budgets=[0.9]")
     monkeypatch.setattr(Engine, "prefill", short_prefill)
-    monkeypatch.setattr(generate.Generate, "answer", short_answer)
+    monkeypatch.setattr(generation.Generate, "answer", short_answer)
     short = tiny_run(tmp_path / "short", "method=[h2o,pvc]", "budgets=[0.9]")
     errors = short.rows.groupby("method")["error"].agg(lambda errors: errors.notna().sum()).to_dict()
     assert errors == {"full": 0, "h2o": 0, "pvc": 2}
@@ -294,7 +299,7 @@ def test_the_array_script_stops_in_time_and_asks_for_another_turn(fake):
     ended = manifest.Sweep(here.path).progress(here.line(0))
     assert (ended.state, ended.done, ended.missing) == ("finished", 80, 0)
     plain = tiny_run(fake / "plain", "method=h2o", "limit=40", "task.repeats=40").rows
-    joined = store.load(fake / "results" / "cut")
+    joined = load_table(fake / "results" / "cut")
     drop = ["prefill_s", "decode_s", "folder", "experiment"]
     assert plain.drop(columns=drop).equals(joined.drop(columns=drop))
 
@@ -328,21 +333,21 @@ def test_a_multirun_goes_on_after_a_failure(tmp_path):
     done = multirun(tmp_path, "model.shape=unheard,tiny")
     assert done.returncode == 2 and "model.shape must be one of" in done.stderr
     assert "Error executing job" not in done.stderr  # Hydra's words, which name nothing that the user wrote
-    assert len(store.folders(tmp_path / "out")) == 1
+    assert len(run_folders(tmp_path / "out")) == 1
 
 
 def test_submitits_launcher_runs_the_jobs(tmp_path):
     done = multirun(tmp_path, "hydra/launcher=submitit_local", "seed=0,1", "experiment=jobs")
     assert done.returncode == 0, done.stderr
-    rows = store.load(tmp_path / "out")
+    rows = load_table(tmp_path / "out")
     assert set(rows["experiment"]) == {"jobs"} and set(rows["seed"]) == {0, 1} and len(rows) == 4
 
 
 def test_a_missing_launcher_names_its_extra():
     with pytest.raises(UserError, match="did you mean 'submitit_local'"):
-        config.composed(["hydra/launcher=submitit_loca"])
+        compose.composed(["hydra/launcher=submitit_loca"])
     text = "Could not find 'hydra/launcher/submitit_slurm'\n\nAvailable options in 'hydra/launcher':\n\tbasic"
-    assert config.explain(RuntimeError(text)).endswith("pip install 'hydra-submitit-launcher>=1.2' 'submitit>=1.5'")
+    assert compose.explain(RuntimeError(text)).endswith("pip install 'hydra-submitit-launcher>=1.2' 'submitit>=1.5'")
 
 
 def test_exit_codes_are_told():
@@ -350,6 +355,6 @@ def test_exit_codes_are_told():
         raise KeyboardInterrupt
 
     noted = []
-    assert cli.told(stopped, noted.append) == 130 and not noted  # stopped is not failed
-    assert cli.told(lambda: 1 // 0, noted.append) == 1 and noted[0].startswith("ZeroDivisionError")
+    assert main.told(stopped, noted.append) == 130 and not noted  # stopped is not failed
+    assert main.told(lambda: 1 // 0, noted.append) == 1 and noted[0].startswith("ZeroDivisionError")
     assert slurm.ranges([7, 0, 1, 3, 2]) == "0-3,7"

@@ -3,20 +3,20 @@
 import numpy as np
 import pytest
 
-from pvcbench import config
+from pvcbench.analyses.observed_task import Observed
+from pvcbench.config import compose
 from pvcbench.errors import UserError
-from pvcbench.models import byte_tokenizer
-from pvcbench.prompts import Prompter
+from pvcbench.models.loading import byte_tokenizer
 from pvcbench.tasks.base import Sample, Task
-from pvcbench.tasks.longbench import LongBench
-from pvcbench.tasks.needle import Needle
-from pvcbench.tasks.observed import Observed
+from pvcbench.tasks.longbench.task import LongBench
+from pvcbench.tasks.needle.task import Needle
 from pvcbench.tasks.perplexity import Perplexity
+from pvcbench.tasks.prompts import Prompter
 from pvcbench.tasks.ruler import Ruler
 
 
 def built(*asked):
-    return config.build(config.composed(list(asked)).task, "the task")
+    return compose.build(compose.composed(list(asked)).task, "the task")
 
 
 def test_one_value_is_a_list_of_one():

@@ -16,30 +16,38 @@ from rows import table
 from scipy import stats as scipy_stats
 from tiny import METHODS, engine, prompt
 
-from pvcbench import cli, config, console, figures, measure, memory, runner, store, tracking
-from pvcbench.analysis import throughput_report as report
+from pvcbench.analyses.throughput import tables as report
+from pvcbench.cli import main, run_table
+from pvcbench.config import compose
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
-from pvcbench.engine.static import StaticDecoder, fastest
+from pvcbench.engine.static_decode import StaticDecoder, fastest
 from pvcbench.errors import UserError
-from pvcbench.models import byte_tokenizer
-from pvcbench.prompts import Prompter
+from pvcbench.evaluation import peak_memory
+from pvcbench.evaluation import throughput as measure
+from pvcbench.models.loading import byte_tokenizer
+from pvcbench.plots import run_figures
+from pvcbench.runs import runner, wandb_mirror
+from pvcbench.runs.run_id import run_id
+from pvcbench.tasks.prompts import Prompter
 from pvcbench.tasks.throughput import Throughput
 
 ROOT = Path(__file__).parent.parent
 TINY = ["model=random", "threads=1", "wandb.mode=disabled", "task=throughput", "task.prompts=[64]"]
 SMALL = [*TINY, "task.new_tokens=[6]", "task.batches=[2]", "method=[h2o,streaming_llm]", "budgets=[0.5]"]
 EXPERIMENT = ["+experiment=pyramidinfer_throughput", "model.shape=tiny", "dtype=float32", "task.batches=[2]"]
-LINUX = pytest.mark.skipif(memory.Meter(torch.device("cpu")).peak() is None, reason="no peak memory of the process")
+LINUX = pytest.mark.skipif(
+    peak_memory.Meter(torch.device("cpu")).peak() is None, reason="no peak memory of the process"
+)
 
 
 def run(tmp_path, *overrides, **objects):
-    return runner.run(config.composed([*SMALL, f"results={tmp_path}", *overrides]), **objects)
+    return runner.run(compose.composed([*SMALL, f"results={tmp_path}", *overrides]), **objects)
 
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
 
 
 # ------------------------------------------------------------------------------------------------------------ prompts
@@ -85,7 +93,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path, monkeypatch):
     for override, expected in refused:
         with pytest.raises(UserError, match=expected):
             run(tmp_path, override)
-    monkeypatch.setattr(memory.Meter, "peak", lambda self: None)
+    monkeypatch.setattr(peak_memory.Meter, "peak", lambda self: None)
     with pytest.raises(UserError, match="peak memory"):
         run(tmp_path, "task.batches=[largest]", "task.memory_gib=1")
 
@@ -171,7 +179,7 @@ def test_rows_hold_medians_of_hand_made_clocks(tmp_path, monkeypatch, undrawn):
     assert found["generated_per_s"] == 2 * 6 / 13 and found["paper_tokens_per_s"] == 2 * (64 + 6) / 13
     # 4 layers, 2 KV heads, 16 floats for key and value each, 2 prompts; the last token is never fed
     assert row["kv_bytes"] == 2 * 64 * 4 * 2 * 16 * 2 * 4 and found["kv_bytes_end"] == row["kv_bytes"] * (64 + 5) / 64
-    loaded = config.build(config.composed(TINY).model, "the model", device="cpu", dtype=None)
+    loaded = compose.build(compose.composed(TINY).model, "the model", device="cpu", dtype=None)
     assert found["weight_bytes"] == sum(tensor.nbytes for tensor in loaded.model.state_dict().values())
 
 
@@ -237,13 +245,13 @@ def test_out_of_reach_is_a_row(tmp_path, undrawn):
 
 def test_the_machine_and_its_threads_are_part_of_the_run(tmp_path, monkeypatch, undrawn):
     def identity(*overrides, base=SMALL):
-        made = config.composed([*base, *overrides])
-        loaded, task = config.build(made.model, "", device="cpu", dtype=None), config.build(made.task, "the task")
+        made = compose.composed([*base, *overrides])
+        loaded, task = compose.build(made.model, "", device="cpu", dtype=None), compose.build(made.task, "the task")
         return runner.identity(made, loaded, task, [])
 
     one, two = identity(), identity("threads=2")
     assert (one["threads"], two["threads"]) == (1, 2) and one["hardware"] == two["hardware"]
-    assert store.run_id(one) != store.run_id(two) != store.run_id(identity("threads=2", "task.repeats=4"))
+    assert run_id(one) != run_id(two) != run_id(identity("threads=2", "task.repeats=4"))
     monkeypatch.setattr(runner.environment, "processor", lambda: "another")
     assert identity()["hardware"] == "another" != one["hardware"]
     assert not {"threads", "hardware"} & set(identity("model=random", base=[]))
@@ -256,7 +264,7 @@ def test_the_machine_and_its_threads_are_part_of_the_run(tmp_path, monkeypatch, 
     "room, row, expected", [(1000, 10, 90), (1005, 10, 90), (109, 10, 0), (110, 10, 1), (999, 450, 1)]
 )
 def test_the_largest_batch_on_a_made_up_memory(room, row, expected):
-    search = memory.largest_batch(lambda batch: 100 + row * batch, room)
+    search = peak_memory.largest_batch(lambda batch: 100 + row * batch, room)
     assert search.fits == expected and search.settled
     tried = dict(search.tried)
     assert expected + 1 in tried and (expected in tried or expected == 0) and len(search.tried) == len(tried) <= 8
@@ -266,19 +274,19 @@ def test_memory_that_runs_out_and_memory_that_jumps():
     def limited(batch):  # a device that gives out before its limit does
         return 100 + 10 * batch if batch <= 77 else None
 
-    search = memory.largest_batch(limited, 10**6)
+    search = peak_memory.largest_batch(limited, 10**6)
     assert (search.fits, search.fails, search.settled) == (77, 78, True)
-    jumping = memory.largest_batch(lambda batch: 10 * batch + 5000 * (batch > 50), 4000)
+    jumping = peak_memory.largest_batch(lambda batch: 10 * batch + 5000 * (batch > 50), 4000)
     assert (jumping.fits, jumping.settled) == (50, True)
-    endless = memory.largest_batch(lambda batch: 1, 10, most=64)
-    assert (endless.fits, endless.settled) == (64, False) and len(endless.tried) <= memory.TRIALS
+    endless = peak_memory.largest_batch(lambda batch: 1, 10, most=64)
+    assert (endless.fits, endless.settled) == (64, False) and len(endless.tried) <= peak_memory.TRIALS
     noise = iter([5, 9, *[5, 9] * 50])
-    assert len(memory.largest_batch(lambda batch: next(noise), 10, most=10**9).tried) <= memory.TRIALS
+    assert len(peak_memory.largest_batch(lambda batch: next(noise), 10, most=10**9).tried) <= peak_memory.TRIALS
 
 
 @LINUX
 def test_the_peak_is_that_of_the_process():
-    meter = memory.Meter(torch.device("cpu"))
+    meter = peak_memory.Meter(torch.device("cpu"))
     meter.reset()
     before = meter.peak()
     block = torch.ones(64 * 2**20, dtype=torch.uint8)
@@ -293,7 +301,7 @@ def test_the_peak_is_that_of_the_process():
 def test_the_largest_batch_for_real(tmp_path, undrawn):
     """32 MiB beyond what the process holds: some prompts of 64 tokens fit, more do not, and each cell runs its own."""
     run(tmp_path / "warm", "method=h2o")
-    meter = memory.Meter(torch.device("cpu"))
+    meter = peak_memory.Meter(torch.device("cpu"))
     meter.reset()
     gib = meter.peak() / 2**30 + 1 / 32
     result = run(tmp_path, "task.batches=[largest]", f"task.memory_gib={gib}", "method=h2o", "task.repeats=1")
@@ -372,13 +380,13 @@ def test_figures_show_every_cell_the_reference_and_what_was_published(tmp_path):
     widths = [bar.get_width() for bar in drawn["largest_batch"].axes[0].patches]
     assert widths == [85, 85, 42, 40, 48, 88]
     assert all("second" in figure.axes[0].get_xlabel() for name, figure in drawn.items() if name.endswith("speed"))
-    paths = figures.save(lambda: report.figures(rows), tmp_path, "0" * 64)
+    paths = run_figures.save(lambda: report.figures(rows), tmp_path, "0" * 64)
     assert len(paths) == 8 and all(path.stat().st_size > 1000 for path in paths)
 
 
 def test_tracking_takes_the_summary():
-    assert tracking.points(report.summary(made_rows()), "throughput") == []
-    assert tracking.numbers(report.summary(made_rows())) == {}
+    assert wandb_mirror.points(report.summary(made_rows()), "throughput") == []
+    assert wandb_mirror.numbers(report.summary(made_rows())) == {}
 
 
 # -------------------------------------------------------------------------------------------------- the experiment
@@ -402,14 +410,14 @@ def test_the_experiment_in_small(tmp_path):
 
 
 def test_plus_experiment_composes_and_experiment_names_the_folder():
-    whole = config.composed(["+experiment=pyramidinfer_throughput"])
+    whole = compose.composed(["+experiment=pyramidinfer_throughput"])
     assert whole.experiment == "pyramidinfer_throughput" and whole.model.shape == "llama2_13b"
     assert (whole.task.batches, whole.dtype, whole.budgets) == ([32, "largest"], "bfloat16", [0.454])
-    named = config.composed(["experiment=demo"])
+    named = compose.composed(["experiment=demo"])
     assert named.experiment == "demo" and "Needle" in named.task._target_
     for given, name in (("experiment='a b'", "a b"), ("++experiment=x", "x"), ("experiment=2024", "2024")):
-        assert config.composed([given]).experiment == name
-    both = config.composed(["+experiment=pyramidinfer_throughput", "experiment=mine", "method=h2o"])
+        assert compose.composed([given]).experiment == name
+    both = compose.composed(["+experiment=pyramidinfer_throughput", "experiment=mine", "method=h2o"])
     assert both.experiment == "mine" and set(both.methods) == {"h2o", "full"} and both.model.shape == "llama2_13b"
 
 
@@ -427,7 +435,7 @@ def test_wrong_experiments_get_one_line(override, expected, more, capsys, tmp_pa
     monkeypatch.setattr(sys, "argv", ["pvcbench"])
     monkeypatch.chdir(tmp_path)
     try:
-        code = cli.main([*more, override])
+        code = main.main([*more, override])
     except SystemExit as ended:  # Hydra's job ends so
         code = ended.code
     said = capsys.readouterr().err.strip().splitlines()
@@ -447,13 +455,13 @@ def test_a_multirun_names_its_folder(tmp_path):
 def test_the_list_and_python_know_experiments(capsys, tmp_path, undrawn):
     import pvcbench
 
-    assert cli.main(["list"]) == 0 and "pyramidinfer_throughput" in capsys.readouterr().out
+    assert main.main(["list"]) == 0 and "pyramidinfer_throughput" in capsys.readouterr().out
     settings = {"threads": 1, "wandb__mode": "disabled", "task__prompts": [32], "task__new_tokens": [4]}
     found = pvcbench.evaluate("random", "throughput", ["full"], results=str(tmp_path), experiment="x", **settings)
     assert found["method"].tolist() == ["full"] and (tmp_path / "x").is_dir()
 
 
 def test_the_console_says_what_the_intervals_are(tmp_path, capsys, undrawn):
-    console.show(run(tmp_path))
+    run_table.show(run(tmp_path))
     assert "intervals of ratios to the full cache" in " ".join(capsys.readouterr().out.split())
     gc.collect()

@@ -14,7 +14,9 @@ from types import SimpleNamespace
 import pytest
 from rows import needle_rows, table
 
-from pvcbench import figures, stats, tracking
+from pvcbench.plots import run_figures
+from pvcbench.runs import wandb_mirror
+from pvcbench.stats import summaries
 
 HEADER, BLOCK, CHUNK = 7, 32768, 7
 FULL, LAST = 1, 4
@@ -27,7 +29,7 @@ def rows():
 
 @pytest.fixture(scope="module")
 def summary(rows):
-    return stats.summarize(rows)
+    return summaries.summarize(rows)
 
 
 def settings(mode="offline", group=None):
@@ -37,7 +39,7 @@ def settings(mode="offline", group=None):
 def track(summary, folder, mode="offline", pictures=(), group=None, rows=10):
     config = {"seed": 3, "task": {"name": "needle"}}
     run = (settings(mode, group), "0123456789ab", "grid", config)
-    return tracking.track(*run, summary, pictures, folder, task="needle", rows=rows)
+    return wandb_mirror.track(*run, summary, pictures, folder, task="needle", rows=rows)
 
 
 def records(path):
@@ -80,7 +82,7 @@ def items(message):
 
 
 def test_every_point_of_every_curve_is_in_the_offline_file(rows, summary, tmp_path, capfd):
-    pictures = figures.draw(rows, tmp_path / "figures")
+    pictures = run_figures.draw(rows, tmp_path / "figures")
     place = track(summary.sample(frac=1, random_state=0), tmp_path, pictures=pictures)
     assert capfd.readouterr() == ("", "")
     (path,) = tmp_path.glob("wandb/offline-run-*-0123456789ab/*.wandb")
@@ -126,7 +128,7 @@ def test_config_and_numbers_are_mirrored(summary, tmp_path):
     assert known["cells/h2o/0.25/score"] == pytest.approx(cell["score"])
     assert known["cells/h2o/0.25/difference"] == pytest.approx(cell["difference"])
     assert not [key for key in known if key.startswith("cells/pvc/0.05")]
-    some = tracking.numbers(summary.assign(complete=summary["method"] != "h2o"))
+    some = wandb_mirror.numbers(summary.assign(complete=summary["method"] != "h2o"))
     assert some["cells/h2o/0.25/incomplete/score"] == pytest.approx(cell["score"])
     assert "cells/h2o/0.25/score" not in some and "cells/full/1.0/score" in some
     assert place is not None and not (tmp_path / "wandb" / "latest-run").exists()
@@ -190,24 +192,29 @@ def wandb_command(*arguments):
 
 def test_what_was_mirrored_is_remembered(summary, tmp_path, monkeypatch, capfd):
     """A finished run is mirrored again only where its mirror is missing, older, or elsewhere."""
-    assert not tracking.mirrored(settings(), tmp_path, 10) and tracking.mirrored(settings("disabled"), tmp_path, 10)
+    assert not wandb_mirror.mirrored(settings(), tmp_path, 10) and wandb_mirror.mirrored(
+        settings("disabled"), tmp_path, 10
+    )
     track(summary, tmp_path)
-    assert tracking.mirrored(settings(), tmp_path, 10)
-    assert not tracking.mirrored(settings(), tmp_path, 11) and not tracking.mirrored(settings("online"), tmp_path, 10)
+    assert wandb_mirror.mirrored(settings(), tmp_path, 10)
+    assert not wandb_mirror.mirrored(settings(), tmp_path, 11) and not wandb_mirror.mirrored(
+        settings("online"), tmp_path, 10
+    )
     import wandb
 
     monkeypatch.setattr(wandb, "init", lambda **_: 1 / 0)
     track(summary, tmp_path, rows=11)
-    assert not tracking.mirrored(settings(), tmp_path, 11)
+    assert not wandb_mirror.mirrored(settings(), tmp_path, 11)
     assert capfd.readouterr().err.count("\n") == 1
 
 
 def test_a_finished_run_is_mirrored_once(tmp_path, monkeypatch):
     """Through the runner: a mirror that failed is made by the same command, and not made a second time."""
-    from pvcbench import config, runner
+    from pvcbench.config import compose as config
+    from pvcbench.runs import runner
 
-    calls, real = [], tracking._mirror
-    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
+    calls, real = [], wandb_mirror._mirror
+    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
 
     def mirror(*arguments):
         calls.append(arguments)
@@ -215,7 +222,7 @@ def test_a_finished_run_is_mirrored_once(tmp_path, monkeypatch):
             raise OSError("down")
         return real(*arguments)
 
-    monkeypatch.setattr(tracking, "_mirror", mirror)
+    monkeypatch.setattr(wandb_mirror, "_mirror", mirror)
     command = ["model=random", "method=h2o", "threads=1", "task.lengths=[300]", "budgets=[0.5]", "limit=1"]
     results = [runner.run(config.composed([*command, f"results={tmp_path}", "experiment=grid"])) for _ in range(3)]
     assert [result.measured for result in results] == [2, 0, 0]

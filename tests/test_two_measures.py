@@ -8,9 +8,14 @@ import torch
 from cells import rows_of
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from pvcbench import cautions, config, figures, likelihood, models, paper_tables, runner, sizes, stats, store, tracking
-from pvcbench.analysis import throughput_report
-from pvcbench.report import samples, scores
+from pvcbench.analyses.throughput import tables
+from pvcbench.config import compose
+from pvcbench.models import loading
+from pvcbench.plots import cautions, run_figures
+from pvcbench.report import paper_tables, samples, scores
+from pvcbench.runs import runner, wandb_mirror
+from pvcbench.runs.rows import load_table, run_folders
+from pvcbench.stats import perplexity, sizes, summaries
 
 RESULTS = Path(__file__).parent.parent / "results"
 WINDOW, LONG, SHARE = 373, 600, 0.1  # five layers that slide and one that does not
@@ -20,7 +25,7 @@ WINDOW, LONG, SHARE = 373, 600, 0.1  # five layers that slide and one that does 
 def sliding(tmp_path_factory):
     """The rows of a run on a Gemma 3 whose sliding layers hold most of the cache, asked for 10%."""
     folder = tmp_path_factory.mktemp("gemma")
-    tokenizer = models.byte_tokenizer()
+    tokenizer = loading.byte_tokenizer()
     kinds = ["sliding_attention"] * 5 + ["full_attention"]
     shape = {
         "hidden_size": 32,
@@ -36,23 +41,23 @@ def sliding(tmp_path_factory):
     tokenizer.save_pretrained(folder / "model")
     asked = ["model=hf", f"model.name={folder / 'model'}", "method=[h2o]", f"task.lengths=[{LONG}]", "limit=2"]
     asked += [f"budgets=[{SHARE}]", "threads=1", "wandb.mode=disabled", f"results={folder / 'out'}"]
-    return runner.run(config.composed([*asked, "task.max_new_tokens=2", "device=cpu"])).rows
+    return runner.run(compose.composed([*asked, "task.max_new_tokens=2", "device=cpu"])).rows
 
 
 def test_a_tenth_of_some_layers_is_not_a_tenth_of_the_cache(sliding):
-    line = stats.summarize(sliding).set_index("method").loc["h2o"]
+    line = summaries.summarize(sliding).set_index("method").loc["h2o"]
     tokens = line["prompt_tokens"]
     whole, rest = tokens + 5 * (WINDOW - 1), 5 * (WINDOW - 1)
     expected = (int(SHARE * tokens) + rest) / whole  # a sliding layer keeps its window less the next token
     assert line["kept_fraction"] == pytest.approx(0.1, abs=0.002)
     assert line["kept_bytes"] == pytest.approx(expected, abs=0.005) and 0.77 < line["kept_bytes"] < 0.79
-    [said] = cautions.two_measures(likelihood.shown(sliding))
+    [said] = cautions.two_measures(perplexity.shown(sliding))
     assert said.startswith("Some layers never evict: h2o at 10% keeps 10.0% of the entries") and "78." in said
 
 
 def test_the_axis_is_of_bytes_and_every_reader_has_both(sliding):
-    axes = figures.curve(sliding).axes[0]
-    table = likelihood.shown(sliding)
+    axes = run_figures.curve(sliding).axes[0]
+    table = perplexity.shown(sliding)
     own = table.set_index("method").loc["h2o"]
     assert axes.get_xlabel() == "KV cache kept: share of the full cache's bytes, %"
     [line] = [line for line in axes.get_lines() if line.get_label() == "h2o"]
@@ -62,7 +67,7 @@ def test_the_axis_is_of_bytes_and_every_reader_has_both(sliding):
         f"{100 * own['kept_bytes']:.1f}",
         f"{100 * own['kept_fraction']:.1f}",
     )
-    [point] = [point for point in tracking.points(table, "needle") if "needle/h2o" in point]
+    [point] = [point for point in wandb_mirror.points(table, "needle") if "needle/h2o" in point]
     assert point["cache/bytes_fraction"] == own["kept_bytes"] and point["cache/fraction"] == own["kept_fraction"]
     run = scores.run_of(sliding)
     shown = next(one for one in run["parts"][0]["cells"] if one["method"] == "h2o")
@@ -72,10 +77,10 @@ def test_the_axis_is_of_bytes_and_every_reader_has_both(sliding):
     assert one["kept"] > 77 and one["share"] == pytest.approx(10, abs=0.2)
 
 
-@pytest.mark.parametrize("folder", store.folders(RESULTS), ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", run_folders(RESULTS), ids=lambda path: path.name)
 def test_where_every_layer_evicts_both_agree(folder):
     """All committed rows: of SmolLM2, whose every layer evicts; what differs is the rounding of a division."""
-    rows = store.load(folder)
+    rows = load_table(folder)
     rows = sizes.with_bytes(rows[rows["method"].notna()])
     known = rows[rows["kept_bytes"].notna() & rows["score"].notna()]
     if not known["reference"].any():
@@ -89,15 +94,15 @@ def test_shares_are_of_the_same_sample():
     rows = rows_of({"full": [1.0] * 2, "h2o": [1.0] * 2}, [100, 900])
     own = rows["method"] == "h2o"
     rows.loc[own, "kv_bytes"] = [50_000, 90_000]  # 50% and 10%
-    line = stats.summarize(rows).set_index("method").loc["h2o"]
+    line = summaries.summarize(rows).set_index("method").loc["h2o"]
     assert line["kept_bytes"] == pytest.approx(0.3) and line["mib"] * 2**20 == pytest.approx(70_000)
 
 
 def test_without_a_full_cache_sizes_are_entries_and_say_so():
     rows = rows_of({"h2o": [1.0] * 4}, [100] * 4)
-    table = stats.summarize(rows)
+    table = summaries.summarize(rows)
     assert table["kept_bytes"].isna().all() and sizes.axis(table) == "kept_fraction"
-    assert figures.curve(rows).axes[0].get_xlabel() == "KV cache kept: entries in the layers that evict, %"
+    assert run_figures.curve(rows).axes[0].get_xlabel() == "KV cache kept: entries in the layers that evict, %"
     assert paper_tables.sizes_of(table.iloc[0])["bytes, %"] == "-"
     run = scores.run_of(rows)
     assert run["parts"][0]["cells"][0]["kept"] is None and run["parts"][0]["cells"][0]["entries"] == 40.0
@@ -110,7 +115,7 @@ def test_a_reach_of_entries_is_drawn_where_its_bytes_are():
     full = rows["reference"].astype(bool)
     rows.loc[full, "kv_bytes"] = 200_000
     rows.loc[rows["budget"] == "0.5", "kv_bytes"] = 150_000
-    axes = figures.curve(rows).axes[0]
+    axes = run_figures.curve(rows).axes[0]
     [end] = [line for line in axes.get_lines() if line.get_label() == "pvc: reach"]
     assert list(end.get_xdata()) == pytest.approx([70.0, 70.0])
     [method] = [one for one in scores.run_of(rows)["methods"] if one["name"] == "pvc"]
@@ -129,20 +134,19 @@ def test_other_sizes_than_asked_are_said():
     rows = rows_of(cells, [100] * 4)
     rows.loc[(rows["method"] == "h2o") & (rows["budget"] == "0.05"), "kept_fraction"] = 0.018
     rows.loc[rows["budget"] == "64", "kept_entries"] = 50.0
-    [said] = cautions.other_sizes(stats.summarize(rows))
+    [said] = cautions.other_sizes(summaries.summarize(rows))
     assert said.endswith("of 5% asked h2o kept 1.8%; of 64 entries asked tova kept 50.")
 
 
 def test_speeds_have_both_measures_for_one_prompt_of_each_batch():
     """The full cache ran 2 prompts in 2,000 bytes, H2O 4 prompts in 3,000: 75% a prompt, of 50% of the entries."""
-    lists = {measure: [1.0, 2.0, 3.0] for measure in throughput_report.MEASURES}
+    lists = {measure: [1.0, 2.0, 3.0] for measure in tables.MEASURES}
     rows = rows_of({"full": [9.0], "h2o": [9.0]}, [100], kept=0.5).assign(session="1", task="throughput")
     rows["metrics"] = [
-        dict.fromkeys(throughput_report.MEASURES, 2.0)
-        | {"batch": batch, "prefill_peak_bytes": 1, "decode_peak_bytes": 1}
+        dict.fromkeys(tables.MEASURES, 2.0) | {"batch": batch, "prefill_peak_bytes": 1, "decode_peak_bytes": 1}
         for batch in (2, 4)
     ]
     rows["kv_bytes"], rows["repeats"] = [2000, 3000], [lists] * 2
     rows["sample_info"] = [{"batch": "largest", "prompt": 100, "new_tokens": 8}] * 2
-    found = throughput_report.summary(rows).set_index("method")
+    found = tables.summary(rows).set_index("method")
     assert found.loc["h2o", "bytes_%"] == 75.0 and found.loc["h2o", "entries_%"] == 50.0

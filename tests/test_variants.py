@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from tiny import dense, engine, largest, prompt
 
-from pvcbench.engine.rows import Rows
-from pvcbench.engine.variants import Variant, shared_attention
+from pvcbench.engine.ablation import Variant, shared_attention
+from pvcbench.engine.query_rows import Rows
 
 FAMILIES = ["llama", "llama_deep", "qwen3", "mistral", "phi3", "gemma3"]
 NOISE = 1e-9  # float64: sums of a few hundred terms; the design's bound for masked attention
@@ -62,8 +62,8 @@ def test_waves_change_nothing(inference, monkeypatch):
     ids, host = prompt(40, seed=2), engine("llama")
     prefill, variants = host.prefill(ids), hidden_masks("llama", 30, 0, "one")
     whole = host.read(prefill, 30, ids[:, 30:39], ids[:, 31:40], variants)
-    monkeypatch.setattr("pvcbench.engine.variants.CALL_BYTES", 1)
-    monkeypatch.setattr("pvcbench.engine.variants._BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr("pvcbench.engine.ablation.CALL_BYTES", 1)
+    monkeypatch.setattr("pvcbench.engine.ablation._BLOCK_ELEMENTS", 1)
     single = host.read(prefill, 30, ids[:, 30:39], ids[:, 31:40], variants)
     assert (whole.logprobs - single.logprobs).abs().max() < NOISE and torch.equal(whole.predicted, single.predicted)
 

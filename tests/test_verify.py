@@ -7,9 +7,11 @@ import sys
 import pytest
 import yaml
 
-from pvcbench import config, environment, identity, runner, store, stored, verify
-from pvcbench.agreement import TIMES, Tolerance, changes, row_differences, text_difference
+from pvcbench.config import compose
 from pvcbench.errors import UserError
+from pvcbench.runs import environment, identity, runner, stored, verify
+from pvcbench.runs.row_comparison import TIMES, Tolerance, changes, row_differences, text_difference
+from pvcbench.runs.rows import read_rows
 
 COMMON = ["model=random", "threads=1", "wandb.mode=disabled", "method=[h2o,streaming_llm]", "budgets=[0.3,0.6]"]
 TEXT = " ".join(str(number * number % 997) for number in range(400))
@@ -30,7 +32,7 @@ KINDS = {
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
-    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def run(tmp_path, documents):
     def made(kind, *more):
         source = [] if kind in ("generate", "measure") else [f"task.source={documents}"]
         settings = [*COMMON, *KINDS[kind], *source, f"results={tmp_path}", *more]
-        return runner.run(config.composed(settings)).folder
+        return runner.run(compose.composed(settings)).folder
 
     return made
 
@@ -62,7 +64,7 @@ def told(folder, *options, **settings):
 
 def rewrite(folder, change, file="rows.jsonl"):
     """Changes every row by a function of its number and itself."""
-    rows = store.read_rows(folder / file)
+    rows = read_rows(folder / file)
     for number, row in enumerate(rows):
         change(number, row)
     (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -103,7 +105,7 @@ def test_an_altered_row_is_found(run, capsys):
     rewrite(folder, altered)
     assert verify.main([str(folder), "--cells", "15"]) == 1
     said = capsys.readouterr().out
-    row = store.read_rows(folder / "rows.jsonl")[7]
+    row = read_rows(folder / "rows.jsonl")[7]
     name = f"  {row['sample']} {row['method']} {row['budget']}: "
     assert f"{name}output: from character 5 on 'X" in said and f"{name}kept_entries: {row['kept_entries']} then" in said
     assert "differ: 14 of 15 rows" in said
@@ -218,7 +220,7 @@ def test_own_methods_are_found(tmp_path, monkeypatch, capsys):
     )
     monkeypatch.setattr(sys, "path", [str(own), *sys.path])
     settings = [*COMMON, *KINDS["generate"], "method=oldest", f"results={tmp_path / 'out'}"]
-    folder = runner.run(config.composed(settings, [str(own)])).folder
+    folder = runner.run(compose.composed(settings, [str(own)])).folder
     sys.path.remove(str(own))
     sys.modules.pop("oldest_method")
     assert verify.main([str(folder), "--cells", "1"]) == 2

@@ -1,7 +1,8 @@
 """What methods answer, held to their contract wherever it enters the engine.
 
-Shapes, kinds of numbers and sums are looked at in every run. In a trial (`Engine.strict`, see `pvcbench/contract.py`)
-methods are also asked twice, and what they drop is looked at slot by slot, which would make a GPU wait.
+Shapes, kinds of numbers and sums are looked at in every run. In a trial (`Engine.strict`, see
+`evaluation/preflight.py`) methods are also asked twice, and what they drop is looked at slot by slot, which would make
+a GPU wait.
 """
 
 import torch

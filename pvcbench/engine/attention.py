@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from pvcbench.engine.kernels import reduced
+from pvcbench.engine.kernels.interface import reduced
 
 BACKENDS = ("blocked", "reference", "triton")
 _BLOCK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}  # softmax entries formed at once: fits a CPU's cache, fills a GPU
@@ -100,7 +100,7 @@ def observed_attention(
     rule = Rule.of(scale, query.shape[-1])
     weights = row_weights.reshape(-1, row_weights.shape[-1])
     if backend == "triton" and rule.plain and visible is None and window is None and query.dtype != torch.float64:
-        from pvcbench.engine.flash import observed_by_kernels  # imports Triton
+        from pvcbench.engine.kernels.flash import observed_by_kernels  # imports Triton
 
         output, mass = observed_by_kernels(query, key, value, weights, rule.scale, group)
     else:

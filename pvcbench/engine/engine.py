@@ -16,19 +16,19 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from pvcbench.engine.ablation import Reading, Variant, VariantCache, read
 from pvcbench.engine.attention import Rule
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.decode import DecodeCache, Decoder
 from pvcbench.engine.evict import Cell, Group, fork
-from pvcbench.engine.kernels import require
+from pvcbench.engine.kernels.interface import require
 from pvcbench.engine.layout import Layout, attentions, decoder_layers
-from pvcbench.engine.observe import Observer, clock
+from pvcbench.engine.observer import Observer, clock
 from pvcbench.engine.prefill import Prefill, PrefillCache
 from pvcbench.engine.refusal import refusal
 from pvcbench.engine.rotary import Reach
-from pvcbench.engine.score import Scored, score_groups, tokens_per_call
-from pvcbench.engine.stream import StreamCache
-from pvcbench.engine.variants import Reading, Variant, VariantCache, read
+from pvcbench.engine.streaming import StreamCache
+from pvcbench.engine.teacher_forcing import Scored, score_groups, tokens_per_call
 from pvcbench.errors import NOT_FINITE, Inexact, NotFinite, UserError
 from pvcbench.policy import Method, Shape
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from pvcbench.engine.attention import Rule, prompt_attention, windowed_attention
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.layout import Layout
-from pvcbench.engine.observe import Observer
+from pvcbench.engine.observer import Observer
+from pvcbench.engine.query_rows import Rows
 from pvcbench.engine.rotary import form_of, mean_rotation
-from pvcbench.engine.rows import Rows
 from pvcbench.engine.states import State
 from pvcbench.errors import UserError
 from pvcbench.policy import Method, Shape
@@ -182,7 +182,7 @@ class PrefillCache(AttendingCache):
             if window is not None:
                 return windowed_attention(*parts, rule, window, stored.positions[:, :keys])
             if lse:
-                from pvcbench.engine.flash import attention_with_lse
+                from pvcbench.engine.kernels.flash import attention_with_lse
 
                 return attention_with_lse(*parts, rule.scale, self.kernel)
             return prompt_attention(*parts, rule, self.kernel)

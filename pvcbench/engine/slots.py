@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pvcbench.engine.attention import Rule, slot_attention, slot_weights, visible_slots
 from pvcbench.engine.cache import Entries
-from pvcbench.engine.kernels import slot_decode
+from pvcbench.engine.kernels.interface import slot_decode
 from pvcbench.engine.rotary import angles, turn
 
 

@@ -16,11 +16,13 @@ import yaml
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from pvcbench import __version__, analysis, excerpts, store
-from pvcbench.looks import subject
+from pvcbench import __version__, analyses
+from pvcbench.plots.style import subject
 from pvcbench.report import pictures, provenance
 from pvcbench.report.samples import samples_of
 from pvcbench.report.scores import board, run_of
+from pvcbench.runs import prompt_excerpts
+from pvcbench.runs.rows import load_table
 
 FOLDER = Path(__file__).parent
 SCRIPTS = ("charts.js", "samples.js", "page.js")
@@ -30,11 +32,11 @@ UNTRUSTED = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}  # n
 
 def build(results: Path, samples: int) -> tuple[str, int]:
     """The page of all runs below a folder, and how many they are; the same results give the same page."""
-    table = store.load(results)
+    table = load_table(results)
     scored, analysed = [], []
     for name, rows in table.groupby("folder", sort=True):
         folder = Path(str(name))
-        kind = scored if analysis.reporter(rows) is None else analysed
+        kind = scored if analyses.reporter(rows) is None else analysed
         kind.append(entry(rows, folder, label(results, folder), samples))
     scored.sort(key=lambda one: one["grid"] is None)  # those with most to see come first
     begun = provenance.without_rows(results)
@@ -50,7 +52,7 @@ def label(results: Path, folder: Path) -> str:
 def entry(rows: pd.DataFrame, folder: Path, place: str, samples: int) -> dict:
     """All that the page shows of one run."""
     stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    prompts = excerpts.read(folder)
+    prompts = prompt_excerpts.read(folder)
     origin = provenance.origin(rows, folder)
     first = rows.iloc[0]
     about = {"run": str(first["run"]), "experiment": str(first["experiment"]), "task": str(first["task"])}
@@ -60,7 +62,7 @@ def entry(rows: pd.DataFrame, folder: Path, place: str, samples: int) -> dict:
     about |= {"rows": len(rows), "cells": len(rows[["method", "budget"]].drop_duplicates()), "prompts": len(prompts)}
     known = {"about": about, "origin": origin | {"environment": provenance.pretty(origin["environment"])}}
     known["absences"] = provenance.absences(rows, stored, list(prompts))
-    if analysis.reporter(rows) is not None:
+    if analyses.reporter(rows) is not None:
         return known | analysed_run(rows, folder)
     scores = run_of(rows)
     known |= {"scores": scores, "board": board(scores), "grid": pictures.needle_grid(rows)}
@@ -69,7 +71,7 @@ def entry(rows: pd.DataFrame, folder: Path, place: str, samples: int) -> dict:
 
 def analysed_run(rows: pd.DataFrame, folder: Path) -> dict:
     """The summary of an analysis or of speeds, a table for each group of samples, and the pictures in its folder."""
-    report = analysis.reporter(rows)
+    report = analyses.reporter(rows)
     summary, tables = report.tables(rows)["summary"], []
     for group, lines in summary.groupby("samples", sort=False) if len(summary) else ():
         shown = lines.drop(columns="samples")

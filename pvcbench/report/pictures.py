@@ -9,7 +9,7 @@ import pandas as pd
 from plotly import graph_objects
 from plotly.subplots import make_subplots
 
-from pvcbench.looks import asked, budgets_of, reach
+from pvcbench.plots.style import asked, budgets_of, reach
 
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
 PANEL, ROW, EDGES = 120, 26, 150  # pixels: a panel's width for one length, a depth's height, what surrounds the panels

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from pvcbench.looks import asked
+from pvcbench.plots.style import asked
 from pvcbench.report import repeat
 
 SAMPLES = 5  # of those with missing cells that are named

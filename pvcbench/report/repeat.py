@@ -10,9 +10,9 @@ from pathlib import PurePath
 import yaml
 from omegaconf import OmegaConf
 
-from pvcbench import config as configuration
+from pvcbench.config import compose as configuration
 from pvcbench.errors import UserError
-from pvcbench.identity import objects
+from pvcbench.runs.identity import objects
 
 OWN = ("methods", "results", "wandb", "retry_failed", "experiment", "shard")  # said in another way, or of no number
 WORDS = ("true", "false", "null", "nan", "inf")  # which Hydra reads as something else than text

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from pvcbench import likelihood, sizes
-from pvcbench.looks import asked
+from pvcbench.plots.style import asked
 from pvcbench.report.scores import value
+from pvcbench.stats import perplexity, sizes
 
 LONGEST = 2000  # characters of an output that the page shows
 BYTES = 2**20
@@ -28,7 +28,7 @@ def sample_of(rows: pd.DataFrame, excerpt: Mapping | None, keys: list[tuple]) ->
     first = rows.iloc[0]
     own = excerpt is not None and set(rows["prompt_sha256"]) == {excerpt["prompt_sha256"]}
     lines = {(row["method"], row["budget"]): row for row in rows.to_dict("records")}
-    nll = dict(list(likelihood.by_position(rows).groupby(["method", "budget"])))
+    nll = dict(list(perplexity.by_position(rows).groupby(["method", "budget"])))
     return {
         "id": str(first["sample"]),
         "info": {name: known for name, known in first["sample_info"].items() if name != "drawn_from"},

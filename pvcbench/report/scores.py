@@ -6,10 +6,12 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from pvcbench import cautions, floor, likelihood, ranking, sizes, stats
-from pvcbench.console import interval, number, scale_of
-from pvcbench.looks import DASHED, DOTTED, MIXED, asked, budgets_of, looks, metric, reach, subject
-from pvcbench.needle_figures import needle_shares
+from pvcbench.cli.run_table import interval, number, scale_of
+from pvcbench.plots import cautions
+from pvcbench.plots.needle import needle_shares
+from pvcbench.plots.style import DASHED, DOTTED, MIXED, asked, budgets_of, looks, metric, reach, subject
+from pvcbench.stats import floor, ranking, sizes, summaries
+from pvcbench.stats import perplexity as likelihood
 
 SYMBOLS = {"*": "star", "o": "circle", "s": "square", "^": "triangle-up", "X": "x", "D": "diamond", "P": "cross"}
 SYMBOLS |= {"v": "triangle-down", "p": "pentagon", "h": "hexagon", "d": "diamond-tall", "<": "triangle-left"}
@@ -25,7 +27,7 @@ def run_of(rows: pd.DataFrame) -> dict:
     scale, digits = (1, 2) if perplexity else scale_of(rows)
     parts = [{"name": "all samples", "cells": cells_of(summary, rows, scale)}]
     if not perplexity and rows["stratum"].nunique() > 1:
-        table = stats.breakdown(rows)
+        table = summaries.breakdown(rows)
         for (kind, part), lines in table[table["kind"] != "all"].groupby(["kind", "part"], sort=False):
             parts.append({"name": f"{kind} {part}", "cells": cells_of(lines, rows, scale)})
     name = "perplexity" if perplexity else metric(rows)

@@ -52,10 +52,11 @@ class Task(metaclass=Made):
     shorten: str = "lower task.lengths"  # what to do about samples that are too long
     version: int = 1  # raised whenever a change of the task changes a number
     primary: str = "accuracy"  # the label of the score
+    observer: str | None = None  # of kind `observe`: the module with `observe`
 
     @property
     def thinking(self) -> str | None:
-        """What became of the model's thoughts in this task's prompts (see `pvcbench.chat`), for its rows."""
+        """What became of the model's thoughts in this task's prompts (see `pvcbench.tasks.chat`), for its rows."""
         return getattr(getattr(self, "prompter", None), "thinking", None) if self.kind == "generate" else None
 
     def prepare(self, prompter) -> None:
@@ -77,7 +78,7 @@ class Task(metaclass=Made):
         raise TypeError(f"{type(self).__name__} has no samples")
 
     def encode(self, sample: Sample):
-        """The sample as tokens, a `pvcbench.prompts.Prompt`: by default in the prompter's chat template."""
+        """The sample as tokens, a `pvcbench.tasks.prompts.Prompt`: by default in the prompter's chat template."""
         return self.prompter.encode(sample)
 
     def settings(self) -> dict:

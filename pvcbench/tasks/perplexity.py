@@ -17,9 +17,9 @@ import numpy as np
 
 from pvcbench.errors import UserError
 from pvcbench.places import user_path
-from pvcbench.prompts import Prompt
 from pvcbench.tasks import files
 from pvcbench.tasks.base import Sample, Task, choice, flag, whole
+from pvcbench.tasks.prompts import Prompt
 
 PROTOCOLS = ("continuation", "streaming", "blockwise")
 

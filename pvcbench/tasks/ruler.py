@@ -25,9 +25,9 @@ import numpy as np
 
 from pvcbench.errors import UserError
 from pvcbench.extras import pip_install
-from pvcbench.prompts import Prompt, Prompter
 from pvcbench.tasks.base import Sample, Task, choice, flag, listed, whole, wholes
 from pvcbench.tasks.metrics import share_of_substrings
+from pvcbench.tasks.prompts import Prompt, Prompter
 
 
 class TooFew(Exception):

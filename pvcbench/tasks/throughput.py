@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from pvcbench.errors import UserError
-from pvcbench.prompts import Prompt
 from pvcbench.tasks.base import Sample, Task, sample_rng
+from pvcbench.tasks.prompts import Prompt
 
 LARGEST = "largest"
 GIB = 2**30

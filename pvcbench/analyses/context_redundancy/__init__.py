@@ -1,0 +1,1 @@
+"""What cutting the context's entries costs, by layer and share (PyramidInfer, section 3.1)."""

@@ -1,0 +1,39 @@
+"""`pvcbench list`: the methods, tasks, models and experiments there are."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from pvcbench.cli.exits import Parser, printing
+
+
+def parser(**options) -> Parser:
+    """What can be asked."""
+    made = Parser(
+        "pvcbench list",
+        description="Prints what can be chosen, with what each says of itself.",
+        epilog="example: pvcbench list --config-dir my_conf",
+        **options,
+    )
+    made.add_argument("--config-dir", "-cd", action="append", default=[], metavar="DIR", help="your own configuration")
+    return made
+
+
+def run(asked: Namespace) -> int:
+    """Prints what can be chosen, with the first comment of each file."""
+    from pvcbench.config import compose as configuration
+
+    folders = configuration.folders_of(asked.config_dir)
+    with printing():
+        for group in ("method", "task", "model", "experiment"):
+            files = configuration.choices(group, folders)
+            if files:
+                print(f"{group}=")
+            for name, path in files.items():
+                print(f"  {name:<{max(map(len, files))}}  {about(path)}")
+    return 0
+
+
+def about(path: Path) -> str:
+    """What a configuration file says of itself: its first comment."""
+    text = path.read_text(encoding="utf-8").splitlines()
+    return next((line[2:] for line in text if line.startswith("# ") and "@package" not in line), "")

@@ -1,0 +1,91 @@
+"""The command `pvcbench`, and `python -m pvcbench`, which is the same.
+
+`pvcbench method=pvc task=needle` is short for `pvcbench run method=pvc task=needle`.
+"""
+
+import os
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+
+from pvcbench.cli import exits
+from pvcbench.cli.exits import Parser, guarded, printing
+from pvcbench.runs import signals
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # waiting threads spin briefly: longer starves other programs
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+SUMMARY = "pvcbench measures what a language model still knows when its KV cache is cut."
+COMMANDS = {  # each a module of this package with `parser()` and `run(asked)`
+    "run": "measures: methods at budgets on a task (the default: its name may be left out)",
+    "list": "methods, tasks, models and experiments there are",
+    "models": "which architectures of transformers run, and why others do not",
+    "report": "one HTML page of all results",
+    "figures": "draws all figures and tables again from rows alone, or says what is stale",
+    "compare": "is one method better than another at the same measured size?",
+    "verify": "measures some of a stored run again and says whether its rows agree",
+    "rescore": "scores stored answers again, after a metric has changed",
+    "excerpts": "writes the excerpts of prompts that older runs lack",
+    "sweep": "many runs as one array of SLURM jobs: submit, status, run",
+    "lm-eval": "lm-eval's own command line, with compressed caches as its model",
+    "completion": "prints what a shell needs to complete these commands",
+}
+EXAMPLES = """
+examples:
+  pvcbench method=pvc task=needle
+  pvcbench 'method=[pvc,h2o,streaming_llm]' task=needle 'budgets=[64,0.5]'
+  pvcbench COMMAND --help
+
+exit codes: 0; 1 a failure, also of a method in all its cells; 2 a mistake in what was asked; 130 and 143 stopped
+"""
+
+
+def program() -> int | None:
+    """What the installed command runs."""
+    return exits.program(main)
+
+
+def former(module: str, command: str) -> int | None:
+    """A command under its former name, `python -m pvcbench.MODULE`: says the new one and runs it."""
+    print(f"pvcbench: `python -m pvcbench.{module}` is now `pvcbench {command}`", file=sys.stderr)
+    return exits.program(lambda: main([command, *sys.argv[1:]]))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line; returns 0, 1 for a failure, 2 for a user's error, 128 + signal where one stopped it."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    name, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in COMMANDS else ("run", arguments)
+    if arguments[:1] in (["-h"], ["--help"], ["help"]):
+        with printing():
+            whole().print_help()
+        return 0
+    chosen = module(name)
+    return guarded(lambda: chosen.run(asked_of(chosen, rest)), signals.LINE if name == "run" else signals.SHORT)
+
+
+def asked_of(chosen: ModuleType, arguments: Sequence[str]):
+    """What a command is asked: its own reading of the arguments where it has one."""
+    if hasattr(chosen, "parse"):
+        return chosen.parse(arguments)
+    return chosen.parser().parse_intermixed_args(arguments)
+
+
+def module(name: str) -> ModuleType:
+    """The module of a command."""
+    return import_module(f"pvcbench.cli.{'listing' if name == 'list' else name.replace('-', '_')}")
+
+
+def whole() -> Parser:
+    """A parser of all commands, for help and completion."""
+    parser = Parser(prog="pvcbench", description=SUMMARY, epilog=EXAMPLES, formatter_class=RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for name, told in COMMANDS.items():
+        commands.add_parser(name, help=told, description=told, parents=[module(name).parser(add_help=False)])
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(program())

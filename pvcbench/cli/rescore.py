@@ -1,0 +1,33 @@
+"""`pvcbench rescore`: scores stored answers again, after a metric has changed."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from pvcbench.cli.exits import Parser
+from pvcbench.errors import UserError
+
+
+def parser(**options) -> Parser:
+    """What can be asked."""
+    made = Parser(
+        "pvcbench rescore",
+        description="Scores stored answers again, after a metric has changed: needs neither the model nor its data.",
+        epilog="example: pvcbench rescore results/longbench_table --write",
+        **options,
+    )
+    made.add_argument("folder", type=Path, help="a results folder, or any folder above some runs")
+    made.add_argument("--write", action="store_true", help="replace the row files (otherwise only say what changes)")
+    return made
+
+
+def run(asked: Namespace) -> int:
+    """Says, for every run, what changes."""
+    from pvcbench.runs.rescore import rescore
+    from pvcbench.runs.rows import run_folders
+
+    runs = run_folders(asked.folder)
+    if not runs:
+        raise UserError(f"there are no results under {asked.folder}: name a folder that a run wrote to")
+    for folder in runs:
+        print(f"{folder}: {rescore(folder, asked.write).line()}")
+    return 0

@@ -1,0 +1,1 @@
+"""The programs that compute attention on a GPU, behind one interface."""

@@ -1,0 +1,1 @@
+"""What is done with a sample: prefills, answers, likelihoods, speeds, observations. Rows are made here."""

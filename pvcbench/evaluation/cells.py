@@ -1,0 +1,80 @@
+"""The cells of a run: which methods at which budgets, and what each becomes for a prompt of a given length."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from pvcbench.config.budgets import parse_budgets  # noqa: F401  (known here by its former place)
+from pvcbench.engine.evict import Cell
+from pvcbench.errors import UserError
+from pvcbench.policy import Method, OutOfReach, Shape
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method at a budget as asked; `budget` is None where the method's configuration fixes the size.
+
+    A share is rounded down to whole entries: never more is kept than was asked for. The row's `budget_entries` says it.
+    """
+
+    name: str | None
+    method: Method | None
+    label: str | None
+    budget: int | float | None
+
+    def cell(self, shape: Shape, hold: bool) -> Cell:
+        """This point for one shape of prompt; raises OutOfReach."""
+        if self.method.reference or (isinstance(self.budget, float) and self.budget == 1.0):
+            return Cell(f"{self.name}@{self.label}", self.method, None, hold, everything=True)
+        entries = self.budget
+        if isinstance(entries, float):
+            entries = int(Fraction(str(entries)) * shape.tokens)  # 0.7 of 90 is 63, in floating point 62.999...
+            if entries == 0:
+                raise OutOfReach(
+                    f"{self.label} of {shape.tokens} tokens is less than one entry: shares are rounded down to entries"
+                )
+        if entries is not None:
+            first, last = self.method.protects(entries, shape)
+            if entries < first + min(last, 1):
+                raise OutOfReach(f"{entries} entries are fewer than the {first} sinks the method keeps")
+        method = self.method.resolve(None if entries is None else min(entries, shape.tokens), shape)
+        share = self.budget if isinstance(self.budget, float) else None
+        return Cell(f"{self.name}@{self.label}", method, entries, hold, share=share)
+
+
+OBSERVATION = Point(None, None, None, None)  # no cell: what a sample shows by itself, in tasks that observe
+
+
+def points(
+    methods: Mapping[str, Method], budgets: Sequence[int | float], decode: str, protocols: Sequence[str] = ("generate",)
+) -> list[Point]:
+    """All cells of a run, the reference first; refuses what a method does not support."""
+    found = []
+    for name, method in sorted(methods.items(), key=lambda item: not item[1].reference):
+        streams = {"streaming", "blockwise"} & set(protocols)
+        policy = "hold" if streams else decode  # a budget that holds while reading evicts as it does in decoding
+        if policy not in method.decodes:
+            raise UserError(f"{name} supports decode={' or '.join(method.decodes)}, not the {policy} asked for")
+        if streams and method.own_budget is not None and not method.reference:
+            raise UserError(f"{name} sets its own size and has no budget to hold: choose others by method=[...]")
+        lacking = [protocol for protocol in protocols if protocol not in method.protocols]
+        if lacking:
+            known = ", ".join(method.protocols)
+            raise UserError(
+                f"{name} does not support this task's {lacking[0]} protocol, only {known}: "
+                "choose other methods by method=[...]"
+            )
+        if method.own_budget is not None:
+            found.append(Point(name, method, method.own_budget, None))
+            continue
+        for budget in dict.fromkeys(budgets):
+            first = method.protects(2**31, Shape(2**31, 1, (0,)))[0]
+            if isinstance(budget, int) and budget < first + 4:
+                hint = " Did you mean 1.0?" if budget == 1 else ""
+                raise UserError(
+                    f"budgets: {budget} entries are too few for {name}: it needs {first + 4} or more.{hint}"
+                )
+            found.append(Point(name, method, repr(budget), budget))
+    if not any(point.method.reference for point in found):
+        raise UserError("no method is the reference: add conf/method/full to the methods")
+    return found

@@ -1,0 +1,48 @@
+"""Observations as rows: one for what a sample shows by itself, and one for each method and budget that is looked at."""
+
+from collections.abc import Sequence
+from importlib import import_module
+
+import torch
+
+from pvcbench.engine.engine import Engine
+from pvcbench.errors import OutOfReach, UserError
+from pvcbench.evaluation.cells import Point
+from pvcbench.evaluation.shared_prefill import Protocol, base_row, draw_of, explain
+from pvcbench.models.loading import LoadedModel
+from pvcbench.tasks.base import Sample, Task
+from pvcbench.tasks.prompts import Prompt
+
+
+def run_observations(
+    engine: Engine,
+    loaded: LoadedModel,
+    task: Task,
+    batch: Sequence[tuple[Sample, Prompt, tuple[Point, ...]]],
+    protocol: Protocol,
+    meter,
+) -> list[dict]:
+    """The rows of some samples, one by one; a sample that fails becomes rows that say why."""
+    return [row for item in batch for row in _sample_rows(engine, task, item, protocol, meter)]
+
+
+def _sample_rows(engine, task, item, protocol, meter) -> list[dict]:
+    sample, prompt, points = item
+    shape = engine.shape(prompt.context_tokens)
+    draws = torch.tensor([draw_of(protocol.seed, sample.id)])
+    error, found = None, {}
+    try:
+        with torch.inference_mode():
+            found = import_module(task.observer).observe(engine, task, prompt, points, draws, meter.step)
+    except UserError:
+        raise
+    except Exception as failure:
+        error = explain(failure)
+    rows = []
+    for point in points:
+        own = found.get(point, "it was not observed")
+        reason = error or (str(own) if isinstance(own, OutOfReach | str) else None)
+        row = base_row(task, item, point, protocol, shape, reason) | {"observed": None}
+        row |= {"prompt_tokens": prompt.context_tokens, "question_tokens": 0}
+        rows.append(row if reason else row | own)
+    return rows

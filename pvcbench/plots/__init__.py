@@ -1,0 +1,1 @@
+"""Styles and figures: pure functions of a table of rows."""

@@ -1,0 +1,44 @@
+"""Paired differences between a method and others at the same measured size, over whole folders of results."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from pvcbench.errors import UserError
+from pvcbench.report import paper
+from pvcbench.runs.rows import load_table
+from pvcbench.stats import significance
+
+SAME_SIZE = 0.01  # of the full cache's bytes, and of the prompt's entries
+
+
+def compare(folders: Sequence[Path], method: str, against: Sequence[str]) -> pd.DataFrame:
+    """One line per folder and comparison, with `p_holm` over all of them."""
+    lines = []
+    for folder in folders:
+        for name, rows in paper.groups(load_table(folder)):
+            for pair in against:
+                other, _, budget = pair.partition("@")
+                if not (other and budget):
+                    raise UserError(f"--against {pair}: write METHOD@BUDGET, for instance {other or 'h2o'}@0.5")
+                if lacking := {method, other} - set(rows["method"]):
+                    known = ", ".join(sorted(set(rows["method"])))
+                    raise UserError(f"{folder}: no method {' or '.join(sorted(lacking))} here: choose from {known}")
+                try:
+                    line = significance.versus(rows, method, other, budget)
+                except ValueError as error:
+                    raise UserError(f"{folder}: {error}") from error
+                refuse_other_sizes(folder, line)
+                lines.append({"run": name, **line})
+    table = pd.DataFrame(lines)
+    return table.assign(p_holm=significance.holm(table["p"]))
+
+
+def refuse_other_sizes(folder: Path, line: dict) -> None:
+    """Raises UserError where the two kept caches of unlike sizes, in bytes or in entries."""
+    for measure, what in (("kept", "bytes"), ("entries", "entries")):
+        one, two = line[measure], line[f"other_{measure}"]
+        if abs(one - two) > SAME_SIZE:
+            pair = f"{line['method']} and {line['other']} kept {one:.1%} and {two:.1%} of the {what}"
+            raise UserError(f"{folder}: {pair} at {line['budget']}: not the same size")

@@ -1,0 +1,136 @@
+"""What a run's numbers depend on, for its id: model, data, task, methods with their code, engine and settings.
+
+Nothing else: not the number of samples, the batch, places, names for people, or tracking. Equal identities mean that
+rows may stand in one file.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from omegaconf import DictConfig, OmegaConf
+
+from pvcbench.config import compose as configuration
+from pvcbench.engine import engine as engines
+from pvcbench.evaluation.cells import OBSERVATION, Point, parse_budgets
+from pvcbench.models.loading import LoadedModel, fingerprint, tokenizer_id
+from pvcbench.policy import Method
+from pvcbench.runs import environment
+from pvcbench.runs.code_hash import Description, brief
+from pvcbench.tasks.base import Task
+
+RULES = 2  # raised when an identity covers more: runs of before keep their ids, and are never taken for those of now
+FROM_PYTHON = "from_python"  # the key under which config.yaml says what an object held that was given from Python
+
+
+def identity(config: DictConfig, loaded: LoadedModel, task: Task, cells: Sequence[Point]) -> dict:
+    """Everything that changes a number, for the run id; threads and machine only where the numbers are speeds."""
+    device = configuration.device_of(config.device)
+    threads = configuration.threads_of(config.threads)
+    machine = {"hardware": environment.hardware(device), "threads": threads} if task.kind == "measure" else {}
+    engine = {"version": engines.VERSION, "backend": config.engine.backend, "chunk": config.engine.chunk}
+    engine |= {"holding": engines.HOLDING} if config.decode == "hold" else {}
+    budgets = [] if cells == [OBSERVATION] else parse_budgets(OmegaConf.to_container(config.budgets))
+    return machine | {
+        "rules": RULES,
+        "model": of_model(loaded),
+        "device": device.partition(":")[0],
+        "task": of_task(task),
+        "methods": {point.name: of_method(point.method) for point in cells if point.method is not None},
+        "budgets": [repr(budget) for budget in budgets],
+        "engine": engine,
+        "query_aware": config.query_aware,
+        "refeed_last": config.refeed_last,
+        "decode": config.decode,
+        "seed": config.seed,
+    }
+
+
+def of_model(loaded: LoadedModel) -> dict:
+    """A model as it is now: weights, tokenizer, what its chat template writes around a message, and end tokens.
+
+    `in_memory` is there where the weights or settings in memory are not those that were loaded by name.
+    """
+    prompter = loaded.prompter()
+    known = {"name": type(loaded.model).__name__} | loaded.identity
+    now = fingerprint(loaded.model)
+    changed = {} if loaded.made == now else {"in_memory": now}
+    return known | {
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "tokenizer": tokenizer_id(loaded.tokenizer),
+        "chat": loaded.chat,
+        "frame": [prompter.before, prompter.after],
+        "thinking": prompter.thinking if prompter.chat else loaded.thinking or None,
+        "date": loaded.date if "strftime_now" in str(getattr(loaded.tokenizer, "chat_template", "")) else None,
+        "ends": sorted(loaded.ends),
+        "attention": loaded.attention,
+        "evict_sliding": loaded.evict_sliding,
+        **changed,
+    }
+
+
+def of_task(task: Task) -> dict:
+    """A task's name, version, data and settings; of a task of one's own its code as well."""
+    described = Description(type(task), Task)
+    settings = {name: brief(described.value(value, f"task.{name}")) for name, value in task.settings().items()}
+    fixed = {"name": task.name, "version": task.version, "data": task.data_checksum()}
+    if described.parts:  # ours says by its version that it changed
+        fixed["code"] = described.sha256
+    return fixed | {f"{name}_" if name in fixed else name: value for name, value in settings.items()}
+
+
+def of_method(method: Method) -> dict:
+    """A method's class, the hash of its code and what it holds; of methods inside it the same."""
+    described = Description(type(method), Method)
+    settings = described.state(method, type(method).__name__)
+    for name in settings:
+        if isinstance(getattr(method, name), Method):  # a method that wraps another is both
+            settings[name] = of_method(getattr(method, name))
+    settings = {name: brief(value) for name, value in settings.items()}
+    return {"class": type(method).__qualname__, "source": described.sha256, "settings": settings}
+
+
+def given(thing: object, base: type) -> dict:
+    """What config.yaml says of an object that was given from Python in the place of a configuration."""
+    kind, described = type(thing), Description(type(thing), base)
+    if isinstance(thing, LoadedModel):
+        held = {"name": thing.identity.get("name"), "chat": thing.chat, "attention": thing.attention}
+    elif isinstance(thing, Task):
+        held = described.value(thing.settings(), "task")
+    else:
+        held = described.state(thing, kind.__name__)
+    settings = {name: brief(value) for name, value in held.items()}
+    return {"_target_": f"{kind.__module__}.{kind.__qualname__}", FROM_PYTHON: settings}
+
+
+def told(config: DictConfig, model: LoadedModel | None, task: Task | None, methods: Mapping | None) -> DictConfig:
+    """The configuration of a run with what was given from Python in the places that it stands in for.
+
+    A method object that is the one that its configuration describes is told by the configuration.
+    """
+    kept = OmegaConf.to_container(config)
+    if model is not None:
+        kept["model"] = given(model, LoadedModel)
+    if task is not None:
+        kept["task"] = given(task, Task)
+    if methods is not None:
+        shared = {name: node for name, node in kept["methods"].items() if name in methods}
+        same = {
+            name: shared[name]
+            for name, made in configuration.build_methods(shared).items()
+            if of_method(made) == of_method(methods[name])
+        }
+        kept["methods"] = {name: same.get(name) or given(method, Method) for name, method in methods.items()}
+    return OmegaConf.create(json.loads(json.dumps(kept)))
+
+
+def objects(config: Mapping) -> dict[str, str]:
+    """The parts of a stored configuration that were objects given from Python: what they are by where they stood."""
+    nodes = {part: config.get(part) for part in ("model", "task")}
+    nodes |= {f"method {name}": node for name, node in (config.get("methods") or {}).items()}
+    return {where: said(node) for where, node in nodes.items() if isinstance(node, Mapping) and FROM_PYTHON in node}
+
+
+def said(node: Mapping) -> str:
+    """An object of a stored configuration in words."""
+    settings = ", ".join(f"{name}={value!r}" for name, value in node[FROM_PYTHON].items())
+    return f"{node['_target_']}({settings})"

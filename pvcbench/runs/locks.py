@@ -1,0 +1,63 @@
+"""Locks of a run's folder, so that several writers never mix their rows.
+
+A plain run holds `.lock` alone. Shards share it, and each holds one of its own beside it. A lock ends with its process.
+"""
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from pvcbench.errors import UserError
+from pvcbench.runs.shards import Shard
+
+
+def hold(path: Path, kind: int = fcntl.LOCK_EX) -> TextIO | None:
+    """A file that holds a lock until it is closed, or None while another process holds one against it."""
+    file = path.open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError as error:
+        file.close()
+        raise UserError(
+            f"{path.parent} is on a file system without locks ({error.strerror}): set results=FOLDER on another one"
+        ) from error
+    return file
+
+
+def take(folder: Path, shard: Shard | None) -> list[TextIO]:
+    """The locks of a writer; raises UserError while another one writes the same samples."""
+    busy = f"another process is writing run {folder.name}: wait for it or stop it"
+    wanted = [(".lock", fcntl.LOCK_EX)]
+    if shard is not None:
+        wanted = [(".lock", fcntl.LOCK_SH), (f".lock-{shard.label}", fcntl.LOCK_EX)]
+    with contextlib.ExitStack() as held:
+        locks = []
+        for name, kind in wanted:
+            lock = hold(folder / name, kind)
+            if lock is None:
+                raise UserError(busy)
+            locks.append(held.enter_context(lock))
+        for path in sorted(folder.glob(".lock-*of*")) if shard is not None else ():
+            if not path.name.endswith(f"of{shard.of}"):  # 1/2 and 1/4 have samples in common
+                other = hold(path, fcntl.LOCK_SH)
+                if other is None:
+                    raise UserError(f"{busy}, or cut the run into as many shards as it does ({path.name})")
+                other.close()
+        held.pop_all()
+    return locks
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[bool]:
+    """Whether no other process writes a run; if so, none begins to before the block ends."""
+    lock = hold(folder / ".lock")
+    try:
+        yield lock is not None
+    finally:
+        if lock is not None:
+            lock.close()

@@ -1,0 +1,79 @@
+"""What a run leaves behind, made of its rows alone: tables, figures and tracking; torch is not needed for it."""
+
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from pvcbench.runs import figure_cache, outcome, wandb_mirror
+from pvcbench.runs.rows import load_table
+from pvcbench.tasks.base import Task
+
+
+@dataclass
+class Result:
+    """What a run leaves behind."""
+
+    folder: Path
+    rows: pd.DataFrame
+    summary: pd.DataFrame  # by method and budget
+    parts: pd.DataFrame  # the same for every data set and group, where there are several
+    figures: list[Path]
+    tracked: str | None
+    measured: int  # rows added now; 0 when the run was finished before
+    note: str | None = None  # what a shard of an unfinished run says, which has no summary yet
+    more: int = 0  # samples of a larger limit that the folder and its figures have beside those asked for
+
+    @property
+    def failed(self) -> list[str]:
+        """A line for every method that failed in all of its cells; what is out of its reach is no failure."""
+        return broken(self.rows)
+
+
+FAULT = re.compile(r"[A-Za-z_]\w*: ")  # how the reason of a failure begins; what is out of reach is said plainly
+
+
+def broken(rows: pd.DataFrame) -> list[str]:
+    """A line for every method none of whose cells has a value, for a reason that is a failure."""
+    if rows.empty:
+        return []
+    lines = []
+    for method, own in rows.groupby("method", dropna=False, sort=False):
+        faults = own["error"].dropna()
+        faults = faults[faults.map(lambda reason: FAULT.match(reason) is not None)]
+        if own["error"].notna().all() and len(faults):
+            who = "of the observations" if pd.isna(method) else f"of {method}"
+            lines.append(
+                f"no cell {who} has a value ({len(own)} rows): {faults.iloc[0]}; "
+                "the same command with retry_failed=true measures them again"
+            )
+    return lines
+
+
+def stored(config: DictConfig) -> dict:
+    """The configuration as the run's folder keeps it; which shard came first is not part of it."""
+    kept = OmegaConf.to_container(config)
+    kept.pop("shard", None)
+    return kept
+
+
+def report(config: DictConfig, folder: Path, task: Task, measured: int, asked: Sequence[str]) -> Result:
+    """Tables, figures and tracking of a run, all from its rows; the result is of the samples asked for now."""
+    rows = load_table(folder)
+    summary, parts = outcome.tables(rows, folder)
+    task.finish(rows, folder)
+    drawn = figure_cache.figures(rows, folder, outcome.draw)
+    tracked = None
+    if measured or not wandb_mirror.mirrored(config.wandb, folder, len(rows)):
+        run = (config.wandb, folder.name, config.experiment, stored(config))
+        tracked = wandb_mirror.track(*run, summary, drawn, folder, task.name, len(rows))
+    own = rows[rows["sample"].isin(asked)].reset_index(drop=True)
+    more = rows["sample"].nunique() - own["sample"].nunique()
+    if more:
+        with tempfile.TemporaryDirectory() as place:  # the folder's own tables go on showing every row
+            summary, parts = outcome.tables(own, Path(place))
+    return Result(folder, own, summary, parts, drawn, tracked, measured, more=more)

@@ -1,0 +1,208 @@
+"""Measures some of a stored run again and says whether its rows agree; writes nothing into the run.
+
+pvcbench verify results/quickstart/38204906e0bf            # at least 8 cells, whole samples
+pvcbench verify RUN --cells 100 --seed 1                   # more of them, others
+
+On the machine of the run (same processor, packages, threads and flags) rows must be identical apart from times and
+memory; elsewhere they must agree within a tolerance. Exits with 0 if all agrees, 1 if not, 2 for a user's error.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from pvcbench.config import compose as configuration
+from pvcbench.engine.engine import Engine
+from pvcbench.errors import UserError
+from pvcbench.evaluation.cells import Point, parse_budgets
+from pvcbench.evaluation.preflight import prepare
+from pvcbench.evaluation.progress import Meter
+from pvcbench.evaluation.shared_prefill import Protocol
+from pvcbench.models.loading import LoadedModel
+from pvcbench.runs import environment, row_comparison, runner, sessions
+from pvcbench.runs.row_comparison import SPEEDS, TIMES, Tolerance
+from pvcbench.runs.rows import KEY
+from pvcbench.runs.run_id import essence, run_id
+from pvcbench.runs.stored import Key, Stored, stored, stored_config, stored_rows
+from pvcbench.tasks.base import Task
+
+ALONE = ("streaming", "measure")  # kinds whose cells run one by one, so that some of a sample's can do so again
+SAY = partial(print, flush=True)
+
+
+@dataclass
+class Report:
+    """What verifying a run found."""
+
+    changed: list[str]  # parts of the identity, one line each
+    machine: list[str]  # what of machine and versions is not as it was, one line each
+    tolerance: Tolerance | None  # None: equality was asked for
+    compared: int = 0
+    rows: dict[Key, list[str]] = field(default_factory=dict)  # rows that differ, and where
+    answers: dict[Key, str] = field(default_factory=dict)  # rows that agree but for another output
+
+    @property
+    def agree(self) -> bool:
+        """Whether the rows agree."""
+        granted = 0.0 if self.tolerance is None else self.tolerance.answers * self.compared
+        return not self.rows and len(self.answers) <= granted
+
+
+def choose(rows: Mapping[Key, Stored], cells: int, seed: int, alone: bool) -> dict[str, set[Key]]:
+    """At least this many random cells by sample, of rows without an error: whole samples, or where cells run alone
+    exactly so many, spread over methods and budgets."""
+    samples: dict[str, list[Key]] = {}
+    for key in rows:
+        samples.setdefault(key[0], []).append(key)
+    samples = {name: keys for name, keys in samples.items() if any(rows[key].row["error"] is None for key in keys)}
+    if not samples:
+        raise UserError("this run has no row without an error: there is nothing to verify")
+    rng = np.random.default_rng(seed)
+    names = [str(name) for name in rng.permutation(sorted(samples))]
+    chosen: dict[str, set[Key]] = {}
+    if not alone:
+        while names and sum(map(len, chosen.values())) < cells:
+            name = names.pop()
+            chosen[name] = set(samples[name])
+        return chosen
+    pairs: list[Key] = []
+    while names and len(pairs) < cells:
+        pairs += [key for key in samples[names.pop()] if rows[key].row["error"] is None]
+    order = [pairs[number] for number in rng.permutation(len(pairs))]
+    seen: dict[object, int] = {}
+    rank = {}
+    for key in order:  # the first of every method, then the second, ...
+        rank[key] = seen[key[1]] = seen.get(key[1], -1) + 1
+    for key in sorted(order, key=rank.__getitem__)[:cells]:
+        chosen.setdefault(key[0], set()).add(key)
+    return chosen
+
+
+def measured(
+    config: DictConfig, loaded: LoadedModel, task: Task, points: Sequence[Point], chosen: Mapping[str, set[Key]]
+) -> dict[Key, dict]:
+    """The chosen cells measured now, by the runner's own way."""
+    task.prepare(loaded.prompter())
+    work, left = [], dict(chosen)
+    for index in range(task.size(config.seed)):
+        if not left:
+            break
+        sample = task.sample(config.seed, index)
+        wanted = left.pop(sample.id, ())
+        own = tuple(point for point in points if (sample.id, point.name, point.label) in wanted)
+        if own:
+            work.append((sample, task.encode(sample), own))
+    runner.check_prompts(work, loaded, task, config.query_aware)
+    engine = Engine(loaded.model, loaded.attention, config.engine.backend, loaded.evict_sliding, config.engine.chunk)
+    protocol = Protocol(config.query_aware, config.refeed_last, config.decode, config.seed)
+    found = {}
+    try:
+        prepare(engine, points, runner.holds(config, task))
+        with Meter(total=len(work)) as meter:
+            for batch in runner.batches(work, config.batch, config.query_aware):
+                for row in runner.KINDS[task.kind](engine, loaded, task, batch, protocol, meter):
+                    found[tuple(row[name] for name in KEY)] = row
+                meter.finish(len(batch))
+    finally:
+        engine.release()
+    return found
+
+
+def verify(folder: Path, cells: int = 8, seed: int = 0, relative: float | None = None, say=SAY) -> Report:
+    """Measures at least `cells` cells of a run again; `say` gets every line of the story."""
+    then, config, rows = stored(folder), stored_config(folder), stored_rows(folder)
+    if not rows:
+        raise UserError(f"{folder} has no rows: name the folder of one run")
+    if run_id(then["identity"]) != then["run"]:
+        raise UserError(f"{folder}/config.yaml was altered: its identity does not give the id {then['run']}")
+    methods = configuration.build_methods(config.methods)
+    task = configuration.build(config.task, "the task")
+    points = runner.cells_of(config, task, methods, parse_budgets(list(config.budgets)))
+    chosen = choose(rows, cells, seed, task.kind in ALONE)
+    history = sessions.read(folder)
+    wanted = {key for keys in chosen.values() for key in keys}
+    of_rows = [sessions.session_of(history, rows[key].file, rows[key].line) for key in wanted]
+    known = {id(one): one["environment"] if one is not None else {} for one in of_rows}
+    recorded = next(filter(None, known.values()), {})
+    torch.set_num_threads(recorded.get("threads") or configuration.threads_of(config.threads))
+    config.threads = torch.get_num_threads()
+    device = configuration.device_of(config.device)
+    loaded = configuration.build(config.model, "the model", device=device, dtype=config.dtype)
+    now = runner.identity(config, loaded, task, points)
+    today = environment.of_run(now, loaded.model)
+    report = Report(changed(then["identity"], now, recorded, today), machine(known.values(), today, config.batch), None)
+    if report.machine:
+        report.tolerance = Tolerance.of(loaded.identity["dtype"], relative)
+    say(f"{folder}: task {task.name}, model {loaded.identity['name']}, {len(rows)} rows")
+    tell_conditions(report, run_id(now), say)
+    again = measured(config, loaded, task, points, chosen)
+    compare(report, {key: rows[key].row for key in wanted}, again, SPEEDS if task.kind == "measure" else TIMES)
+    tell_rows(report, len(chosen), say)
+    return report
+
+
+def changed(then: Mapping, now: Mapping, recorded: Mapping, today: Mapping) -> list[str]:
+    """What of the identity is not as stored, and whether the weights in memory are."""
+    lines, own = row_comparison.changes(essence(then), essence(now)), "loaded_sha256"
+    pair = [{"model": {own: side["model"].get(own)}} for side in (recorded, today) if "model" in side]
+    return lines + (row_comparison.changes(*pair) if len(pair) == 2 else [])
+
+
+def machine(known, today: Mapping, batch: int) -> list[str]:
+    """Why rows need not be identical: other machines or versions, or batches that cannot be put together again."""
+    lines = [line for recorded in known for line in sessions.differences(recorded, today)]
+    if not all(known):
+        lines.append("nothing recorded tells which machine wrote some of these rows")
+    if batch > 1:
+        lines.append(f"batch: {batch} samples ran together, which need not be those that run together now")
+    return list(dict.fromkeys(lines))
+
+
+def compare(report: Report, then: Mapping[Key, Mapping], now: Mapping[Key, Mapping], ignored: frozenset) -> None:
+    """Compares the stored rows with those measured now."""
+    for key, row in sorted(then.items(), key=lambda item: tuple(map(str, item[0]))):
+        report.compared += 1
+        if key not in now:
+            report.rows[key] = ["today's task and methods have no such sample and cell"]
+            continue
+        lines, other = row_comparison.row_differences(row, now[key], report.tolerance, ignored)
+        if lines:
+            report.rows[key] = lines
+        elif other:
+            report.answers[key] = row_comparison.text_difference(row["output"], now[key]["output"])
+
+
+def tell_conditions(report: Report, run: str, say) -> None:
+    """What is as it was, and what is therefore asked of the rows."""
+    if report.changed:
+        say(f"identity: not as stored, the same command would now start run {run}")
+    else:
+        say("identity: as stored (model, data, methods, engine, settings)")
+    for line in report.changed:
+        say(f"  {line}")
+    if report.tolerance is None:
+        say("machine: as recorded, so rows must be identical apart from times and memory")
+        return
+    allowed = f"{report.tolerance.relative:g} relative, {report.tolerance.absolute:g} absolute"
+    say(f"machine: not as recorded, so numbers may differ by {allowed}, and {report.tolerance.answers:.0%} of outputs")
+    for line in report.machine:
+        say(f"  {line}")
+
+
+def tell_rows(report: Report, samples: int, say) -> None:
+    """What came out."""
+    for key, lines in report.rows.items():
+        for line in lines:
+            say(f"  {' '.join(str(part) for part in key if part is not None)}: {line}")
+    for key, line in report.answers.items():
+        say(f"  {' '.join(str(part) for part in key if part is not None)}: another output, {line}")
+    same = report.compared - len(report.rows) - len(report.answers)
+    how = "identical" if report.tolerance is None else "within the tolerance"
+    other = f", {len(report.answers)} with another output" if report.answers else ""
+    verdict = "agree" if report.agree else "differ"
+    say(f"{verdict}: {same} of {report.compared} rows of {samples} sample{'s' * (samples != 1)} are {how}{other}")

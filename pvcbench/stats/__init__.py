@@ -1,0 +1,1 @@
+"""Intervals, summaries, significance and rankings: pure functions of a table of rows."""

@@ -1,0 +1,1 @@
+"""Sweeps: many runs as a manifest, on one machine or on SLURM."""
