@@ -4,10 +4,39 @@ import pvcbench
 table = pvcbench.evaluate("smollm2", "needle", ["pvc", "h2o"], budgets=[0.25, 0.5], limit=10)
 """
 
-from pathlib import Path as _Path
+from importlib import import_module
+from pathlib import Path
 
-__version__ = "0.1.0"
-__path__.append(str(_Path(__file__).parent / "former"))  # `python -m pvcbench.verify` and the like, for this release
+from pvcbench.version import VERSION as __version__
+
+__all__ = ["Method", "Prompt", "Sample", "Task", "__version__", "evaluate", "load"]
+__path__.append(str(Path(__file__).parent / "former"))  # `python -m pvcbench.verify` and the like, for this release
+HOMES = {  # imported when they are first asked for, since torch takes seconds
+    "Method": "pvcbench.policy",
+    "Prompt": "pvcbench.tasks.prompts",
+    "Sample": "pvcbench.tasks.base",
+    "Task": "pvcbench.tasks.base",
+}
+
+
+def __getattr__(name: str):
+    if name in HOMES:
+        return getattr(import_module(HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def load(results="results"):
+    """All rows of all runs below a folder as one pandas DataFrame, with the run's id, experiment and settings.
+
+    Raises `pvcbench.errors.UserError` where there are none.
+    """
+    from pvcbench.runs.rows import load_table
+
+    return load_table(results)
 
 
 def evaluate(model="smollm2", task="needle", methods=("pvc",), budgets=None, **settings):

@@ -17,10 +17,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pvcbench.engine.attention import attention_mass
 from pvcbench.errors import OutOfReach, UserError
 
-__all__ = ["Method", "Observation", "OutOfReach", "Shape", "UserError", "attention_mass", "protect", "torch"]
+__all__ = ["Method", "Observation", "OutOfReach", "Shape", "UserError", "protect", "torch"]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from pvcbench import extras
-from pvcbench.config import compose
+from pvcbench.config import compose, extras
 from pvcbench.errors import UserError
 from pvcbench.models import loading
 from pvcbench.runs import from_python

@@ -23,11 +23,12 @@ from pvcbench.cli import lm_eval as lm_eval_cli
 from pvcbench.config import compose
 from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
-from pvcbench.evaluation.lm_eval_model import CompressedLM, Recorder
+from pvcbench.evaluation.lm_eval_model import CompressedLM
 from pvcbench.models import loading as models
 from pvcbench.runs import runner
 from pvcbench.runs.rows import read_rows
 from pvcbench.tasks.lm_eval import loading, scoring
+from pvcbench.tasks.lm_eval.recorder import Recorder
 from pvcbench.tasks.lm_eval.task import LmEval
 from pvcbench.tasks.prompts import Prompter
 

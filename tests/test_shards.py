@@ -11,11 +11,11 @@ import pytest
 
 from pvcbench.cli import run_table
 from pvcbench.config import compose
+from pvcbench.config.shards import Shard
 from pvcbench.errors import UserError
 from pvcbench.runs import identity, locks, rescore, runner
 from pvcbench.runs.folder import RunFolder
 from pvcbench.runs.rows import load_table, read_rows, row_files, run_folders
-from pvcbench.runs.shards import Shard
 
 ROOT = Path(__file__).parent.parent
 TINY = ["model=random", "threads=1", "wandb.mode=disabled", "task.lengths=[600]", "task.max_new_tokens=4"]

@@ -6,8 +6,8 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
 from pvcbench.cli.exits import Parser
+from pvcbench.config.extras import pip_install
 from pvcbench.errors import UserError
-from pvcbench.extras import pip_install
 
 MORE = """
 example:

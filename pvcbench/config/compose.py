@@ -19,10 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pvcbench.config import overrides as written_settings
 from pvcbench.config import settings
+from pvcbench.config.extras import pip_install
+from pvcbench.config.moved import target_now
 from pvcbench.config.overrides import quoted
 from pvcbench.config.settings import Config
 from pvcbench.errors import UserError
-from pvcbench.extras import pip_install
 from pvcbench.places import user_path
 
 PACKAGE = Path(__file__).parent.parent
@@ -291,6 +292,9 @@ def options(group: str, folders: Sequence[Path] = ()) -> list[str]:
 
 def build(node: Any, name: str, **runtime) -> Any:
     """The object a configuration node describes by `_target_`; a wrong argument becomes a user's error."""
+    target = node.get("_target_")
+    if isinstance(target, str) and target_now(target) != target:
+        node = {**node, "_target_": target_now(target)}
     try:
         return instantiate(node, _convert_="all", **runtime)
     except (HydraException, TypeError) as error:

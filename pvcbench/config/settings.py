@@ -8,9 +8,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from pvcbench.config.budgets import parse_budgets
+from pvcbench.config.shards import Shard
 from pvcbench.errors import UserError
 from pvcbench.places import user_path
-from pvcbench.runs.shards import Shard
 
 
 @dataclass

@@ -23,7 +23,8 @@ from pvcbench.evaluation.likelihood import Streaming
 from pvcbench.evaluation.shared_prefill import Attempt, Protocol, broken, run_batch
 from pvcbench.models.loading import LoadedModel
 from pvcbench.tasks.base import Sample, Task
-from pvcbench.tasks.lm_eval.task import LmEval, Part
+from pvcbench.tasks.lm_eval.requests import Part
+from pvcbench.tasks.lm_eval.task import LmEval
 from pvcbench.tasks.prompts import Prompt
 
 RECORDS = {  # what rows say of the protocol of their requests

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as hub_logging
 
+from pvcbench.config.extras import pip_install
 from pvcbench.errors import UserError
-from pvcbench.extras import pip_install
 from pvcbench.models import embedded
 from pvcbench.models.checksum import weights_checksum
 from pvcbench.places import marks

@@ -12,21 +12,21 @@ from pathlib import Path
 
 import jinja2
 import pandas as pd
-import yaml
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from pvcbench import __version__, analyses
+from pvcbench import analyses
 from pvcbench.plots.style import subject
 from pvcbench.report import pictures, provenance
 from pvcbench.report.samples import samples_of
 from pvcbench.report.scores import board, run_of
 from pvcbench.runs import prompt_excerpts
 from pvcbench.runs.rows import load_table
+from pvcbench.runs.stored import stored
+from pvcbench.version import VERSION
 
 FOLDER = Path(__file__).parent
 SCRIPTS = ("charts.js", "samples.js", "page.js")
-MEASURED = "95% intervals over samples, from ten on"
 UNTRUSTED = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}  # no end of a script, no start of a comment
 
 
@@ -51,9 +51,9 @@ def label(results: Path, folder: Path) -> str:
 
 def entry(rows: pd.DataFrame, folder: Path, place: str, samples: int) -> dict:
     """All that the page shows of one run."""
-    stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    stored_run = stored(folder)
     prompts = prompt_excerpts.read(folder)
-    origin = provenance.origin(rows, folder)
+    origin = provenance.origin(rows, folder, stored_run)
     first = rows.iloc[0]
     about = {"run": str(first["run"]), "experiment": str(first["experiment"]), "task": str(first["task"])}
     about |= {"model": str(first["model"]), "seed": int(first["seed"]), "place": place, "title": subject(rows)}
@@ -61,7 +61,7 @@ def entry(rows: pd.DataFrame, folder: Path, place: str, samples: int) -> dict:
     about |= {"samples": int(rows["sample"].nunique()), "failed": int(rows["error"].notna().sum())}
     about |= {"rows": len(rows), "cells": len(rows[["method", "budget"]].drop_duplicates()), "prompts": len(prompts)}
     known = {"about": about, "origin": origin | {"environment": provenance.pretty(origin["environment"])}}
-    known["absences"] = provenance.absences(rows, stored, list(prompts))
+    known["absences"] = provenance.absences(rows, stored_run, list(prompts))
     if analyses.reporter(rows) is not None:
         return known | analysed_run(rows, folder)
     scores = run_of(rows)
@@ -78,8 +78,7 @@ def analysed_run(rows: pd.DataFrame, folder: Path) -> dict:
         texts = [["" if pd.isna(value) else cell(value) for value in line] for line in shown.itertuples(index=False)]
         heads = [str(name).replace("_", " ") for name in shown.columns]
         tables.append({"group": str(group), "heads": heads, "lines": texts})
-    told = getattr(report, "INTERVALS", MEASURED)
-    return {"tables": tables, "told": told, "figures": pictures.own_figures(folder)}
+    return {"tables": tables, "told": report.intervals, "figures": pictures.own_figures(folder)}
 
 
 def cell(value: object) -> str:
@@ -103,7 +102,7 @@ def rendered(scored: list[dict], analysed: list[dict], begun: list[str], data: d
     options = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     template = jinja2.Environment(loader=loader, **options).get_template("page.html")
     return template.render(
-        version=__version__,
+        version=VERSION,
         policy=f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:",
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         scripts=[Markup(script) for script in scripts],

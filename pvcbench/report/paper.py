@@ -13,15 +13,14 @@ from functools import cache, partial
 from pathlib import Path
 
 import pandas as pd
-import yaml
 from matplotlib.figure import Figure
 
 from pvcbench import analyses
-from pvcbench.errors import UserError
 from pvcbench.plots import drawn_from, published, run_figures
 from pvcbench.plots import experiment as claims
 from pvcbench.report import paper_tables
 from pvcbench.runs.run_id import essence
+from pvcbench.runs.stored import stored
 from pvcbench.stats import significance, summaries
 
 Table = Callable[[], pd.DataFrame]  # computed once, when it is first asked for
@@ -50,10 +49,7 @@ class Setting:
     def of(cls, run: pd.DataFrame) -> "Setting":
         """The setting of one run, by its config.yaml; of analyses and speeds methods and budgets are part of it."""
         folder = Path(run["folder"].iloc[0])
-        try:
-            identity = dict(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["identity"])
-        except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-            raise UserError(f"{folder} has no readable config.yaml: move it out of the results") from error
+        identity = dict(stored(folder)["identity"])
         aside = ("seed", "methods", "budgets") if analyses.reporter(run) is None else ("seed",)
         measured = {key: value for key, value in essence(identity).items() if key not in aside}
         text = json.dumps(measured, sort_keys=True, default=str)
@@ -143,7 +139,7 @@ def _sets(rows: pd.DataFrame, name: str) -> dict[str, str]:
 def _frame(report, rows: pd.DataFrame, name: str, data: str) -> dict[str, str]:
     """The summary of an analysis or of speeds, as its run's own table has it."""
     notes = [f"{rows['task'].iloc[0].replace('_', ' ')}, {rows['model'].iloc[0]}"]
-    notes.append(getattr(report, "INTERVALS", "95% intervals over samples, from ten on"))
+    notes.append(report.intervals)
     frame = paper_tables.plain(report.tables(rows)["summary"])
     return paper_tables.texts(frame, notes, name.replace("_", " "), data)
 

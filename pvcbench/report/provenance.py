@@ -5,20 +5,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
+from pvcbench.errors import UserError
 from pvcbench.plots.style import asked
 from pvcbench.report import repeat
+from pvcbench.runs.stored import stored
 
 SAMPLES = 5  # of those with missing cells that are named
 
 
-def origin(rows: pd.DataFrame, folder: Path) -> dict:
-    """The texts that say how a run came to be; store.load has seen to it that config.yaml can be read."""
+def origin(rows: pd.DataFrame, folder: Path, known: Mapping) -> dict:
+    """The texts that say how a run came to be."""
     text = (folder / "config.yaml").read_text(encoding="utf-8")
     environment = folder / "environment.json"
-    stored = yaml.safe_load(text)
-    command, problem = repeat.command(stored)
+    command, problem = repeat.command(known)
     return {
         "config": text,
         "environment": environment.read_text(encoding="utf-8") if environment.is_file() else None,
@@ -29,9 +29,9 @@ def origin(rows: pd.DataFrame, folder: Path) -> dict:
     }
 
 
-def absences(rows: pd.DataFrame, stored: Mapping, excerpts: Sequence[str]) -> list[str]:
+def absences(rows: pd.DataFrame, known: Mapping, excerpts: Sequence[str]) -> list[str]:
     """What has no score and why, which cells and samples that were asked for have no rows: a sentence each."""
-    found = [*failed(rows), *lacking(rows, stored)]
+    found = [*failed(rows), *lacking(rows, known)]
     measured, cells = set(rows["sample"]), rows[["method", "budget"]].drop_duplicates()
     parts = rows.groupby("sample").size()
     partial = parts[parts < len(cells)]
@@ -41,7 +41,7 @@ def absences(rows: pd.DataFrame, stored: Mapping, excerpts: Sequence[str]) -> li
     waiting = [name for name in excerpts if name not in measured]
     if waiting:
         found.append(f"{len(waiting)} of {len(waiting) + len(measured)} samples asked for are not measured yet")
-    limit = (stored.get("config") or {}).get("limit")
+    limit = (known.get("config") or {}).get("limit")
     if limit is not None and limit > len(measured):
         found.append(f"limit={limit} asked for more samples than the {len(measured)} measured (or than the task has)")
     return found
@@ -58,12 +58,12 @@ def failed(rows: pd.DataFrame) -> list[str]:
     return found
 
 
-def lacking(rows: pd.DataFrame, stored: Mapping) -> list[str]:
+def lacking(rows: pd.DataFrame, known: Mapping) -> list[str]:
     """Methods and budgets that the configuration asks for and no row has."""
     if rows["method"].isna().all():
         return []
-    identity, known = stored["identity"], rows[["method", "budget"]].drop_duplicates()
-    budgets = {name: set(cells["budget"]) for name, cells in known.groupby("method")}
+    identity, cells = known["identity"], rows[["method", "budget"]].drop_duplicates()
+    budgets = {name: set(own["budget"]) for name, own in cells.groupby("method")}
     found = [f"{name}: no row at all" for name in identity.get("methods", {}) if name not in budgets]
     references = set(rows[rows["reference"].astype(bool)]["method"])
     for name in sorted(set(budgets) - references):
@@ -86,10 +86,10 @@ def has_rows(folder: Path) -> bool:
 def stored_run(folder: Path) -> bool:
     """Whether a folder's config.yaml is a run's."""
     try:
-        stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+        stored(folder)
+    except UserError:
         return False
-    return isinstance(stored, dict) and {"run", "identity"} <= stored.keys()
+    return True
 
 
 def pretty(text: str | None) -> str | None:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from pvcbench.config import compose as configuration
 from pvcbench.errors import UserError
-from pvcbench.runs.identity import objects
+from pvcbench.runs.stored import objects
 
 OWN = ("methods", "results", "wandb", "retry_failed", "experiment", "shard")  # said in another way, or of no number
 WORDS = ("true", "false", "null", "nan", "inf")  # which Hydra reads as something else than text

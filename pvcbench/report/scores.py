@@ -6,10 +6,10 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from pvcbench.cli.run_table import interval, number, scale_of
 from pvcbench.plots import cautions
 from pvcbench.plots.needle import needle_shares
 from pvcbench.plots.style import DASHED, DOTTED, MIXED, asked, budgets_of, looks, metric, reach, subject
+from pvcbench.report.numbers import interval, number, scale_of
 from pvcbench.stats import floor, ranking, sizes, summaries
 from pvcbench.stats import perplexity as likelihood
 

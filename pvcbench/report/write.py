@@ -3,8 +3,8 @@
 import importlib.util
 from pathlib import Path
 
+from pvcbench.config.extras import pip_install
 from pvcbench.errors import UserError
-from pvcbench.extras import pip_install
 
 NEEDED = ("plotly", "jinja2")
 

@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pvcbench import __version__
 from pvcbench.models.checksum import ELEMENTS, weights_checksum
+from pvcbench.version import VERSION
 
 if TYPE_CHECKING:  # what needs torch imports it where it is asked, since versions and sources are asked before
     import torch
@@ -99,7 +99,7 @@ def version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return __version__ if package == "pvcbench" else None
+        return VERSION if package == "pvcbench" else None
 
 
 def processor() -> str:

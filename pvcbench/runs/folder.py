@@ -12,12 +12,12 @@ from typing import TextIO
 
 import yaml
 
+from pvcbench.config.shards import Shard
 from pvcbench.errors import UserError
 from pvcbench.places import user_path
 from pvcbench.runs import locks, sessions
 from pvcbench.runs.rows import in_sample_order, key_of, row_files, rows_by_file
 from pvcbench.runs.run_id import run_id
-from pvcbench.runs.shards import Shard
 from pvcbench.runs.writing import _append, _first, _untear, _written
 
 

@@ -16,10 +16,10 @@ from pvcbench.models.loading import LoadedModel, fingerprint, tokenizer_id
 from pvcbench.policy import Method
 from pvcbench.runs import environment
 from pvcbench.runs.code_hash import Description, brief
+from pvcbench.runs.stored import FROM_PYTHON
 from pvcbench.tasks.base import Task
 
 RULES = 2  # raised when an identity covers more: runs of before keep their ids, and are never taken for those of now
-FROM_PYTHON = "from_python"  # the key under which config.yaml says what an object held that was given from Python
 
 
 def identity(config: DictConfig, loaded: LoadedModel, task: Task, cells: Sequence[Point]) -> dict:
@@ -121,16 +121,3 @@ def told(config: DictConfig, model: LoadedModel | None, task: Task | None, metho
         }
         kept["methods"] = {name: same.get(name) or given(method, Method) for name, method in methods.items()}
     return OmegaConf.create(json.loads(json.dumps(kept)))
-
-
-def objects(config: Mapping) -> dict[str, str]:
-    """The parts of a stored configuration that were objects given from Python: what they are by where they stood."""
-    nodes = {part: config.get(part) for part in ("model", "task")}
-    nodes |= {f"method {name}": node for name, node in (config.get("methods") or {}).items()}
-    return {where: said(node) for where, node in nodes.items() if isinstance(node, Mapping) and FROM_PYTHON in node}
-
-
-def said(node: Mapping) -> str:
-    """An object of a stored configuration in words."""
-    settings = ", ".join(f"{name}={value!r}" for name, value in node[FROM_PYTHON].items())
-    return f"{node['_target_']}({settings})"

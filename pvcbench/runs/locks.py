@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from pvcbench.config.shards import Shard
 from pvcbench.errors import UserError
-from pvcbench.runs.shards import Shard
 
 
 def hold(path: Path, kind: int = fcntl.LOCK_EX) -> TextIO | None:

@@ -12,13 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from pvcbench.config import compose as configuration
 from pvcbench.errors import UserError
 from pvcbench.runs import locks
-from pvcbench.runs.identity import FROM_PYTHON, said
 from pvcbench.runs.rows import read_rows, row_files, rows_by_file
+from pvcbench.runs.stored import FROM_PYTHON, said, stored
 from pvcbench.tasks.base import Sample, Task
 
 
@@ -95,10 +93,10 @@ def _equal(old: float | None, new: float) -> bool:
 
 def task_of(folder: Path) -> Task:
     """The task of a stored run, built from its configuration."""
+    known = stored(folder)
     try:
-        stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        node, name = stored["config"]["task"], stored["identity"]["task"]["name"]
-    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
+        node, name = known["config"]["task"], known["identity"]["task"]["name"]
+    except (KeyError, TypeError) as error:
         raise UserError(f"{folder} has no readable config.yaml that names its task: leave it out") from error
     if FROM_PYTHON in node:
         raise UserError(f"{folder} was measured with a task object, {said(node)}, not one of conf/task: leave it out")

@@ -4,18 +4,20 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from pvcbench.errors import UserError
 from pvcbench.places import user_path
+from pvcbench.runs.stored import stored
 
 KEY = ("sample", "method", "budget")
 
 
 ROWS = re.compile(r"rows(?:-(\d+)of(\d+))?\.jsonl")
+Key = tuple[str, str | None, str | None]  # sample, method and budget
 
 
 def key_of(row: Mapping) -> tuple:
@@ -105,12 +107,9 @@ def load_table(results: str | Path) -> pd.DataFrame:
     """All rows of all runs below a folder as one table, with the run's id, experiment and settings as columns."""
     frames = []
     for folder in run_folders(results):
-        try:
-            stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-            settings = {"run": stored["run"], "model": stored["identity"]["model"]["name"]}
-            settings["seed"] = stored["identity"]["seed"]
-        except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
-            raise UserError(f"{folder} has rows but no readable config.yaml: move it out of {results}") from error
+        known = stored(folder)
+        identity = known["identity"]
+        settings = {"run": known["run"], "model": identity["model"]["name"], "seed": identity["seed"]}
         frame = pd.DataFrame(read_rows(folder))
         if frame.empty:
             continue
@@ -121,3 +120,27 @@ def load_table(results: str | Path) -> pd.DataFrame:
     if not frames:
         raise UserError(f"there are no results under {results}: run `python -m pvcbench` first")
     return pd.concat(frames, ignore_index=True)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A stored row and where it stands."""
+
+    row: dict
+    file: str
+    line: int
+
+    @property
+    def key(self) -> Key:
+        """Sample, method and budget."""
+        return tuple(self.row[name] for name in KEY)
+
+
+def stored_rows(folder: Path) -> dict[Key, Stored]:
+    """The newest row of every sample and cell."""
+    found = {}
+    for path in sorted(folder.glob("rows*.jsonl")):
+        for line, row in enumerate(read_rows(path)):
+            one = Stored(row, path.name, line)
+            found[one.key] = one
+    return found

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from pvcbench.config import compose as configuration
 from pvcbench.config import settings
 from pvcbench.config.budgets import parse_budgets
+from pvcbench.config.shards import Shard
 from pvcbench.engine.engine import Engine
 from pvcbench.evaluation.cells import OBSERVATION, Point, points
 from pvcbench.evaluation.checks import check_prompts, check_question, check_reach
@@ -30,9 +31,9 @@ from pvcbench.places import marks
 from pvcbench.runs import code_hash, environment, locks, prompt_excerpts, receipts
 from pvcbench.runs.folder import RunFolder
 from pvcbench.runs.identity import identity, told
+from pvcbench.runs.plan import Plan
 from pvcbench.runs.result import Result, report, stored
 from pvcbench.runs.rows import key_of, read_rows
-from pvcbench.runs.shards import Plan, Shard
 from pvcbench.tasks.base import Task
 
 

@@ -1,33 +1,36 @@
-"""A run's folder as it was left: its configuration, ready to be run again, its identity and its rows."""
+"""The stored configuration of a run, config.yaml, which is read here and nowhere else."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pvcbench.config.compose import Config
+from pvcbench.config.moved import today
+from pvcbench.config.settings import Config
 from pvcbench.errors import UserError
 from pvcbench.places import user_path
-from pvcbench.runs.identity import objects
-from pvcbench.runs.rows import KEY, read_rows
 
-Key = tuple[str, str | None, str | None]
+FROM_PYTHON = "from_python"  # the key under which config.yaml says what an object held that was given from Python
 
 
 def stored(folder: str | Path) -> dict:
-    """What config.yaml says: `run`, `identity` and `config`. Raises UserError where it is missing or unreadable."""
+    """What config.yaml says: `run`, `identity` and `config`, whose `_target_` are those of today.
+
+    Raises UserError where it is missing or unreadable.
+    """
     path = user_path(folder) / "config.yaml"
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
         whole = {name: found[name] for name in ("run", "identity", "config")}
     except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f"{folder} has no readable config.yaml: name the folder of one run") from error
+        raise UserError(
+            f"{folder} has no readable config.yaml: name the folder of one run, or move it out of the results"
+        ) from error
     if not isinstance(whole["config"], Mapping) or not isinstance(whole["identity"], Mapping):
         raise UserError(f"{path} holds no configuration and identity of a run: it was altered")
-    return whole
+    return whole | {"config": today(whole["config"])}
 
 
 def stored_config(folder: str | Path) -> DictConfig:
@@ -52,25 +55,14 @@ def stored_config(folder: str | Path) -> DictConfig:
     return config
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A stored row and where it stands."""
-
-    row: dict
-    file: str
-    line: int
-
-    @property
-    def key(self) -> Key:
-        """Sample, method and budget."""
-        return tuple(self.row[name] for name in KEY)
+def objects(config: Mapping) -> dict[str, str]:
+    """The parts of a stored configuration that were objects given from Python: what they are by where they stood."""
+    nodes = {part: config.get(part) for part in ("model", "task")}
+    nodes |= {f"method {name}": node for name, node in (config.get("methods") or {}).items()}
+    return {where: said(node) for where, node in nodes.items() if isinstance(node, Mapping) and FROM_PYTHON in node}
 
 
-def stored_rows(folder: Path) -> dict[Key, Stored]:
-    """The newest row of every sample and cell."""
-    found = {}
-    for path in sorted(folder.glob("rows*.jsonl")):
-        for line, row in enumerate(read_rows(path)):
-            one = Stored(row, path.name, line)
-            found[one.key] = one
-    return found
+def said(node: Mapping) -> str:
+    """An object of a stored configuration in words."""
+    settings = ", ".join(f"{name}={value!r}" for name, value in node[FROM_PYTHON].items())
+    return f"{node['_target_']}({settings})"

@@ -26,9 +26,9 @@ from pvcbench.evaluation.shared_prefill import Protocol
 from pvcbench.models.loading import LoadedModel
 from pvcbench.runs import environment, row_comparison, runner, sessions
 from pvcbench.runs.row_comparison import SPEEDS, TIMES, Tolerance
-from pvcbench.runs.rows import KEY
+from pvcbench.runs.rows import KEY, Key, Stored, stored_rows
 from pvcbench.runs.run_id import essence, run_id
-from pvcbench.runs.stored import Key, Stored, stored, stored_config, stored_rows
+from pvcbench.runs.stored import stored, stored_config
 from pvcbench.tasks.base import Task
 
 ALONE = ("streaming", "measure")  # kinds whose cells run one by one, so that some of a sample's can do so again

@@ -14,10 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pvcbench.config.shards import Shard
 from pvcbench.errors import UserError
 from pvcbench.places import user_path
+from pvcbench.runs.plan import Plan
 from pvcbench.runs.rows import key_of, read_rows, row_files
-from pvcbench.runs.shards import Plan, Shard
 from pvcbench.runs.writing import write_whole
 
 

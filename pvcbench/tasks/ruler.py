@@ -23,8 +23,8 @@ from unittest import mock
 
 import numpy as np
 
+from pvcbench.config.extras import pip_install
 from pvcbench.errors import UserError
-from pvcbench.extras import pip_install
 from pvcbench.tasks.base import Sample, Task, choice, flag, listed, whole, wholes
 from pvcbench.tasks.metrics import share_of_substrings
 from pvcbench.tasks.prompts import Prompt, Prompter

@@ -53,7 +53,7 @@ def cell(tasks: Mapping, groups: Mapping, known: Sequence[tuple]) -> dict:
     """What lm_eval.evaluate makes of (document, responses) pairs; an aggregation that fails is an `error`."""
     from lm_eval.evaluator import evaluate
 
-    from pvcbench.evaluation.lm_eval_model import Replay
+    from pvcbench.tasks.lm_eval.recorder import Replay
 
     numbers, answers, chosen = {}, {}, {}
     with contextlib.ExitStack() as stack:

@@ -16,28 +16,17 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from pvcbench.config.extras import pip_install
 from pvcbench.errors import UserError
-from pvcbench.extras import pip_install
 from pvcbench.places import user_path
 from pvcbench.tasks.base import Sample, Task, flag, whole, words
 from pvcbench.tasks.lm_eval import loading
 from pvcbench.tasks.lm_eval import scoring as scores
+from pvcbench.tasks.lm_eval.requests import Part
 from pvcbench.tasks.prompts import Prompt
-
-
-@dataclass(frozen=True)
-class Part:
-    """One request as tokens, or one window of a rolling one; `protocol` is what answers it."""
-
-    protocol: str  # continuation | generate | streaming
-    context: tuple[int, ...]
-    continuation: tuple[int, ...] = ()  # the tokens to score
-    stop: tuple[str, ...] = ()
-    new_tokens: int = 0
 
 
 class LmEval(Task):
@@ -98,7 +87,7 @@ class LmEval(Task):
 
     @cached_property
     def _recorder(self):
-        from pvcbench.evaluation.lm_eval_model import Recorder
+        from pvcbench.tasks.lm_eval.recorder import Recorder
 
         with loading.quiet():
             return Recorder(self.prompter.tokenizer, self.prompter.longest)

@@ -1,9 +1,7 @@
 """Shards: several processes that measure one run, each its own samples (`shard=2/4`: those whose index % 4 is 1)."""
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from pvcbench.errors import UserError
 
@@ -34,17 +32,3 @@ class Shard:
     def owns(self, index: int) -> bool:
         """Whether the sample with this index belongs to the shard."""
         return index % self.of == self.number - 1
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a process will measure: where its rows go, the ids of its samples, its cells; the whole run's samples."""
-
-    folder: Path
-    samples: tuple[str, ...]
-    cells: tuple[tuple[str | None, str | None], ...]  # method and budget
-    total: int
-
-    def keys(self, samples: Iterable[str]) -> set[tuple]:
-        """What rows of these samples answer, as `store.key_of` has it."""
-        return {(sample, *cell) for sample in samples for cell in self.cells}

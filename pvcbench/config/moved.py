@@ -1,0 +1,30 @@
+"""Modules whose classes and functions configurations name by `_target_`, and where they have moved since."""
+
+from collections.abc import Mapping
+
+MOVED = {
+    "pvcbench.models": "pvcbench.models.loading",
+    "pvcbench.tasks.attention_consistency": "pvcbench.analyses.attention_consistency.task",
+    "pvcbench.tasks.attention_patterns": "pvcbench.analyses.attention_patterns.task",
+    "pvcbench.tasks.context_redundancy": "pvcbench.analyses.context_redundancy.task",
+    "pvcbench.tasks.pivotal_roles": "pvcbench.analyses.pivotal_roles.task",
+    "pvcbench.tasks.lm_eval": "pvcbench.tasks.lm_eval.task",
+    "pvcbench.tasks.longbench": "pvcbench.tasks.longbench.task",
+    "pvcbench.tasks.needle": "pvcbench.tasks.needle.task",
+}
+
+
+def target_now(target: str) -> str:
+    """The place of today of what a `_target_` names."""
+    module, dot, name = target.rpartition(".")
+    return MOVED.get(module, module) + dot + name
+
+
+def today(node: object) -> object:
+    """A configuration, of plain types, with every `_target_` at its place of today."""
+    if isinstance(node, Mapping):
+        return {
+            key: target_now(value) if key == "_target_" and isinstance(value, str) else today(value)
+            for key, value in node.items()
+        }
+    return [today(one) for one in node] if isinstance(node, list) else node

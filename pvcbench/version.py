@@ -1,0 +1,3 @@
+"""The version of pvcbench."""
+
+VERSION = "0.1.0"
