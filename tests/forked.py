@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from pvcbench.cli import main
-from pvcbench.runs import outcome
+from pvcbench.runs import result as outcome
 
 ROOT = Path(__file__).parent.parent
 

@@ -18,7 +18,8 @@ from pvcbench.analyses.attention_patterns.task import THRESHOLDS, AttentionPatte
 from pvcbench.config import compose
 from pvcbench.errors import UserError
 from pvcbench.evaluation.cells import OBSERVATION, Point
-from pvcbench.runs import outcome, runner
+from pvcbench.runs import result as outcome
+from pvcbench.runs import runner
 from pvcbench.tasks.prompts import Prompt
 
 EXACT = 1e-9  # float64 sums of some dozen terms

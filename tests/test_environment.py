@@ -20,7 +20,7 @@ TINY = ["model=random", "method=h2o", "threads=1", "wandb.mode=disabled", "task.
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
     return lambda *more: runner.run(compose.composed([*TINY, f"results={tmp_path}", "limit=1", *more])).folder
 
 

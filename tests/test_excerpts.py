@@ -19,7 +19,7 @@ NEEDLE = ["task.lengths=[600]", "task.haystack=noise", "task.max_new_tokens=2"]
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """Figures are tested elsewhere."""
-    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
 
 
 def run(tmp_path, *overrides):

@@ -13,7 +13,7 @@ TINY = ["model=random", "threads=1", "wandb.mode=disabled", "task.lengths=[300]"
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """Figures are tested elsewhere."""
-    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
 
 
 def break_plan(monkeypatch, when):

@@ -10,10 +10,10 @@ import yaml
 
 from pvcbench.cli import main
 from pvcbench.config import compose
-from pvcbench.evaluation.cells import parse_budgets
 from pvcbench.plots import published
 from pvcbench.runs import identity, runner
 from pvcbench.runs.run_id import run_id
+from pvcbench.runs.spec import RunSpec
 
 ROOT = Path(__file__).parent.parent
 NAMES = compose.options("experiment")
@@ -67,16 +67,15 @@ def test_the_quickstart_is_the_committed_run(monkeypatch):
     stored = yaml.safe_load((ROOT / "results/quickstart/38204906e0bf/config.yaml").read_text(encoding="utf-8"))
     made = compose.composed(["+experiment=quickstart", "device=cpu"])
     task, methods = compose.build(made.task, "the task"), compose.build_methods(made.methods)
-    cells = runner.cells_of(made, task, methods, parse_budgets(list(made.budgets)))
     monkeypatch.setattr(identity, "of_model", lambda loaded: stored["identity"]["model"])
-    found = json.loads(json.dumps(runner.identity(made, None, task, cells)))
+    found = json.loads(json.dumps(RunSpec.of(made, task, methods).identity(None)))
     assert run_id(stored["identity"]) == stored["run"] == "38204906e0bf"
     assert found == stored["identity"]
 
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
 
 
 def run_small(name, tmp_path, *more):

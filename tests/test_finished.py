@@ -22,7 +22,7 @@ def drawings(monkeypatch):
         (folder / "curve.png").write_bytes(b"picture")
         return [folder / "curve.png"]
 
-    monkeypatch.setattr("pvcbench.runs.outcome.draw", draw)
+    monkeypatch.setattr("pvcbench.runs.result.draw", draw)
     return folders
 
 
@@ -69,6 +69,6 @@ def test_a_drawing_that_was_stopped_is_drawn_again(tmp_path, drawings):
 
 def test_a_run_without_figures_is_asked_again(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: asked.append(folder) or [])
+    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: asked.append(folder) or [])
     run(tmp_path), run(tmp_path)
     assert len(asked) == 2  # costs nothing, and a figure may have been left out by mistake

@@ -36,7 +36,7 @@ def run(name: str, tmp_path, methods=("h2o", "pvc_kv"), **more):
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_rows_count_what_recurrent_layers_carry(name, tmp_path, monkeypatch):
     """A cache that transformers fills itself has the same bytes: those of its entries, and of its states."""
-    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
     table, rows = run(name, tmp_path)
     rows = rows[rows["sample"] == rows["sample"].iloc[0]].set_index("method")
     full, cut = rows.loc["full"], rows.loc["h2o"]
@@ -57,7 +57,7 @@ def test_rows_count_what_recurrent_layers_carry(name, tmp_path, monkeypatch):
 
 
 def test_a_model_without_states_carries_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
     _, rows = run("llama", tmp_path)
     assert set(rows["carried_bytes"]) == {0}
 

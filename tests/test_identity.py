@@ -24,8 +24,9 @@ from pvcbench.errors import UserError
 from pvcbench.models import loading
 from pvcbench.policy import Method
 from pvcbench.report import repeat
-from pvcbench.runs import code_hash, identity, runner, stored
+from pvcbench.runs import code_hash, identity, stored
 from pvcbench.runs.run_id import run_id
+from pvcbench.runs.spec import RunSpec
 from pvcbench.tasks.base import Task
 from pvcbench.tasks.jsonl import Jsonl
 from pvcbench.tasks.needle.task import Needle
@@ -296,8 +297,8 @@ def id_of(name, **options):
         ["model=hf", f"model.name={compose.written(str(name))}", "task=needle", "method=h2o", "budgets=[0.5]"]
     )
     task, methods = compose.build(chosen.task, "the task"), compose.build_methods(chosen.methods)
-    cells = runner.cells_of(chosen, task, methods, [0.5])
-    return run_id(identity.identity(chosen, loading.hf(str(name), "cpu", None, **options), task, cells))
+    spec = RunSpec.of(chosen, task, methods)
+    return run_id(spec.identity(loading.hf(str(name), "cpu", None, **options)))
 
 
 def test_a_path_and_another_path_are_one_model(folder, tmp_path, monkeypatch):
@@ -449,8 +450,8 @@ def test_a_method_object_is_told_as_what_it_is(tmp_path):
 
     chosen = compose.composed(["model=random", "task=needle"])
     kept = identity.told(chosen, None, None, {"mine": H2O(normalize=True), **compose.build_methods(chosen.methods)})
-    assert list(identity.objects(kept)) == ["method mine"]  # the others are what their configurations describe
-    assert identity.objects(kept)["method mine"] == "methods.h2o.H2O(normalize=True)"
+    assert list(stored.objects(kept)) == ["method mine"]  # the others are what their configurations describe
+    assert stored.objects(kept)["method mine"] == "methods.h2o.H2O(normalize=True)"
 
 
 @pytest.mark.parametrize("node", [{"class": "Other"}, {"settings": {"normalize": True}}])
@@ -479,7 +480,7 @@ def test_bytecode_without_docstrings_and_lines():
 
 def test_what_else_was_imported_changes_no_method():
     """A package holds its modules once they are imported: whoever ran before must not change a method's id."""
-    load = "from pvcbench import config, identity; config.load_methods_package()"
+    load = "from pvcbench.config import compose; from pvcbench.runs import identity; compose.load_methods_package()"
     show = "from methods.full import Full; print(identity.of_method(Full())['source'])"
     texts = (f"{load}; {show}", f"{load}; import methods.h2o, methods.pvc; {show}")
     found = [

@@ -2,13 +2,13 @@
 
 from types import SimpleNamespace
 
+import compare
 import numpy as np
 import pandas as pd
 import pytest
 from cells import a_set_failed, long_and_short, rows_of, three_of_thirty
 from matplotlib.colors import to_rgba
 
-import compare
 from pvcbench.cli import run_table
 from pvcbench.errors import UserError
 from pvcbench.plots import cautions, experiment, published, run_figures

@@ -95,7 +95,7 @@ class Mixed(ConfigurableTask):
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch):
     """No pictures and no report on the machine."""
-    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
     monkeypatch.setattr(evaluator, "add_env_info", lambda results: None)
 
 

@@ -473,7 +473,7 @@ def run(tmp_path, *overrides):
 
 @pytest.mark.parametrize("aware", [True, False])
 def test_a_run_from_files_to_rows(tmp_path, monkeypatch, aware):
-    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
     folder = write(tmp_path / "data", {"passage_retrieval_en": 1, "trec": 1, "hotpotqa": 1})
     names = "task.sets=[hotpotqa,trec,passage_retrieval_en]"
     result = run(tmp_path, f"task.data_dir={folder}", names, f"query_aware={str(aware).lower()}")

@@ -4,10 +4,10 @@ import io
 import re
 from types import SimpleNamespace
 
+import compare
 import pytest
 from cells import rows_of
 
-import compare
 from pvcbench.cli import run_table
 from pvcbench.plots import published, run_figures
 from pvcbench.report import paper_tables, scores

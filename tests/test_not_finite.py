@@ -25,7 +25,7 @@ BAD = float("nan"), float("inf")
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
-    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
 
 
 def broken(value, token):

@@ -26,7 +26,7 @@ from pvcbench.runs.rows import KEY, read_rows
 SETTINGS = ["model=random", "method=[h2o,streaming_llm]", "task.lengths=[300]", "budgets=[0.2,0.6]"]
 SETTINGS += ["task.repeats=4", "task.max_new_tokens=6", "threads=1", "wandb.mode=disabled", "experiment=lost"]
 SAMPLES, CELLS = 20, 5
-NO_PICTURES = "pvcbench.runs.outcome.draw"
+NO_PICTURES = "pvcbench.runs.result.draw"
 KILLS = 20
 
 

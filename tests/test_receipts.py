@@ -30,7 +30,7 @@ class Newest(Method):
 @pytest.fixture
 def asked(tmp_path, monkeypatch):
     """A command line whose model, data and method lie in files of a folder; made by a function of more settings."""
-    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
     shape = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, eos_token_id=0)).save_pretrained(tmp_path / "model")
     loading.byte_tokenizer().save_pretrained(tmp_path / "model")

@@ -124,7 +124,7 @@ def test_longbench_rows_need_neither_model_nor_data(tmp_path, capsys):
 
 
 def test_a_real_run_scores_the_same_again(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
     settings = ["model=random", "threads=1", "wandb.mode=disabled", "task.lengths=[600]", "limit=1", "method=h2o"]
     result = runner.run(compose.composed([*settings, f"results={tmp_path}", "budgets=[0.5]"]))
     path = result.folder / "rows.jsonl"

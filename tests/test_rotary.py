@@ -5,6 +5,7 @@ import importlib
 
 import pytest
 import torch
+from pvcbench.evaluation.checks import check_reach
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from methods.expected_attention import ExpectedAttention
@@ -14,7 +15,6 @@ from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.engine.model_check import check
 from pvcbench.errors import Inexact, UserError
-from pvcbench.evaluation.checks import check_reach
 from pvcbench.policy import Method
 from pvcbench.tasks.base import Sample, Task
 from pvcbench.tasks.prompts import Prompt

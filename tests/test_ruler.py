@@ -294,7 +294,7 @@ def test_third_and_fourth_word_must_differ(monkeypatch):
 
 
 def test_run_end_to_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
     lines = ["task=ruler", "task.sets=[niah_single_1]", "task.lengths=[1200]", "limit=2", "model=random", "threads=1"]
     lines += ["method=h2o", "budgets=[0.5]", "wandb.mode=disabled", f"results={tmp_path}"]
     rows = runner.run(compose.composed(lines)).rows

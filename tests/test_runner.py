@@ -33,7 +33,7 @@ def comparable(result):
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """Figures are tested elsewhere."""
-    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
 
 
 @pytest.fixture

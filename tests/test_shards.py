@@ -27,7 +27,7 @@ TIMES = ("prefill_s", "decode_s")
 def drawn(monkeypatch):
     """Figures are tested elsewhere; the folders that were drawn in."""
     folders = []
-    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: folders.append(folder) or [])
+    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: folders.append(folder) or [])
     return folders
 
 
@@ -209,7 +209,7 @@ def test_retries_stay_in_their_file(tmp_path, monkeypatch):
         patch.setattr(type(methods["random"]), "plan", broken, raising=False)
         for shard in ("1/2", "2/2"):
             folder = run(tmp_path, f"shard={shard}", "limit=2").folder
-    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
     failed = lambda: [one["sample"] for one in read_rows(folder) if one["error"] is not None]  # noqa: E731
     assert failed() == ["0-0", "0-1"]
     assert run(tmp_path, "shard=1/2", "limit=2", "retry_failed=true").measured == 1 and failed() == ["0-1"]

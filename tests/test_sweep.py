@@ -33,7 +33,7 @@ _spec.loader.exec_module(script)
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch, tmp_path):
     """No pictures, signals as before, no SLURM unless a test fakes one, and a folder of its own."""
-    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     monkeypatch.chdir(tmp_path)
     before = signal.getsignal(signal.SIGUSR1)

@@ -29,6 +29,7 @@ from pvcbench.models.loading import byte_tokenizer
 from pvcbench.plots import run_figures
 from pvcbench.runs import runner, wandb_mirror
 from pvcbench.runs.run_id import run_id
+from pvcbench.runs.spec import RunSpec
 from pvcbench.tasks.prompts import Prompter
 from pvcbench.tasks.throughput import Throughput
 
@@ -47,7 +48,7 @@ def run(tmp_path, *overrides, **objects):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
 
 
 # ------------------------------------------------------------------------------------------------------------ prompts
@@ -247,7 +248,7 @@ def test_the_machine_and_its_threads_are_part_of_the_run(tmp_path, monkeypatch, 
     def identity(*overrides, base=SMALL):
         made = compose.composed([*base, *overrides])
         loaded, task = compose.build(made.model, "", device="cpu", dtype=None), compose.build(made.task, "the task")
-        return runner.identity(made, loaded, task, [])
+        return RunSpec.of(made, task, {}).identity(loaded)
 
     one, two = identity(), identity("threads=2")
     assert (one["threads"], two["threads"]) == (1, 2) and one["hardware"] == two["hardware"]

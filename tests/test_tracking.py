@@ -214,7 +214,7 @@ def test_a_finished_run_is_mirrored_once(tmp_path, monkeypatch):
     from pvcbench.runs import runner
 
     calls, real = [], wandb_mirror._mirror
-    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
 
     def mirror(*arguments):
         calls.append(arguments)

@@ -72,9 +72,9 @@ def once(config) -> int:
 
         known = receipts.find(config)
         if known is not None:
-            from pvcbench.runs.result import report
+            from pvcbench.runs.result import Mirror, report
 
-            return told_of(report(config, known.folder, known.task, 0, known.asked))
+            return told_of(report(known.folder, known.task, 0, known.asked, Mirror.of(config)))
         from pvcbench.runs import runner  # takes seconds to import
 
         result = runner.run(config)

@@ -45,13 +45,18 @@ class Point:
 OBSERVATION = Point(None, None, None, None)  # no cell: what a sample shows by itself, in tasks that observe
 
 
+def evicts_while_reading(protocols: Sequence[str]) -> bool:
+    """Whether a budget holds while a document is read, after every token or every few."""
+    return bool({"streaming", "blockwise"} & set(protocols))
+
+
 def points(
     methods: Mapping[str, Method], budgets: Sequence[int | float], decode: str, protocols: Sequence[str] = ("generate",)
 ) -> list[Point]:
     """All cells of a run, the reference first; refuses what a method does not support."""
     found = []
     for name, method in sorted(methods.items(), key=lambda item: not item[1].reference):
-        streams = {"streaming", "blockwise"} & set(protocols)
+        streams = evicts_while_reading(protocols)
         policy = "hold" if streams else decode  # a budget that holds while reading evicts as it does in decoding
         if policy not in method.decodes:
             raise UserError(f"{name} supports decode={' or '.join(method.decodes)}, not the {policy} asked for")

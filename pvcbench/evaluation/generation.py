@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from pvcbench.evaluation.shared_prefill import Attempt, broken
+from pvcbench.evaluation.row import broken
+from pvcbench.evaluation.shared_prefill import Attempt
 
 
 class Generate(Attempt):
@@ -16,7 +17,7 @@ class Generate(Attempt):
         return self.rest.shape[1] + max(sample.max_new_tokens for sample in self.samples)
 
     def answer(self, groups, rows):
-        prompter, stops, own_ends = self.task.prompter, self.samples[0].stop, self.batch[0][1].ends
+        prompter, stops, own_ends = self.task.prompter, self.samples[0].stop, self.batch[0].prompt.ends
         stopped = (lambda tokens: any(stop in prompter.decode(tokens) for stop in stops)) if stops else None
         ends = (*self.loaded.ends, *own_ends)
         answers, seconds = self.engine.greedy(

@@ -18,7 +18,7 @@ from pvcbench.errors import UserError
 from pvcbench.evaluation.cells import parse_budgets, points
 from pvcbench.evaluation.lm_eval_requests import respond, together
 from pvcbench.evaluation.preflight import prepare
-from pvcbench.evaluation.shared_prefill import Protocol
+from pvcbench.evaluation.row import Protocol
 from pvcbench.models import loading
 from pvcbench.tasks.base import Sample, Task
 from pvcbench.tasks.lm_eval.recorder import Tokens

@@ -19,8 +19,10 @@ from pvcbench.engine.teacher_forcing import Scored
 from pvcbench.errors import Inexact
 from pvcbench.evaluation.cells import Point
 from pvcbench.evaluation.generation import Generate
+from pvcbench.evaluation.item import WorkItem
 from pvcbench.evaluation.likelihood import Streaming
-from pvcbench.evaluation.shared_prefill import Attempt, Protocol, broken, run_batch
+from pvcbench.evaluation.row import Protocol, broken
+from pvcbench.evaluation.shared_prefill import Attempt, run_batch
 from pvcbench.models.loading import LoadedModel
 from pvcbench.tasks.base import Sample, Task
 from pvcbench.tasks.lm_eval.requests import Part
@@ -150,22 +152,22 @@ def respond(
         points = [replace(point, budget=1.0) for point in points]  # nothing to compress
     fields = {**vars(sample), "id": prompt.sha256, "max_new_tokens": first.new_tokens}
     question = Question(**fields, parts=tuple(parts))
-    return run_batch(KINDS[first.protocol], engine, loaded, task, [(question, prompt, tuple(points))], protocol, meter)
+    return run_batch(
+        KINDS[first.protocol], engine, loaded, task, [WorkItem(question, prompt, tuple(points))], protocol, meter
+    )
 
 
 def run_documents(
     engine: Engine,
     loaded: LoadedModel,
     task: LmEval,
-    batch: Sequence[tuple[Sample, Prompt, tuple[Point, ...]]],
+    batch: Sequence[WorkItem],
     protocol: Protocol,
     meter,
 ) -> list[dict]:
     """The rows of some documents of lm-eval tasks, for all cells they lack; documents run one by one."""
     return [
-        row
-        for sample, _, points in batch
-        for row in document_rows(engine, loaded, task, sample, points, protocol, meter)
+        row for item in batch for row in document_rows(engine, loaded, task, item.sample, item.points, protocol, meter)
     ]
 
 

@@ -7,18 +7,18 @@ import torch
 
 from pvcbench.engine.engine import Engine
 from pvcbench.errors import OutOfReach, UserError
-from pvcbench.evaluation.cells import Point
-from pvcbench.evaluation.shared_prefill import Protocol, base_row, draw_of, explain
+from pvcbench.evaluation.item import WorkItem
+from pvcbench.evaluation.row import Protocol, base_row, explain
+from pvcbench.evaluation.shared_prefill import draw_of
 from pvcbench.models.loading import LoadedModel
-from pvcbench.tasks.base import Sample, Task
-from pvcbench.tasks.prompts import Prompt
+from pvcbench.tasks.base import Task
 
 
 def run_observations(
     engine: Engine,
     loaded: LoadedModel,
     task: Task,
-    batch: Sequence[tuple[Sample, Prompt, tuple[Point, ...]]],
+    batch: Sequence[WorkItem],
     protocol: Protocol,
     meter,
 ) -> list[dict]:
@@ -27,7 +27,7 @@ def run_observations(
 
 
 def _sample_rows(engine, task, item, protocol, meter) -> list[dict]:
-    sample, prompt, points = item
+    sample, prompt, points = item.sample, item.prompt, item.points
     shape = engine.shape(prompt.context_tokens)
     draws = torch.tensor([draw_of(protocol.seed, sample.id)])
     error, found = None, {}

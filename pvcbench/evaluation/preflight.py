@@ -1,4 +1,4 @@
-"""What must hold before a run: the engine fits the model, and every method keeps its contract on a short prompt.
+"""What must hold before a run: prompts can be used, the engine fits the model, methods keep their contract.
 
 A trial prefills a few random tokens, forks and, under hold, makes some steps, with `Engine.strict` set: every answer of
 a method is asked for twice and held to the rules of `pvcbench/engine/answers.py`. What breaks one ends the run at once.
@@ -13,9 +13,13 @@ from pvcbench.engine.decode import Decoder
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.engine.model_check import check
-from pvcbench.errors import MethodError, NotFinite, OutOfReach
+from pvcbench.errors import MethodError, NotFinite, OutOfReach, UserError
 from pvcbench.evaluation.cells import Point
+from pvcbench.evaluation.item import WorkItem
+from pvcbench.evaluation.row import Protocol
+from pvcbench.models.loading import LoadedModel
 from pvcbench.policy import Method, Shape
+from pvcbench.tasks.base import Task
 
 TOKENS, STEPS, SHARES = 96, 6, (0.5, 0.75, 0.9, 1.0)
 
@@ -92,3 +96,41 @@ def run(engine: Engine, cell: Cell, ids: torch.Tensor, tokens: int) -> None:
     decoder = Decoder(engine.call, engine.fork(prefill, [cell], STEPS), engine.backend)
     for number in range(tokens, tokens + STEPS):
         decoder.step(ids[:, number : number + 1])
+
+
+def check_question(task: Task, protocol: Protocol, answers: bool) -> None:
+    """Refuses protocols of a question for tasks that have none; `answers`: whether the model answers in words."""
+    if not task.has_question and not protocol.query_aware:
+        raise UserError(f"task={task.name} does not tell a context from a question: leave query_aware=true")
+    if protocol.refeed_last and not answers:
+        raise UserError(f"task={task.name} generates nothing to score: leave refeed_last=false")
+
+
+def check_prompts(work: Sequence[WorkItem], loaded: LoadedModel, task: Task, query_aware: bool) -> None:
+    """Refuses, before anything runs, prompts longer than the model or without the end of a context that is needed."""
+    longest = None if task.beyond else loaded.longest
+    for item in work:
+        sample, prompt = item.sample, item.prompt
+        if not query_aware and not sample.context:
+            raise UserError(f"sample {sample.id} has no context to compress, which query_aware=false needs")
+        if not query_aware and prompt.context_tokens < 1:
+            raise UserError(
+                f"sample {sample.id}: context and question cannot be told apart in its cut prompt, which "
+                "query_aware=false needs: raise task.max_length or leave the data set out"
+            )
+        if longest is not None and len(prompt.ids) + sample.max_new_tokens > longest:
+            raise UserError(
+                f"sample {sample.id} has {len(prompt.ids)} prompt tokens and {sample.max_new_tokens} to generate, "
+                f"more than the model's {longest}: {task.shorten}, or use another model"
+            )
+
+
+def check_reach(engine: Engine, work: Sequence[WorkItem], task: Task) -> None:
+    """Refuses, before anything runs, answers that grow across a change of the model's rotary tables."""
+    known = {}
+    for item in work:
+        tokens = len(item.prompt.ids)
+        known.setdefault((tokens, tokens + max(item.sample.max_new_tokens, 1) - 1), item.sample.id)
+    for (tokens, most), name in known.items():
+        if engine.reach.differs(tokens, most):
+            raise UserError(f"sample {name}: {engine.reach.refusal(tokens, most)} ({task.shorten})")

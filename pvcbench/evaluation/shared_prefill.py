@@ -1,11 +1,9 @@
 """One try at some cells of a batch of samples: one prefill per distinct need, forks of it, one row per sample and cell.
 
-What happens on the forked caches is the kind's: `generate.py` decodes, `score.py` scores given tokens.
+What happens on the forked caches is the kind's: `generation.py` decodes, `likelihood.py` scores given tokens.
 """
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,28 +11,13 @@ import torch
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell, Group
 from pvcbench.engine.lookahead import foresee
-from pvcbench.errors import NOT_FINITE, Inexact, NotFinite, OutOfReach, UserError
+from pvcbench.errors import Inexact, OutOfReach, UserError
 from pvcbench.evaluation.cells import Point
+from pvcbench.evaluation.item import WorkItem
+from pvcbench.evaluation.row import Protocol, Row, base_row, broken, explain
 from pvcbench.models.loading import LoadedModel
-from pvcbench.policy import Shape
 from pvcbench.tasks.base import Sample, Task
 from pvcbench.tasks.prompts import Prompt
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How prompts meet the cache; every row says it, so that no two curves mix protocols by accident."""
-
-    query_aware: bool
-    refeed_last: bool
-    decode: str
-    seed: int
-
-    def record(self, task: Task, fed: int) -> dict:
-        """What a row says of its protocol."""
-        record = {"query_aware": self.query_aware, "decode": self.decode, "refeed_last": self.refeed_last}
-        record |= {"first_token_uncompressed": fed == 0, "thinking": task.thinking}
-        return record | task.protocol_record()
 
 
 def run_batch(
@@ -42,17 +25,17 @@ def run_batch(
     engine: Engine,
     loaded: LoadedModel,
     task: Task,
-    batch: Sequence[tuple[Sample, Prompt, tuple[Point, ...]]],
+    batch: Sequence[WorkItem],
     protocol: Protocol,
     meter,
-) -> list[dict]:
+) -> list[Row]:
     """The rows of some samples with equally long prompts, for all cells they lack.
 
     Cells and samples that fail together are tried again one by one, so that one that cannot run sinks no other.
     """
-    shape = engine.shape(kind.compressed(protocol, batch[0][1]))
+    shape = engine.shape(kind.compressed(protocol, batch[0].prompt))
     cells, rows = {}, []
-    for point in batch[0][2]:
+    for point in batch[0].points:
         try:
             cells[point] = point.cell(shape, protocol.decode == "hold")
         except OutOfReach as error:
@@ -63,9 +46,9 @@ def run_batch(
         if len(points) == len(batch) == 1:
             rows.append(base_row(task, batch[0], points[0], protocol, shape, error))
             continue
-        for sample, prompt, _ in batch:
+        for item in batch:
             for point in points:
-                rows += run_batch(kind, engine, loaded, task, [(sample, prompt, (point,))], protocol, meter)
+                rows += run_batch(kind, engine, loaded, task, [item.of(point)], protocol, meter)
     return rows
 
 
@@ -92,8 +75,8 @@ class Attempt:
     def __init__(self, engine, loaded, task, batch, protocol, shape):
         self.engine, self.loaded, self.task, self.batch, self.protocol = engine, loaded, task, batch, protocol
         self.shape = shape
-        self.samples = [sample for sample, *_ in batch]
-        ids = torch.tensor([prompt.ids for _, prompt, _ in batch], device=engine.device)
+        self.samples = [item.sample for item in batch]
+        ids = torch.tensor([item.prompt.ids for item in batch], device=engine.device)
         self.context, self.rest = ids[:, : shape.tokens], ids[:, shape.tokens :]
         self.room = self.room_needed()
         self.draws = torch.tensor([draw_of(protocol.seed, sample.id) for sample in self.samples])
@@ -178,7 +161,7 @@ class Attempt:
 
     def row(self, group, number, point, row) -> dict:
         """A row with everything but the answer: measured sizes, survival and the cost of the prefill."""
-        prompt, cell, shape = self.batch[row][1], group.cells[number], self.shape
+        prompt, cell, shape = self.batch[row].prompt, group.cells[number], self.shape
         result = base_row(self.task, self.batch[row], point, self.protocol, shape, None)
         sizes = group.measure(number, row)
         kept = sum(sizes.entries[layer] for layer in shape.evicted) / len(shape.evicted)
@@ -207,83 +190,6 @@ class Attempt:
             self._fail(points.values(), error)
             return []
         return [row for _, row in rows]
-
-
-EMPTY = {"score": None, "metrics": {}, "output": None, "decode_s": None, "peak_bytes": None}
-
-
-def label(point: Point) -> dict:
-    """Which cell a row is of, whether that is the full cache, and what its method reads: the prompt or what follows."""
-    method, known = point.method, {"method": point.name, "budget": point.label}
-    if method is None:
-        return known | {"reference": False, "reads": None}
-    return known | {"reference": method.reference, "reads": method.reads or "prompt"}
-
-
-def base_row(task: Task, item: tuple, point: Point, protocol: Protocol, shape: Shape, error: str | None) -> dict:
-    """The columns known before a cell runs; the others null."""
-    sample, prompt, _ = item
-    row = {
-        "task": task.name,
-        "sample": sample.id,
-        "sample_info": dict(sample.info),
-        "cluster": sample.cluster or sample.id,
-        "stratum": sample.stratum,
-    }
-    row |= {"prompt_sha256": prompt.sha256, "protocol": protocol.record(task, len(prompt.ids) - shape.tokens)} | label(
-        point
-    )
-    row |= {
-        "budget_entries": None,
-        "prompt_tokens": len(prompt.ids),
-        "question_tokens": len(prompt.ids) - prompt.context_tokens,
-    }
-    row |= {"kept_entries": None, "kept_fraction": None, "evicted_layers": list(shape.evicted), "kv_bytes": None}
-    row |= {
-        "state_bytes": None,
-        "carried_bytes": None,
-        "spans_kept": {},
-        **EMPTY,
-        "answers": list(sample.answers),
-        "prefill_s": None,
-        "error": error,
-    }
-    return row
-
-
-def broken(row: dict, error: Exception | None = None) -> dict:
-    """The row of a cell that gave no result: by default because the model's logits were not finite."""
-    return row | EMPTY | {"error": explain(NotFinite(NOT_FINITE) if error is None else error)}
-
-
-def finite(row: dict) -> dict:
-    """The row, or one that says which of its numbers is NaN or infinite: such a number is no result."""
-    place = next(not_finite(row), None)
-    return row if place is None else broken(cleared(row), NotFinite(f"{place} is not a finite number: {NOT_FINITE}"))
-
-
-def not_finite(value, place: str = "") -> Iterator[str]:
-    """Where in a row's value numbers are NaN or infinite, as keys joined by dots."""
-    if isinstance(value, float) and not math.isfinite(value):
-        yield place
-    elif isinstance(value, dict | list | tuple):
-        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from not_finite(part, f"{place}.{key}" if place else str(key))
-
-
-def cleared(value):
-    """A value without its numbers that are not finite: null in their places."""
-    if isinstance(value, dict):
-        return {key: cleared(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [cleared(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def explain(error: Exception) -> str:
-    """One line for a row."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"
 
 
 def draw_of(seed: int, sample: str) -> int:

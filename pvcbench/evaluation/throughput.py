@@ -22,11 +22,11 @@ from pvcbench.engine.observer import clock
 from pvcbench.engine.static_decode import StaticDecoder, fastest
 from pvcbench.errors import Inexact, OutOfReach, UserError
 from pvcbench.evaluation.cells import Point
+from pvcbench.evaluation.item import WorkItem
 from pvcbench.evaluation.peak_memory import Meter, Search, largest_batch
-from pvcbench.evaluation.shared_prefill import Protocol, base_row, draw_of, explain
+from pvcbench.evaluation.row import Protocol, base_row, explain
+from pvcbench.evaluation.shared_prefill import draw_of
 from pvcbench.models.loading import LoadedModel
-from pvcbench.tasks.base import Sample
-from pvcbench.tasks.prompts import Prompt
 from pvcbench.tasks.throughput import GIB, LARGEST, Throughput
 
 FEW = 9  # tokens that a warm-up and a trial of a batch generate, in caches with room for all
@@ -79,16 +79,16 @@ def speeds(batch: int, prompt: int, new: int, ttft_s: float, compress_s: float, 
 class Turns:
     """The cells of one sample, measured in turn."""
 
-    def __init__(self, engine: Engine, task: Throughput, item: tuple, protocol: Protocol):
+    def __init__(self, engine: Engine, task: Throughput, item: WorkItem, protocol: Protocol):
         self.engine, self.task, self.item, self.protocol = engine, task, item, protocol
-        self.sample, prompt, points = item
-        self.shape, self.new = engine.shape(len(prompt.ids)), self.sample.max_new_tokens
+        self.sample = item.sample
+        self.shape, self.new = engine.shape(len(item.prompt.ids)), self.sample.max_new_tokens
         self.memory = Meter(engine.device)
         self.cells: dict[Point, Cell] = {}
         self.failed: dict[Point, str] = {}
         self.searches: dict[Point, Search] = {}
         self.steps: dict[Point, str] = {}  # how each cell's steps run
-        for point in points:
+        for point in item.points:
             try:
                 self.cells[point] = point.cell(self.shape, protocol.decode == "hold")
             except OutOfReach as error:
@@ -105,7 +105,7 @@ class Turns:
                 new = self.new if turn else min(FEW, self.new)
                 done = None if point in self.failed else self._attempt(point, self.measure, batches[point], new)
                 passes[point] += [done] if turn and done is not None else []
-        return [self._row(point, batches, passes, started) for point in self.item[2]]
+        return [self._row(point, batches, passes, started) for point in self.item.points]
 
     def _attempt(self, point: Point, work, *arguments):
         """What the work returns for a point; None where it fails, with the reason noted."""
@@ -214,7 +214,7 @@ def run_measurements(
     engine: Engine,
     loaded: LoadedModel,
     task: Throughput,
-    batch: Sequence[tuple[Sample, Prompt, tuple[Point, ...]]],
+    batch: Sequence[WorkItem],
     protocol: Protocol,
     meter,
 ) -> list[dict]:

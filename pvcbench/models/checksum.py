@@ -1,6 +1,10 @@
 """A hash of the weights that were really loaded."""
 
 import hashlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # torch takes seconds, and who asks for versions has none
+    import torch
 
 ELEMENTS = 4096  # of each tensor that the checksum of a loaded model looks at
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from pvcbench.plots import drawn_from
 from pvcbench.report import paper
-from pvcbench.runs import outcome
+from pvcbench.runs import result
 
 
 def whole(rows: pd.DataFrame, results: Path) -> bool:
@@ -18,8 +18,8 @@ def whole(rows: pd.DataFrame, results: Path) -> bool:
 def draw(rows: pd.DataFrame, results: Path) -> Iterator[Path]:
     """Draws and yields the paths."""
     for folder, run in rows.groupby("folder"):
-        yield from outcome.draw(run, Path(folder) / "figures")
-        outcome.tables(run, Path(folder))
+        yield from result.draw(run, Path(folder) / "figures")
+        result.tables(run, Path(folder))
     if whole(rows, results):
         yield from paper.draw(rows, results)
 

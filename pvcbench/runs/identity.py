@@ -5,44 +5,18 @@ rows may stand in one file.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from omegaconf import DictConfig, OmegaConf
 
 from pvcbench.config import compose as configuration
-from pvcbench.engine import engine as engines
-from pvcbench.evaluation.cells import OBSERVATION, Point, parse_budgets
 from pvcbench.models.loading import LoadedModel, fingerprint, tokenizer_id
 from pvcbench.policy import Method
-from pvcbench.runs import environment
 from pvcbench.runs.code_hash import Description, brief
 from pvcbench.runs.stored import FROM_PYTHON
 from pvcbench.tasks.base import Task
 
 RULES = 2  # raised when an identity covers more: runs of before keep their ids, and are never taken for those of now
-
-
-def identity(config: DictConfig, loaded: LoadedModel, task: Task, cells: Sequence[Point]) -> dict:
-    """Everything that changes a number, for the run id; threads and machine only where the numbers are speeds."""
-    device = configuration.device_of(config.device)
-    threads = configuration.threads_of(config.threads)
-    machine = {"hardware": environment.hardware(device), "threads": threads} if task.kind == "measure" else {}
-    engine = {"version": engines.VERSION, "backend": config.engine.backend, "chunk": config.engine.chunk}
-    engine |= {"holding": engines.HOLDING} if config.decode == "hold" else {}
-    budgets = [] if cells == [OBSERVATION] else parse_budgets(OmegaConf.to_container(config.budgets))
-    return machine | {
-        "rules": RULES,
-        "model": of_model(loaded),
-        "device": device.partition(":")[0],
-        "task": of_task(task),
-        "methods": {point.name: of_method(point.method) for point in cells if point.method is not None},
-        "budgets": [repr(budget) for budget in budgets],
-        "engine": engine,
-        "query_aware": config.query_aware,
-        "refeed_last": config.refeed_last,
-        "decode": config.decode,
-        "seed": config.seed,
-    }
 
 
 def of_model(loaded: LoadedModel) -> dict:

@@ -16,6 +16,8 @@ from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoTokenizer
 
 from pvcbench.errors import UserError
+from pvcbench.evaluation.item import WorkItem
+from pvcbench.evaluation.kinds import KINDS
 from pvcbench.models import embedded, loading
 from pvcbench.runs import rescore
 from pvcbench.runs.rows import load_table
@@ -26,7 +28,6 @@ from pvcbench.tasks.prompts import Prompt, Prompter
 
 ENDS, AROUND = 60, 40  # tokens shown at each end, and on each side of a span's ends
 MOST_SPANS, LONGEST_QUESTION = 8, 500
-KINDS = ("generate", "continuation", "streaming", "observe")  # others read random tokens, or several prompts a sample
 
 
 def pieces(tokenizer, ids: Sequence[int], spans: Mapping[str, tuple[int, int]]) -> list[dict]:
@@ -74,17 +75,15 @@ def read(folder: Path) -> dict[str, dict]:
     return found
 
 
-def add(rows_path: Path, kind: str, work: Iterable[tuple], tokenizer) -> None:
-    """Adds what is missing of the samples that are measured, (sample, prompt, ...), to the file beside their rows.
+def add(rows_path: Path, work: Iterable[WorkItem], tokenizer) -> None:
+    """Adds what is missing of the samples that are measured to the file beside their rows.
 
     No result depends on it: that it cannot be written is only said.
     """
-    if kind not in KINDS:
-        return
     path = rows_path.with_name(rows_path.name.replace("rows", "samples", 1))
     try:
         known = read(path.parent)
-        new = [line(sample, prompt, tokenizer) for sample, prompt, *_ in work if sample.id not in known]
+        new = [line(item.sample, item.prompt, tokenizer) for item in work if item.sample.id not in known]
         torn = path.exists() and not path.read_bytes().endswith(b"\n")
         with path.open("a", encoding="utf-8") as file:
             file.write("\n" * torn + written(new))
@@ -136,7 +135,7 @@ def fill(folder: Path) -> str:
     for known in read(folder).values():
         wanted.pop(known["sample"], None)
     config, task = config_of(folder), rescore.task_of(folder)
-    if task.kind not in KINDS:
+    if not KINDS[task.kind].excerpts:
         return f"a {task.name} run has no prompts to show: nothing to do"
     if not wanted:
         return "has its excerpts: nothing to do"

@@ -37,10 +37,10 @@ class Receipt:
     asked: list[str]
 
 
-def key(config: DictConfig) -> str:
+def key(config: Mapping) -> str:
     """The hash of what a command line says and of where it is said: settings, machine, places, versions, our code."""
     known = {
-        "config": OmegaConf.to_container(config),
+        "config": config,
         "places": [os.getcwd(), *sys.path],
         "python": platform.python_version(),
         "packages": {name: environment.version(name) for name in environment.PACKAGES},
@@ -56,12 +56,12 @@ def key(config: DictConfig) -> str:
     return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def keep(config: DictConfig, folder: Path, task: Task, asked: Iterable[str], files: Mapping[str, list] | None) -> None:
+def keep(config: Mapping, folder: Path, task: Task, asked: Iterable[str], files: Mapping[str, list] | None) -> None:
     """Writes the receipt of a run that is finished.
 
-    None where its files are not known, where failures are retried, and for tasks that end a run in a way of their own.
+    None where its files are not known, and for tasks that end a run in a way of their own.
     """
-    if files is None or config.retry_failed or config.shard is not None or type(task).finish is not Task.finish:
+    if files is None or type(task).finish is not Task.finish:
         return
     text = json.dumps(
         {
@@ -73,7 +73,7 @@ def keep(config: DictConfig, folder: Path, task: Task, asked: Iterable[str], fil
         },
         default=str,
     )
-    place = user_path(config.results) / FOLDER
+    place = user_path(config["results"]) / FOLDER
     place.mkdir(exist_ok=True)
     write_whole(place / f"{key(config)}.json", text)
 
@@ -83,7 +83,9 @@ def find(config: DictConfig) -> Receipt | None:
     if config.retry_failed or config.shard is not None:
         return None
     try:
-        text = (user_path(config.results) / FOLDER / f"{key(config)}.json").read_text(encoding="utf-8")
+        text = (user_path(config.results) / FOLDER / f"{key(OmegaConf.to_container(config))}.json").read_text(
+            encoding="utf-8"
+        )
         known = json.loads(text)
         folder = user_path(config.results) / config.experiment / known["run"]
         if any(marks([Path(path)])[path] != mark for path, mark in known["files"].items()):

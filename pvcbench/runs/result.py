@@ -2,15 +2,18 @@
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from pvcbench.runs import figure_cache, outcome, wandb_mirror
+from pvcbench import analyses
+from pvcbench.plots import drawn_from, run_figures
+from pvcbench.runs import figure_cache, wandb_mirror
 from pvcbench.runs.rows import load_table
+from pvcbench.stats import perplexity
 from pvcbench.tasks.base import Task
 
 
@@ -54,26 +57,67 @@ def broken(rows: pd.DataFrame) -> list[str]:
     return lines
 
 
-def stored(config: DictConfig) -> dict:
+def kept_config(config: DictConfig) -> dict:
     """The configuration as the run's folder keeps it; which shard came first is not part of it."""
     kept = OmegaConf.to_container(config)
     kept.pop("shard", None)
     return kept
 
 
-def report(config: DictConfig, folder: Path, task: Task, measured: int, asked: Sequence[str]) -> Result:
+@dataclass(frozen=True)
+class Mirror:
+    """How a run is mirrored in W&B: the settings, the group it belongs to, and what is shown as its configuration."""
+
+    settings: Mapping
+    experiment: str
+    config: Mapping
+
+    @classmethod
+    def of(cls, config: DictConfig) -> "Mirror":
+        """What a configuration says of it."""
+        return cls(config.wandb, config.experiment, kept_config(config))
+
+
+def report(
+    folder: Path, task: Task, measured: int, asked: Sequence[str], mirror: Mirror, figures: bool = True
+) -> Result:
     """Tables, figures and tracking of a run, all from its rows; the result is of the samples asked for now."""
     rows = load_table(folder)
-    summary, parts = outcome.tables(rows, folder)
+    summary, parts = tables(rows, folder)
     task.finish(rows, folder)
-    drawn = figure_cache.figures(rows, folder, outcome.draw)
+    drawn = figure_cache.figures(rows, folder, draw) if figures else []
     tracked = None
-    if measured or not wandb_mirror.mirrored(config.wandb, folder, len(rows)):
-        run = (config.wandb, folder.name, config.experiment, stored(config))
+    if measured or not wandb_mirror.mirrored(mirror.settings, folder, len(rows)):
+        run = (mirror.settings, folder.name, mirror.experiment, mirror.config)
         tracked = wandb_mirror.track(*run, summary, drawn, folder, task.name, len(rows))
     own = rows[rows["sample"].isin(asked)].reset_index(drop=True)
     more = rows["sample"].nunique() - own["sample"].nunique()
     if more:
         with tempfile.TemporaryDirectory() as place:  # the folder's own tables go on showing every row
-            summary, parts = outcome.tables(own, Path(place))
+            summary, parts = tables(own, Path(place))
     return Result(folder, own, summary, parts, drawn, tracked, measured, more=more)
+
+
+def tables(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The summary of a run and that of all its parts; an analysis has a summary only, and more tables beside it."""
+    report = analyses.reporter(rows)
+    if report is None:
+        return perplexity.tables(rows, folder)
+    found = report.tables(rows)
+    for name, table in found.items():
+        table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+    return found["summary"], found["summary"]
+
+
+def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
+    """Draws every figure that the rows of one run allow, as PNG and SVG, and returns the paths.
+
+    Figures of earlier drawings that these rows no longer give are removed.
+    """
+    report = analyses.reporter(rows)
+    if report is None:
+        paths = run_figures.draw(rows, folder)
+    else:
+        paths = run_figures.save(lambda: report.figures(rows), folder, drawn_from.data_of(rows))
+    drawn_from.tidy(folder, paths)
+    return paths

@@ -1,183 +1,131 @@
-"""The runner: cells in, rows out. It knows tasks, engine, store and tracking, and never a method by name.
+"""The runner: work items in, rows out. It knows tasks, engine, store and tracking, and never a method by name.
 
 The unit is the sample, not the point: each distinct prefill runs once, every cell forks from it, and all cells
 decode together.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
-import torch
 from omegaconf import DictConfig, OmegaConf
 
-from pvcbench.config import compose as configuration
 from pvcbench.config import settings
-from pvcbench.config.budgets import parse_budgets
 from pvcbench.config.shards import Shard
-from pvcbench.engine.engine import Engine
-from pvcbench.evaluation.cells import OBSERVATION, Point, points
-from pvcbench.evaluation.checks import check_prompts, check_question, check_reach
-from pvcbench.evaluation.generation import Generate
-from pvcbench.evaluation.likelihood import Continuation, Streaming
-from pvcbench.evaluation.lm_eval_requests import run_documents
-from pvcbench.evaluation.observation import run_observations
-from pvcbench.evaluation.preflight import prepare
-from pvcbench.evaluation.progress import Meter
-from pvcbench.evaluation.shared_prefill import Protocol, finite, run_batch
-from pvcbench.evaluation.throughput import run_measurements
+from pvcbench.evaluation.item import WorkItem
 from pvcbench.models.loading import LoadedModel
 from pvcbench.places import marks
+from pvcbench.policy import Method
 from pvcbench.runs import code_hash, environment, locks, prompt_excerpts, receipts
 from pvcbench.runs.folder import RunFolder
-from pvcbench.runs.identity import identity, told
+from pvcbench.runs.identity import told
+from pvcbench.runs.measuring import measured
 from pvcbench.runs.plan import Plan
-from pvcbench.runs.result import Result, report, stored
+from pvcbench.runs.result import Mirror, Result, kept_config, report
 from pvcbench.runs.rows import key_of, read_rows
+from pvcbench.runs.spec import RunSpec
 from pvcbench.tasks.base import Task
 
 
-def sound(work: Callable[..., list[dict]]) -> Callable[..., list[dict]]:
-    """Work whose rows hold finite numbers only: a row with any other says so and has no result."""
-    return lambda *arguments: [finite(row) for row in work(*arguments)]
+@dataclass(frozen=True)
+class Extent:
+    """How far a run goes now and where its rows lie: nothing that changes a number."""
 
+    results: str
+    experiment: str
+    limit: int | None
+    shard: Shard | None
+    retry_failed: bool
 
-KINDS = {
-    "generate": sound(partial(run_batch, Generate)),
-    "continuation": sound(partial(run_batch, Continuation)),
-    "streaming": sound(partial(run_batch, Streaming)),
-    "lm_eval": sound(run_documents),
-    "observe": sound(run_observations),
-    "measure": sound(run_measurements),
-}
+    @classmethod
+    def of(cls, config: DictConfig) -> "Extent":
+        """What a configuration says of it."""
+        shard = Shard.parse(config.shard)
+        return cls(config.results, config.experiment, config.limit, shard, config.retry_failed)
 
 
 def run(
     config: DictConfig,
     model: LoadedModel | None = None,
     task: Task | None = None,
-    methods=None,
+    methods: Mapping[str, Method] | None = None,
     planned: Callable[[Plan], None] = lambda plan: None,
+    figures: bool = True,
 ) -> Result:
     """Runs what the configuration says, or what is missing of it; objects given stand in for their configuration.
 
-    `planned` is told what will be measured before anything is.
+    `planned` is told what will be measured before anything is; without `figures` none are drawn.
     """
     settings.check(config)
-    budgets = parse_budgets(OmegaConf.to_container(config.budgets))
-    shard = Shard.parse(config.shard)
-    asked, given = config, (model, task, methods) != (None, None, None)
+    extent, asked = Extent.of(config), OmegaConf.to_container(config)
+    given = (model, task, methods) != (None, None, None)
     config = told(config, model, task, methods)
-    methods = configuration.build_methods(config.methods) if methods is None else methods
-    task = configuration.build(config.task, "the task") if task is None else task
-    check_question(config, task)
-    cells = cells_of(config, task, methods, budgets)
-    torch.set_num_threads(configuration.threads_of(config.threads))
-    device = configuration.device_of(config.device)
-    task.check_device(device)
-    task.validate()
-    loaded = model or configuration.build(config.model, "the model", device=device, dtype=config.dtype)
-    known = identity(config, loaded, task, cells)
-    folder = RunFolder(config.results, config.experiment, known, shard)
+    spec, mirror = RunSpec.of(config, task, methods), Mirror.of(config)
+    loaded = spec.load(model)
+    known = spec.identity(loaded)
+    folder = RunFolder(extent.results, extent.experiment, known, extent.shard)
     files = None if loaded.files is None else {**loaded.files, **marks(code_hash.FILES)}
-    existing = folder.open(stored(config), environment.of_run(known, loaded.model))
+    existing = folder.open(kept_config(config), environment.of_run(known, loaded.model))
     try:
-        plan, measured = _measure(config, loaded, task, cells, folder, existing, planned)
+        plan, added = _measure(spec, extent, loaded, folder, existing, planned)
     finally:
         folder.close()
-    if shard is not None:
-        return report_shard(config, folder, task, measured, plan)
-    result = report(config, folder.path, task, measured, plan.samples)
-    if not given:
-        receipts.keep(asked, folder.path, task, plan.samples, files)
+    if extent.shard is not None:
+        return report_shard(extent.shard, folder, spec.task, added, plan, mirror)
+    result = report(folder.path, spec.task, added, plan.samples, mirror, figures)
+    if not (given or extent.retry_failed):
+        receipts.keep(asked, folder.path, spec.task, plan.samples, files)
     return result
 
 
-def _measure(config, loaded, task, cells, folder, existing, planned) -> tuple[Plan, int]:
-    """Runs every (sample, cell) that has no row yet; returns what was asked and how many rows were added."""
+def _measure(
+    spec: RunSpec,
+    extent: Extent,
+    loaded: LoadedModel,
+    folder: RunFolder,
+    existing: Sequence[Mapping],
+    planned: Callable[[Plan], None],
+) -> tuple[Plan, int]:
+    """Runs every sample and cell that has no row yet; returns what was asked and how many rows were added."""
+    task, seed = spec.task, spec.protocol.seed
     task.prepare(loaded.prompter())
-    total = min(config.limit or task.size(config.seed), task.size(config.seed))
-    again = [row for row in existing if row["error"] is not None and folder.writes(row)] if config.retry_failed else []
+    total = min(extent.limit or task.size(seed), task.size(seed))
+    again = [row for row in existing if row["error"] is not None and folder.writes(row)] if extent.retry_failed else []
     answered = {key_of(row) for row in existing} - {key_of(row) for row in again}
     work, names = [], []
     for index in range(total):
         if folder.shard is not None and not folder.shard.owns(index):
             continue
-        sample = task.sample(config.seed, index)
+        sample = task.sample(seed, index)
         names.append(sample.id)
-        missing = tuple(point for point in cells if (sample.id, point.name, point.label) not in answered)
+        missing = tuple(point for point in spec.points if (sample.id, point.name, point.label) not in answered)
         if missing:
-            work.append((sample, task.encode(sample), missing))
-    plan = Plan(folder.path, tuple(names), tuple((point.name, point.label) for point in cells), total)
+            work.append(WorkItem(sample, task.encode(sample), missing))
+    plan = Plan(folder.path, tuple(names), tuple((point.name, point.label) for point in spec.points), total)
     planned(plan)
-    return plan, _work(config, loaded, task, cells, folder, work, len(names)) if work else 0
-
-
-def _work(config, loaded, task, cells, folder, work, total: int) -> int:
-    """Measures the cells that each of these samples lacks; returns how many rows were added."""
-    check_prompts(work, loaded, task, config.query_aware)
-    engine = Engine(loaded.model, loaded.attention, config.engine.backend, loaded.evict_sliding, config.engine.chunk)
-    protocol = Protocol(config.query_aware, config.refeed_last, config.decode, config.seed)
     added = 0
-    try:
-        prepare(engine, cells, holds(config, task))
-        check_reach(engine, work, task)
-        with Meter(total=total, done=total - len(work)) as meter:
-            for batch in batches(work, config.batch, config.query_aware):
-                rows = KINDS[task.kind](engine, loaded, task, batch, protocol, meter)
-                folder.append(rows)
-                if not added:  # once rows can be written; no result needs excerpts
-                    prompt_excerpts.add(folder.rows_path, task.kind, work, loaded.tokenizer)
-                added += len(rows)
-                meter.finish(len(batch))
-    finally:
-        engine.release()
-    return added
+    for rows in measured(spec, loaded, work, len(names)) if work else ():
+        folder.append(rows)
+        if not added and spec.kind.excerpts:  # once rows can be written; no result needs excerpts
+            prompt_excerpts.add(folder.rows_path, work, loaded.tokenizer)
+        added += len(rows)
+    return plan, added
 
 
-def holds(config: DictConfig, task: Task) -> bool:
-    """Whether a run evicts after every token, or every few."""
-    return config.decode == "hold" or bool({"streaming", "blockwise"} & set(task.protocols))
-
-
-def cells_of(config: DictConfig, task: Task, methods, budgets: Sequence[int | float]) -> list[Point]:
-    """The cells of a run: methods at budgets; of tasks that observe, what samples show by themselves comes first."""
-    if task.kind != "observe":
-        return points(methods, budgets, config.decode, task.protocols)
-    if not task.uses_methods:
-        return [OBSERVATION]
-    cells = points(methods, budgets, "grow", task.protocols)
-    return [OBSERVATION, *(point for point in cells if not point.method.reference)]
-
-
-def batches(work: Sequence[tuple], size: int, query_aware: bool) -> Iterator[list[tuple]]:
-    """Groups of samples with equal lengths and equal cells, so that prompts are never padded."""
-    waiting: dict[tuple, list[tuple]] = {}
-    for item in work:
-        sample, prompt, missing = item
-        alone = any(point.method is None or point.method.ragged_batch for point in missing)
-        key = (len(prompt.ids), None if query_aware else prompt.context_tokens, prompt.ends, sample.stop, missing)
-        group = waiting.setdefault(key, [])
-        group.append(item)
-        if alone or len(group) == size:
-            yield waiting.pop(key)
-    yield from waiting.values()
-
-
-def report_shard(config: DictConfig, folder: RunFolder, task: Task, measured: int, plan: Plan) -> Result:
+def report_shard(shard: Shard, folder: RunFolder, task: Task, added: int, plan: Plan, mirror: Mirror) -> Result:
     """The report if the whole run is finished and nobody writes it any more, else a note on what is missing."""
     with locks.alone(folder.path) as alone:
         rows = read_rows(folder.path)
         missing = max(0, plan.total * len(plan.cells) - len(rows))
         if alone and not missing:  # samples take time to make: only now, and rows of a larger limit may be among them
-            names = [task.sample(config.seed, index).id for index in range(plan.total)]
+            names = [task.sample(folder.identity["seed"], index).id for index in range(plan.total)]
             missing = len(plan.keys(names) - {key_of(row) for row in rows})
             if not missing:
-                return report(config, folder.path, task, measured, names)
+                return report(folder.path, task, added, names, mirror)
     state = f"{missing} cells of the run have no row yet" if missing else "another shard is still being written"
     note = (
-        f"Shard {config.shard} is finished: {len(plan.samples)} samples, {measured} rows added in {folder.path}; "
-        f"{state}. The last shard makes the table, or the same command without shard=."
+        f"Shard {shard.number}/{shard.of} is finished: {len(plan.samples)} samples, {added} rows added in "
+        f"{folder.path}; {state}. The last shard makes the table, or the same command without shard=."
     )
     empty = pd.DataFrame()
-    return Result(folder.path, pd.DataFrame(rows), empty, empty, [], None, measured, note)
+    return Result(folder.path, pd.DataFrame(rows), empty, empty, [], None, added, note)

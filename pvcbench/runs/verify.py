@@ -7,31 +7,23 @@ On the machine of the run (same processor, packages, threads and flags) rows mus
 memory; elsewhere they must agree within a tolerance. Exits with 0 if all agrees, 1 if not, 2 for a user's error.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-from omegaconf import DictConfig
 
-from pvcbench.config import compose as configuration
-from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
-from pvcbench.evaluation.cells import Point, parse_budgets
-from pvcbench.evaluation.preflight import prepare
-from pvcbench.evaluation.progress import Meter
-from pvcbench.evaluation.shared_prefill import Protocol
-from pvcbench.models.loading import LoadedModel
-from pvcbench.runs import environment, row_comparison, runner, sessions
+from pvcbench.evaluation.item import WorkItem
+from pvcbench.runs import environment, row_comparison, sessions
+from pvcbench.runs.measuring import measured
 from pvcbench.runs.row_comparison import SPEEDS, TIMES, Tolerance
-from pvcbench.runs.rows import KEY, Key, Stored, stored_rows
+from pvcbench.runs.rows import Key, Stored, key_of, stored_rows
 from pvcbench.runs.run_id import essence, run_id
+from pvcbench.runs.spec import RunSpec
 from pvcbench.runs.stored import stored, stored_config
-from pvcbench.tasks.base import Task
 
-ALONE = ("streaming", "measure")  # kinds whose cells run one by one, so that some of a sample's can do so again
 SAY = partial(print, flush=True)
 
 
@@ -83,34 +75,18 @@ def choose(rows: Mapping[Key, Stored], cells: int, seed: int, alone: bool) -> di
     return chosen
 
 
-def measured(
-    config: DictConfig, loaded: LoadedModel, task: Task, points: Sequence[Point], chosen: Mapping[str, set[Key]]
-) -> dict[Key, dict]:
-    """The chosen cells measured now, by the runner's own way."""
-    task.prepare(loaded.prompter())
-    work, left = [], dict(chosen)
-    for index in range(task.size(config.seed)):
+def work_of(spec: RunSpec, chosen: Mapping[str, set[Key]]) -> list[WorkItem]:
+    """The chosen cells, sample by sample in the order of the run."""
+    work, left, task, seed = [], dict(chosen), spec.task, spec.protocol.seed
+    for index in range(task.size(seed)):
         if not left:
             break
-        sample = task.sample(config.seed, index)
+        sample = task.sample(seed, index)
         wanted = left.pop(sample.id, ())
-        own = tuple(point for point in points if (sample.id, point.name, point.label) in wanted)
+        own = tuple(point for point in spec.points if (sample.id, point.name, point.label) in wanted)
         if own:
-            work.append((sample, task.encode(sample), own))
-    runner.check_prompts(work, loaded, task, config.query_aware)
-    engine = Engine(loaded.model, loaded.attention, config.engine.backend, loaded.evict_sliding, config.engine.chunk)
-    protocol = Protocol(config.query_aware, config.refeed_last, config.decode, config.seed)
-    found = {}
-    try:
-        prepare(engine, points, runner.holds(config, task))
-        with Meter(total=len(work)) as meter:
-            for batch in runner.batches(work, config.batch, config.query_aware):
-                for row in runner.KINDS[task.kind](engine, loaded, task, batch, protocol, meter):
-                    found[tuple(row[name] for name in KEY)] = row
-                meter.finish(len(batch))
-    finally:
-        engine.release()
-    return found
+            work.append(WorkItem(sample, task.encode(sample), own))
+    return work
 
 
 def verify(folder: Path, cells: int = 8, seed: int = 0, relative: float | None = None, say=SAY) -> Report:
@@ -120,28 +96,26 @@ def verify(folder: Path, cells: int = 8, seed: int = 0, relative: float | None =
         raise UserError(f"{folder} has no rows: name the folder of one run")
     if run_id(then["identity"]) != then["run"]:
         raise UserError(f"{folder}/config.yaml was altered: its identity does not give the id {then['run']}")
-    methods = configuration.build_methods(config.methods)
-    task = configuration.build(config.task, "the task")
-    points = runner.cells_of(config, task, methods, parse_budgets(list(config.budgets)))
-    chosen = choose(rows, cells, seed, task.kind in ALONE)
     history = sessions.read(folder)
+    spec = RunSpec.of(config)
+    chosen = choose(rows, cells, seed, spec.kind.alone)
     wanted = {key for keys in chosen.values() for key in keys}
     of_rows = [sessions.session_of(history, rows[key].file, rows[key].line) for key in wanted]
     known = {id(one): one["environment"] if one is not None else {} for one in of_rows}
     recorded = next(filter(None, known.values()), {})
-    torch.set_num_threads(recorded.get("threads") or configuration.threads_of(config.threads))
-    config.threads = torch.get_num_threads()
-    device = configuration.device_of(config.device)
-    loaded = configuration.build(config.model, "the model", device=device, dtype=config.dtype)
-    now = runner.identity(config, loaded, task, points)
+    spec = replace(spec, threads=recorded.get("threads") or spec.threads)
+    loaded = spec.load()
+    now = spec.identity(loaded)
     today = environment.of_run(now, loaded.model)
-    report = Report(changed(then["identity"], now, recorded, today), machine(known.values(), today, config.batch), None)
+    report = Report(changed(then["identity"], now, recorded, today), machine(known.values(), today, spec.batch), None)
     if report.machine:
         report.tolerance = Tolerance.of(loaded.identity["dtype"], relative)
-    say(f"{folder}: task {task.name}, model {loaded.identity['name']}, {len(rows)} rows")
+    say(f"{folder}: task {spec.task.name}, model {loaded.identity['name']}, {len(rows)} rows")
     tell_conditions(report, run_id(now), say)
-    again = measured(config, loaded, task, points, chosen)
-    compare(report, {key: rows[key].row for key in wanted}, again, SPEEDS if task.kind == "measure" else TIMES)
+    spec.task.prepare(loaded.prompter())
+    work = work_of(spec, chosen)
+    again = {key_of(row): row for batch in measured(spec, loaded, work, len(work)) for row in batch}
+    compare(report, {key: rows[key].row for key in wanted}, again, SPEEDS if spec.kind.speeds else TIMES)
     tell_rows(report, len(chosen), say)
     return report
 

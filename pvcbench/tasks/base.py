@@ -45,7 +45,7 @@ class Task(metaclass=Made):
     """A task class: `prepare` it with a prompter, ask for samples by index, score outputs."""
 
     name: str = ""
-    kind: str = "generate"  # what the runner does with its samples: generate, score, ...: KINDS in runner.py
+    kind: str = "generate"  # what is done with its samples: `KINDS` of evaluation/kinds.py
     protocols: tuple[str, ...] = ("generate",)  # what methods must support: also continuation, streaming, blockwise
     has_question: bool = True  # whether context and question can be told apart, which query_aware=false needs
     beyond: bool = False  # whether samples may be longer than the model was made for

@@ -1,0 +1,147 @@
+"""Rows: one sample in one cell, and what each of their keys says."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypedDict
+
+from pvcbench.errors import NOT_FINITE, NotFinite
+from pvcbench.evaluation.cells import Point
+from pvcbench.evaluation.item import WorkItem
+from pvcbench.policy import Shape
+from pvcbench.tasks.base import Task
+
+SCHEMA = 1  # raised when a key of `Row` changes its meaning
+
+
+class Row(TypedDict, total=False):
+    """What every row has; tasks and analyses add keys of their own, which are listed last."""
+
+    schema: int  # the version of this schema; rows of before it have none
+    task: str  # the task's name
+    sample: str  # the id of the sample within its run
+    sample_info: dict[str, object]  # what the task says of the sample: its depth, length, language, ...
+    cluster: str  # samples of one cluster are drawn together when intervals are computed
+    stratum: str  # the data set of the sample; means are taken within a stratum first
+    prompt_sha256: str  # a hash of the prompt's token ids
+    protocol: dict[str, object]  # how the prompt met the cache: query_aware, decode, refeed_last and the task's own
+    method: str | None  # the name of the method; null in what an analysis observes without one
+    budget: str | None  # the budget as it was asked for: entries, or a share of the compressed tokens
+    reference: bool  # whether the cell is the full cache
+    reads: str | None  # what the method reads: "prompt", or for leaking references "answer" or "future"
+    budget_entries: int | None  # the budget in entries of each KV head; null for the full cache
+    prompt_tokens: int  # tokens of the prompt, its question included
+    question_tokens: int  # tokens after the context
+    kept_entries: float | None  # entries kept, mean over layers that evict and their KV heads
+    kept_fraction: float | None  # the same as a share of the compressed tokens
+    evicted_layers: list[int]  # the layers that evict
+    kv_bytes: int | None  # bytes of all keys, values and recurrent states that the cell keeps
+    state_bytes: int | None  # bytes that the method keeps beside them: scores, totals, positions
+    carried_bytes: int | None  # the part of kv_bytes that recurrent and convolution layers carry
+    spans_kept: dict[str, list[float]]  # for each named span of the prompt the share kept, by layer
+    score: float | None  # the task's first metric; null where the cell gave no result
+    metrics: dict[str, float]  # all metrics by name
+    output: str | None  # what the model answered
+    decode_s: float | None  # seconds of decoding; null where several cells stepped together
+    peak_bytes: int | None  # the largest memory in use, where it is measured
+    answers: list[str]  # the right answers
+    prefill_s: float | None  # seconds of the prefill, its share of a batch
+    error: str | None  # why there is no result
+    token_nll: list[float]  # perplexity: the negative log-likelihood of each token, in nats
+    responses: list  # lm-eval: the response to each request of a document
+    observed: dict[str, object]  # analyses: what was observed
+    repeats: dict[str, list]  # throughput: each repeat's own numbers
+    session: str  # throughput: when the cells that took turns began
+    search: dict[str, object] | None  # throughput: how the largest batch was found
+
+
+EMPTY = {"score": None, "metrics": {}, "output": None, "decode_s": None, "peak_bytes": None}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How prompts meet the cache; every row says it, so that no two curves mix protocols by accident."""
+
+    query_aware: bool
+    refeed_last: bool
+    decode: str
+    seed: int
+
+    def record(self, task: Task, fed: int) -> dict:
+        """What a row says of its protocol."""
+        record = {"query_aware": self.query_aware, "decode": self.decode, "refeed_last": self.refeed_last}
+        record |= {"first_token_uncompressed": fed == 0, "thinking": task.thinking}
+        return record | task.protocol_record()
+
+
+def label(point: Point) -> dict:
+    """Which cell a row is of, whether that is the full cache, and what its method reads: the prompt or what follows."""
+    method, known = point.method, {"method": point.name, "budget": point.label}
+    if method is None:
+        return known | {"reference": False, "reads": None}
+    return known | {"reference": method.reference, "reads": method.reads or "prompt"}
+
+
+def base_row(task: Task, item: WorkItem, point: Point, protocol: Protocol, shape: Shape, error: str | None) -> Row:
+    """The columns known before a cell runs; the others null."""
+    sample, prompt = item.sample, item.prompt
+    return {
+        "schema": SCHEMA,
+        "task": task.name,
+        "sample": sample.id,
+        "sample_info": dict(sample.info),
+        "cluster": sample.cluster or sample.id,
+        "stratum": sample.stratum,
+        "prompt_sha256": prompt.sha256,
+        "protocol": protocol.record(task, len(prompt.ids) - shape.tokens),
+        **label(point),
+        "budget_entries": None,
+        "prompt_tokens": len(prompt.ids),
+        "question_tokens": len(prompt.ids) - prompt.context_tokens,
+        "kept_entries": None,
+        "kept_fraction": None,
+        "evicted_layers": list(shape.evicted),
+        "kv_bytes": None,
+        "state_bytes": None,
+        "carried_bytes": None,
+        "spans_kept": {},
+        **EMPTY,
+        "answers": list(sample.answers),
+        "prefill_s": None,
+        "error": error,
+    }
+
+
+def broken(row: Row, error: Exception | None = None) -> Row:
+    """The row of a cell that gave no result: by default because the model's logits were not finite."""
+    return row | EMPTY | {"error": explain(NotFinite(NOT_FINITE) if error is None else error)}
+
+
+def finite(row: Row) -> Row:
+    """The row, or one that says which of its numbers is NaN or infinite: such a number is no result."""
+    place = next(not_finite(row), None)
+    return row if place is None else broken(cleared(row), NotFinite(f"{place} is not a finite number: {NOT_FINITE}"))
+
+
+def not_finite(value, place: str = "") -> Iterator[str]:
+    """Where in a row's value numbers are NaN or infinite, as keys joined by dots."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield place
+    elif isinstance(value, dict | list | tuple):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from not_finite(part, f"{place}.{key}" if place else str(key))
+
+
+def cleared(value):
+    """A value without its numbers that are not finite: null in their places."""
+    if isinstance(value, dict):
+        return {key: cleared(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [cleared(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def explain(error: Exception) -> str:
+    """One line for a row."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"
