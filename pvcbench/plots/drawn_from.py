@@ -19,7 +19,7 @@ from pvcbench.plots import published
 
 LIST = "drawn.json"
 KEY = "data-sha256"
-PLACES = ("folder", "experiment")  # columns that say where rows lie
+PLACES = ("folder", "experiment", "leaks")  # columns that the loader adds: where rows lie, what their methods read
 Table = pd.DataFrame | Iterable[Mapping]
 
 

@@ -21,7 +21,7 @@ def compare(folders: Sequence[Path], method: str, against: Sequence[str]) -> pd.
             for pair in against:
                 other, _, budget = pair.partition("@")
                 if not (other and budget):
-                    raise UserError(f"--against {pair}: write METHOD@BUDGET, for instance {other or 'h2o'}@0.5")
+                    raise UserError(f"--against {pair}: write METHOD@BUDGET, for instance {other or 'METHOD'}@0.5")
                 if lacking := {method, other} - set(rows["method"]):
                     known = ", ".join(sorted(set(rows["method"])))
                     raise UserError(f"{folder}: no method {' or '.join(sorted(lacking))} here: choose from {known}")

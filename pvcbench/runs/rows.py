@@ -103,6 +103,15 @@ def run_folders(results: str | Path) -> list[Path]:
     return sorted({path.parent for path in found if ROWS.fullmatch(path.name)})
 
 
+def leaking(frame: pd.DataFrame, identity: Mapping) -> pd.Series:
+    """Whether the method of each row reads what follows the prompt: by the row, or by the run where it does not say."""
+    settings = {name: made.get("settings") or {} for name, made in (identity.get("methods") or {}).items()}
+    reads = frame["method"].map({name: own.get("reads") for name, own in settings.items()})
+    if "reads" in frame:
+        reads = frame["reads"].where(frame["reads"].notna(), reads)
+    return reads.notna() & reads.ne("prompt")
+
+
 def load_table(results: str | Path) -> pd.DataFrame:
     """All rows of all runs below a folder as one table, with the run's id, experiment and settings as columns."""
     frames = []
@@ -116,6 +125,7 @@ def load_table(results: str | Path) -> pd.DataFrame:
         frame = frame.assign(**settings, experiment=folder.parent.name)
         frame["stratum"] = frame["stratum"].fillna("") if "stratum" in frame else ""
         frame["folder"] = str(folder)
+        frame["leaks"] = leaking(frame, identity)
         frames.append(frame)
     if not frames:
         raise UserError(f"there are no results under {results}: run `python -m pvcbench` first")

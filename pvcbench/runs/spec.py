@@ -88,14 +88,13 @@ class RunSpec:
         engine = {"version": engines.VERSION, "backend": self.backend, "chunk": self.chunk}
         engine |= {"holding": engines.HOLDING} if self.protocol.decode == "hold" else {}
         budgets = () if self.points == (OBSERVATION,) else self.budgets
+        methods = {point.name: point.method for point in self.points if point.method is not None}
         return machine | {
             "rules": identity.RULES,
             "model": identity.of_model(loaded),
             "device": self.device.partition(":")[0],
             "task": identity.of_task(self.task),
-            "methods": {
-                point.name: identity.of_method(point.method) for point in self.points if point.method is not None
-            },
+            "methods": {name: identity.of_method(method) for name, method in methods.items()},
             "budgets": [repr(budget) for budget in budgets],
             "engine": engine,
             "query_aware": self.protocol.query_aware,

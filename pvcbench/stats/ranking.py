@@ -8,14 +8,14 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-LEAKED_BEFORE = {"oracle_answer": "answer", "oracle_future": "future"}  # of rows written before rows said `reads`
-
 
 def leaking(rows: pd.DataFrame) -> set[str]:
     """The methods that read what follows the prompt: references, drawn beside the others and never ranked."""
-    told = rows["reads"] if "reads" in rows else pd.Series(index=rows.index, dtype=object)
-    reads = told.where(told.notna(), rows["method"].map(LEAKED_BEFORE))
-    return set(rows[reads.notna() & reads.ne("prompt")]["method"])
+    if "leaks" in rows:  # as the loader of rows has it
+        return set(rows[rows["leaks"].astype(bool)]["method"])
+    if "reads" not in rows:
+        return set()
+    return set(rows[rows["reads"].notna() & rows["reads"].ne("prompt")]["method"])
 
 
 def answered(rows: pd.DataFrame) -> pd.Series:
