@@ -297,7 +297,7 @@ def test_two_processes_on_one_run(server, whole, tmp_path):
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 PLACES = {
-    "loading": "pvcbench.models.loading.random",
+    "loading": "pvcbench.models.random_weights.random",
     "drawing": "pvcbench.plots.run_figures.save",
     "mirroring": "pvcbench.runs.wandb_mirror.track",
 }

@@ -25,7 +25,7 @@ from pvcbench.engine.static_decode import StaticDecoder, fastest
 from pvcbench.errors import UserError
 from pvcbench.evaluation import peak_memory
 from pvcbench.evaluation import throughput as measure
-from pvcbench.models.loading import byte_tokenizer
+from pvcbench.models.random_weights import byte_tokenizer
 from pvcbench.plots import run_figures
 from pvcbench.runs import runner, wandb_mirror
 from pvcbench.runs.run_id import run_id

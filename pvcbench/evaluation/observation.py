@@ -10,7 +10,7 @@ from pvcbench.errors import OutOfReach, UserError
 from pvcbench.evaluation.item import WorkItem
 from pvcbench.evaluation.row import Protocol, base_row, explain
 from pvcbench.evaluation.shared_prefill import draw_of
-from pvcbench.models.loading import LoadedModel
+from pvcbench.models.loaded import LoadedModel
 from pvcbench.tasks.base import Task
 
 

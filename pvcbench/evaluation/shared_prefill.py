@@ -15,7 +15,7 @@ from pvcbench.errors import Inexact, OutOfReach, UserError
 from pvcbench.evaluation.cells import Point
 from pvcbench.evaluation.item import WorkItem
 from pvcbench.evaluation.row import Protocol, Row, base_row, broken, explain
-from pvcbench.models.loading import LoadedModel
+from pvcbench.models.loaded import LoadedModel
 from pvcbench.tasks.base import Sample, Task
 from pvcbench.tasks.prompts import Prompt
 

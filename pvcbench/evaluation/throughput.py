@@ -26,7 +26,7 @@ from pvcbench.evaluation.item import WorkItem
 from pvcbench.evaluation.peak_memory import Meter, Search, largest_batch
 from pvcbench.evaluation.row import Protocol, base_row, explain
 from pvcbench.evaluation.shared_prefill import draw_of
-from pvcbench.models.loading import LoadedModel
+from pvcbench.models.loaded import LoadedModel
 from pvcbench.tasks.throughput import GIB, LARGEST, Throughput
 
 FEW = 9  # tokens that a warm-up and a trial of a batch generate, in caches with room for all
