@@ -185,7 +185,7 @@ MISTAKES = {
 }
 ALONE = """
 import io, json, sys, contextlib
-from pvcbench import cli
+from pvcbench.cli import main as cli
 told = {}
 for wrong in json.loads(sys.argv[1]):
     said = io.StringIO()

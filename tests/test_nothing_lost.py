@@ -368,7 +368,7 @@ def test_a_signal_while_a_fresh_process_imports(tmp_path, library, number):
 
 def small(code, *signals):
     """A few lines in a fresh process that handles signals; each comes when the one before has been swallowed."""
-    head = "import os, signal, sys, time\nfrom pvcbench import stopping\n"
+    head = "import os, signal, sys, time\nfrom pvcbench.runs import signals as stopping\n"
     with subprocess.Popen(
         [sys.executable, "-c", head + textwrap.dedent(code)],
         cwd=ROOT,

@@ -131,7 +131,8 @@ def test_a_model_of_the_hub_leaves_none():
 def test_a_finished_command_line_imports_no_torch(tmp_path):
     line = ["model=random", "method=h2o", "budgets=[0.5]", "limit=1", "task.lengths=[300]", "wandb.mode=disabled"]
     line += ["threads=1", f"results={tmp_path}", "task.max_new_tokens=2"]
-    code = "import sys; from pvcbench import cli; sys.exit(cli.main(sys.argv[1:]) or 10 * ('torch' in sys.modules))"
+    code = "import sys; from pvcbench.cli.main import main; "
+    code += "sys.exit(main(sys.argv[1:]) or 10 * ('torch' in sys.modules))"
     ask = [sys.executable, "-c", code, *line]
     own = {**os.environ, "PYTHONPATH": str(ROOT)}
     first, again = (subprocess.run(ask, capture_output=True, text=True, env=own, check=False) for _ in range(2))

@@ -39,7 +39,7 @@ def run_batch(
         try:
             cells[point] = point.cell(shape, protocol.decode == "hold")
         except OutOfReach as error:
-            rows += [base_row(task, item, point, protocol, shape, str(error)) for item in batch]
+            rows += [base_row(task, item, point, protocol, shape, error) for item in batch]
     attempt = kind(engine, loaded, task, batch, protocol, shape)
     rows += attempt.run(cells, meter)
     for points, error in attempt.failed:

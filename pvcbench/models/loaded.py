@@ -15,9 +15,7 @@ from pvcbench.models.checksum import weights_checksum
 from pvcbench.tasks.chat import DATE
 from pvcbench.tasks.prompts import Prompter
 
-PROBE = (
-    "Spaces between words,\n\nnew lines and 1234567890 digits.\n\tTabs too."  # what every tokenizer is told apart by
-)
+PROBE = "Spaces between words,\n\nnew lines and 1234567890 digits.\n\tTabs too."  # what tells tokenizers apart
 KERNELS = ("sdpa", "flash_attention_2")  # what computes the attention of a prompt
 
 
