@@ -53,7 +53,7 @@ class Task(metaclass=Made):
     version: int = 1  # raised whenever a change of the task changes a number
     primary: str = "accuracy"  # the label of the score
     every: int = 1  # of kind `streaming`: tokens between two evictions
-    uses_methods: bool = True  # of kind `observe`: whether eviction methods are looked at too
+    uses_methods: bool = False  # of kind `observe`: whether eviction methods are looked at too
     observer: str | None = None  # of kind `observe`: the module with `observe`
 
     @property
