@@ -37,18 +37,7 @@ def hf(
     check_settings(dtype, attention, device)
     if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int) or longest < 2):
         raise UserError(f"model.longest must be a whole number of tokens, 2 or more, not {longest!r}")
-    source, texts = place_of(name, "model"), place_of(tokenizer or name, "tokenizer")
-    if isinstance(source, Path):
-        check_weights(source)
-        if revision is not None:
-            raise UserError(
-                f"model.revision={revision} names a version on the hub, and {source} is a folder: leave it out"
-            )
-    if isinstance(texts, Path):
-        check_tokenizer(texts)
-    for place, what in {texts: "tokenizer", source: "model"}.items():
-        if isinstance(place, str):
-            check_hub(place, what, revision)
+    source, texts = sources(name, tokenizer, revision)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     shown = source.name if isinstance(source, Path) else source
     asked = {"chat": chat, "attention": attention, "thinking": thinking, "date": date, "evict_sliding": evict_sliding}
@@ -61,6 +50,23 @@ def hf(
         lines = str(error).strip().splitlines() or [type(error).__name__]
         hint = "" if isinstance(source, Path) else " (a hub name needs a network; a folder is named by its path)"
         raise UserError(f"cannot load model {str(name)!r}: {' '.join(lines[0].split())}{hint}") from error
+
+
+def sources(name: str, tokenizer: str | None, revision: str | None) -> tuple[Path | str, Path | str]:
+    """Where model and tokenizer come from, folders or names on the hub, checked as far as that is cheap."""
+    source, texts = place_of(name, "model"), place_of(tokenizer or name, "tokenizer")
+    if isinstance(source, Path):
+        check_weights(source)
+        if revision is not None:
+            raise UserError(
+                f"model.revision={revision} names a version on the hub, and {source} is a folder: leave it out"
+            )
+    if isinstance(texts, Path):
+        check_tokenizer(texts)
+    for place, what in {texts: "tokenizer", source: "model"}.items():
+        if isinstance(place, str):
+            check_hub(place, what, revision)
+    return source, texts
 
 
 def check_hub(name: str, what: str, revision: str | None) -> None:
