@@ -20,7 +20,17 @@ from torch import Tensor
 from pvcbench.engine.attention import attention_mass
 from pvcbench.errors import OutOfReach, UserError
 
-__all__ = ["Method", "Observation", "OutOfReach", "Shape", "UserError", "attention_mass", "protect", "torch"]
+__all__ = [
+    "Method",
+    "Observation",
+    "OutOfReach",
+    "Shape",
+    "UserError",
+    "attention_mass",
+    "by_layer",
+    "protect",
+    "torch",
+]
 
 
 @dataclass(frozen=True)
@@ -109,10 +119,12 @@ class Method:
 
     def plan(
         self, scores: Sequence[Float[Tensor, "batch kv_heads entries"]], budget: int, shape: Shape
-    ) -> Int[Tensor, "layers batch kv_heads"]:
-        """Entries to keep per evicted layer, sample and KV head; the budget everywhere unless overridden."""
-        batch, kv_heads, _ = scores[0].shape
-        return torch.full((len(scores), batch, kv_heads), budget)
+    ) -> Sequence[Int[Tensor, "batch kv_heads"]]:
+        """For each evicted layer the entries to keep per sample and KV head; the budget everywhere unless overridden.
+
+        Layers may differ in their number of KV heads. One tensor for all layers will do too (see `by_layer`).
+        """
+        return [torch.full(layer.shape[:2], budget) for layer in scores]
 
     def survivors(self, seen: Observation) -> Int[Tensor, "batch kept"] | None:
         """Which entries go on to the next layer during prefill, in order; None: all of them."""
@@ -128,6 +140,22 @@ class Method:
             return None
         worth = protect(self.scores(seen), seen, *self.protects(budget, seen.shape))
         return lowest(worth, seen.positions, seen.excess)
+
+
+def by_layer(
+    plan: Tensor | Sequence[Tensor], scores: Sequence[Float[Tensor, "batch kv_heads entries"]]
+) -> list[Tensor]:
+    """A plan as one tensor for each layer, [batch, kv_heads], as far as the method that made it keeps to that.
+
+    In one tensor for all layers, [layers, batch, kv_heads], every layer has the KV heads of the first. Where layers
+    differ in them, counts that are the same for all heads stand for the heads that each layer has.
+    """
+    counts = list(plan)
+    if not isinstance(plan, Tensor) or plan.dim() != 3 or not bool((plan == plan[..., :1]).all()):
+        return counts
+    if len(counts) != len(scores) or counts[0].shape != scores[0].shape[:2]:
+        return counts
+    return [own[:, :1].expand(layer.shape[:2]) for own, layer in zip(counts, scores, strict=True)]
 
 
 def lowest(

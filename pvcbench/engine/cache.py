@@ -81,16 +81,30 @@ class AttendingCache(Cache):
         return torch.arange(start, start + ids.shape[1], device=ids.device).expand(len(ids), -1)
 
     def run(self, module, query, key, value, rule: Rule, window: int | None):
-        """Attention of the layer that has just handed in entries: keys and values, or the latents of these."""
+        """Attention of the layer that has just handed in entries (keys and values, or latents), or of a reader."""
         updated, self.updated = self.updated, None
         if updated is None:
-            raise UserError(
-                "this model cannot be measured: a layer of it attends more often than it hands new entries to the cache"
-            )
+            return self._read(module, query, rule, key.shape[2])
         number, stored = updated
         if is_latent(module, stored):
             return attend_to_latents(module, query, stored, lambda *parts: self.attend(number, *parts, rule, window))
         return self.attend(number, query, key, value, rule, window)
+
+    def _read(self, module, query, rule: Rule, new: int):
+        """Attention of a layer that handed in nothing, since it reads the entries of another."""
+        place = getattr(module, "layer_idx", None)
+        if place not in self.layout.readers:
+            raise UserError(
+                "this model cannot be measured: a layer of it attends more often than it hands new entries to the cache"
+            )
+        return self.follow(place, self.layout.readers[place], query, rule, new)
+
+    def follow(self, place: int, layer: int, query, rule: Rule, new: int):
+        """Attention of the decoder layer at `place` to the entries of another, which took in `new` in this call.
+
+        The queries are those of the call's last tokens: of all of them, or of fewer.
+        """
+        raise TypeError(f"{type(self).__name__} does not run layers that read the entries of others")
 
     def attend(self, layer: int, query, key, value, rule: Rule, window: int | None):
         """Stores the new keys and values of a layer and returns the attention output of the new queries."""

@@ -169,6 +169,8 @@ class Engine:
             why = "layers with a recurrent state need all of them"
         elif getattr(self.config, "attn_temperature_tuning", False):
             why = "this model counts the positions of its queries by itself"
+        elif self.layout.readers:
+            why = "layers that read the entries of another would meet tokens that were dropped before them"
         else:
             return
         raise UserError(
@@ -246,9 +248,10 @@ class Engine:
         """Scores every token but the first while the cell holds its budget after every `every` tokens.
 
         Also returns the cell's cache at the end. Without `scan` the tokens run through the decoding path one step
-        after the other: the same numbers, slowly.
+        after the other: the same numbers, slowly. So they do where layers read the entries of others, since what a row
+        sees there changes from row to row.
         """
-        scan, every = scan and self.continues, every if self.continues else 1
+        scan, every = scan and self.continues and not self.layout.readers, every if self.continues else 1
         whole, parts, wanted = self.shape(ids.shape[1]), [], ids[:, 1:]
         first = ids.shape[1] if cell.everything else min(ids.shape[1], self.least(cell, whole))
         if first < 1:
@@ -285,6 +288,10 @@ class Engine:
 
         if self.layout.states:
             raise UserError("a model with a recurrent state cannot be read on from the middle of a prompt")
+        if self.layout.readers:
+            raise UserError(
+                "a model whose layers read the entries of others cannot be read on from the middle of a prompt"
+            )
 
         def call(cache):
             self.active = cache

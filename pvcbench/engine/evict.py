@@ -11,7 +11,6 @@ from pvcbench.engine import answers
 from pvcbench.engine.cache import Entries
 from pvcbench.engine.prefill import Prefill
 from pvcbench.engine.states import State
-from pvcbench.errors import UserError
 from pvcbench.policy import Method, protect
 
 
@@ -135,10 +134,6 @@ def kept_indices(prefill: Prefill, cell: Cell) -> list[tuple[Tensor, Tensor, int
             answers.require_within(cell.method, "survivors", sum(left) / len(left), cell.budget, prefill.shape)
         return choices
     scores = prefill.observer.scores[cell.method]
-    heads = sorted({worth.shape[1] for worth in scores})
-    if len(heads) > 1:
-        told = " and ".join(map(str, heads))
-        raise UserError(f"this model cannot be measured: its layers that evict have {told} KV heads, not equally many")
     counts = answers.plan(cell.method, scores, cell.budget, prefill.shape, prefill.observer.strict)
     for layer, worth, planned in zip(prefill.shape.evicted, scores, counts, strict=True):
         stored, window = prefill.layers[layer], prefill.windows[layer]

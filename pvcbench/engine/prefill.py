@@ -173,20 +173,9 @@ class PrefillCache(AttendingCache):
             old = self.stored[layer]
             keys, values = torch.cat((old.keys, key), 2), torch.cat((old.values, value), 2)
             self.stored[layer] = PromptLayer(keys, values, torch.cat((old.positions, positions), 1))
-        stored, window = self.stored[layer], self.windows[layer]
+        stored, window, plain = self.stored[layer], self.windows[layer], partial(self._plain, layer, rule)
         self._keep(layer, query, rule)
         self._unrotate(layer, query)
-
-        def plain(rows, keys, lse=False):
-            parts = rows, stored.keys[:, :, :keys], stored.values[:, :, :keys]
-            if window is not None:
-                return windowed_attention(*parts, rule, window, stored.positions[:, :keys])
-            if lse:
-                from pvcbench.engine.flash import attention_with_lse
-
-                return attention_with_lse(*parts, rule.scale, self.kernel)
-            return prompt_attention(*parts, rule, self.kernel)
-
         if layer not in self.observer.shape.evicted:
             return plain(query, stored.keys.shape[2])
         later = later if self.pruner is None else 0
@@ -203,6 +192,22 @@ class PrefillCache(AttendingCache):
             if self.chosen is not None:
                 self.alive = stored.positions.gather(1, self.chosen)
         return output
+
+    def _plain(self, layer, rule, rows, keys, lse=False):
+        """Ordinary attention of the prompt's last rows so far to the first entries of a layer (see Observer.attend)."""
+        stored, window = self.stored[layer], self.windows[layer]
+        parts = rows, stored.keys[:, :, :keys], stored.values[:, :, :keys]
+        if window is not None:
+            return windowed_attention(*parts, rule, window, stored.positions[:, :keys])
+        if lse:
+            from pvcbench.engine.flash import attention_with_lse
+
+            return attention_with_lse(*parts, rule.scale, self.kernel)
+        return prompt_attention(*parts, rule, self.kernel)
+
+    def follow(self, place, layer, query, rule, new):
+        keys = self.stored[layer].keys  # the reader may lie on another device
+        return self._plain(layer, rule, query.to(keys.device), keys.shape[2]).to(query.device)
 
     def _unrotate(self, layer, query) -> None:
         """Remembers the queries before rotary embedding until the layer is finished, if a method asks for them."""

@@ -14,7 +14,7 @@ from typing import get_args
 from torch import nn
 from transformers import Cache, PreTrainedModel
 
-from pvcbench.engine.layout import Layout, decoder_layers, unknown_kinds
+from pvcbench.engine.layout import Layout, decoder_layers, unknown_kinds, unknown_sharing
 
 KINDS = {  # what layers do that the engine cannot follow
     "indexed_attention": "an indexer of the model's own chooses which cached tokens each query sees",
@@ -42,8 +42,8 @@ def _of_config(config) -> str | None:
     if kinds:
         known = next((KINDS[kind] for kind in kinds if kind in KINDS), "the engine does not know them")
         return f"it has layers of kind {', '.join(kinds)}: {known}"
-    if "reuse" in (getattr(config, "kv_sharing_modes", None) or ()):
-        return "some of its layers read the keys and values of others, which the engine does not follow yet"
+    if unknown_sharing(config):
+        return "some of its layers read the keys and values of others in a way that the engine does not know"
     layout = Layout.of(config)
     return None if layout.numbers else "none of its layers holds keys and values, so there is no KV cache to evict"
 
