@@ -56,7 +56,7 @@ class Layout:
 
 
 def sharing(config) -> list[str | None]:
-    """What each layer does with entries of others, or others with its own: "reuse", "store" or None; empty: none shares."""
+    """By layer: "reuse" where it reads another's entries, "store" where others read its own; empty: none shares."""
     return list(getattr(config, "kv_sharing_modes", None) or ())
 
 

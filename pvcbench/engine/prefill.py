@@ -122,21 +122,35 @@ class PrefillCache(AttendingCache):
 
     def before_layer(self, layer: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """A decoder layer's inputs, at the positions that survive: hidden states, rotary tables, position ids."""
-        if isinstance(kwargs.get("position_embeddings"), tuple):  # cos and sin; complex numbers come in one tensor
-            self.rotary[layer].append(kwargs["position_embeddings"])
+        own = rotary_tables(args, kwargs)
+        if own is not None:
+            self.rotary[layer].append(own)
+        if self.pruner is not None and args[0].dim() != 3:
+            raise UserError(
+                f"{type(self.pruner).__name__} drops tokens between layers, and this model carries several hidden "
+                "states of a token from layer to layer: choose a method that drops entries only"
+            )
         if self.alive is None:
             return args, kwargs
-        hidden, kwargs = args[0], dict(kwargs)
+        table, hidden = kwargs.get("position_embeddings"), args[0]
         if self.chosen is not None:
             hidden = _take(hidden, self.chosen)
             self.chosen = None
-        table = kwargs.get("position_embeddings")
+        args = hidden, *(self._of_the_alive(value) for value in args[1:])
+        kwargs = {name: self._of_the_alive(value) for name, value in kwargs.items()}
         if table is not None:
             taken = tuple(_take(part, self.alive) for part in (table if isinstance(table, tuple) else (table,)))
             kwargs["position_embeddings"] = taken if isinstance(table, tuple) else taken[0]
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = _take(kwargs["position_ids"][..., None], self.alive)[..., 0]
-        return (hidden, *args[1:]), kwargs
+        return args, kwargs
+
+    def _of_the_alive(self, value):
+        """An input of a layer at the positions that survive, where it is something of every token; else as it is."""
+        if isinstance(value, tuple):
+            return tuple(map(self._of_the_alive, value))
+        by_token = isinstance(value, Tensor) and value.dim() == 3 and value.shape[1] == self.observer.shape.tokens
+        return _take(value, self.alive) if by_token else value
 
     def before_attention(self, layer: int, module, args: tuple, kwargs: dict) -> None:
         """Where a method needs queries before rotary embedding: runs the layer's projections once without rotation."""
@@ -249,6 +263,14 @@ class PrefillCache(AttendingCache):
         shape = self.observer.shape
         seen = self.observer, self.pruner, seconds, self.queries, self.rules, self.reach, self.layout, self.states
         return Prefill(shape, self.windows, self.stored, logits, tables, *seen)
+
+
+def rotary_tables(args: tuple, kwargs: dict) -> tuple[Tensor, Tensor] | None:
+    """Cos and sin among a layer's inputs, by name or place; None where there are none, or complex numbers instead."""
+    for value in (kwargs.get("position_embeddings"), *args):
+        if isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, Tensor) for part in value):
+            return value
+    return None
 
 
 def without_rotation(args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:

@@ -15,6 +15,7 @@ from pvcbench.engine import answers
 from pvcbench.engine.attention import Rule, visible_slots, windowed_attention
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.evict import Group
+from pvcbench.engine.prefill import rotary_tables
 from pvcbench.engine.rotary import turn
 from pvcbench.policy import Observation
 
@@ -36,8 +37,8 @@ class StreamCache(AttendingCache):
 
     def before_layer(self, layer: int, args: tuple, kwargs: dict) -> None:
         """Takes the rotary tables of the new positions; the first ones are kept, as cache positions need them."""
-        table = kwargs.get("position_embeddings")
-        if isinstance(table, tuple) and self.tables[layer] is not None:
+        table = rotary_tables(args, kwargs)
+        if table is not None and self.tables[layer] is not None:
             first, *rest = self.tables[layer]
             table = tuple(part.to(first[0].device) for part in table)
             if not rest:
