@@ -118,8 +118,8 @@ class Method:
         raise TypeError(f"{type(self).__name__} defines no scores")
 
     def plan(
-        self, scores: Sequence[Float[Tensor, "batch kv_heads entries"]], budget: int, shape: Shape
-    ) -> Sequence[Int[Tensor, "batch kv_heads"]]:
+        self, scores: Sequence[Float[Tensor, "batch _kv_heads entries"]], budget: int, shape: Shape
+    ) -> Sequence[Int[Tensor, "batch _kv_heads"]]:
         """For each evicted layer the entries to keep per sample and KV head; the budget everywhere unless overridden.
 
         Layers may differ in their number of KV heads. One tensor for all layers will do too (see `by_layer`).
@@ -143,7 +143,7 @@ class Method:
 
 
 def by_layer(
-    plan: Tensor | Sequence[Tensor], scores: Sequence[Float[Tensor, "batch kv_heads entries"]]
+    plan: Tensor | Sequence[Tensor], scores: Sequence[Float[Tensor, "batch _kv_heads entries"]]
 ) -> list[Tensor]:
     """A plan as one tensor for each layer, [batch, kv_heads], as far as the method that made it keeps to that.
 
