@@ -172,26 +172,35 @@ def test_at_any_budget_every_method_computes_dense_attention_under_its_mask(name
     compare(name, ids, tokens, groups, trace, sizes)
 
 
+def by_cell(name, prefill, cells, fed, sizes) -> dict[Cell, torch.Tensor]:
+    """The logits of each cell, [samples, steps, vocabulary], all of them forked and decoded together."""
+    engine, batch = host(name), len(prefill.logits)
+    groups = engine.fork(prefill, cells, STEPS)
+    logits = torch.stack(teach(engine, groups, fed[:batch].repeat(len(cells), 1), sizes).logits, 1)
+    order = [cell for group in groups for cell in group.cells]
+    return dict(zip(order, logits.split(batch), strict=True))
+
+
 @every
 def test_batches_chunks_and_forks_change_nothing(name):
-    """Property 5: each method's logits alone, from a prompt in chunks, and from a second fork of the same prefill."""
+    """Property 5: the logits of every method from a prompt in chunks, from a second fork, and of one sample alone."""
     ids, engine = families.prompt(LONG + STEPS, 2, seed=2), host(name)
     cells = [cell for cell in cells_of(name, LONG) if cell.pruner is None]
-    fed, sizes = ids[:, LONG:], [1, 3, 2]
-    methods = [cell.method for cell in cells if not cell.everything]
-    whole = engine.prefill(ids[:, :LONG], methods, draws=DRAWS)
+    parts = name, [cell.method for cell in cells if not cell.everything], ids[:, LONG:], [1, 3, 2]
+    whole = engine.prefill(ids[:, :LONG], parts[1], draws=DRAWS)
     engine.chunk = CHUNK
-    chunked = engine.prefill(ids[:, :LONG], methods, draws=DRAWS)
+    chunked = engine.prefill(ids[:, :LONG], parts[1], draws=DRAWS)
     engine.chunk = None
-    single = engine.prefill(ids[:1, :LONG], methods, draws=DRAWS[:1])
+    single = engine.prefill(ids[:1, :LONG], parts[1], draws=DRAWS[:1])
+    first, again, other, one = (
+        by_cell(name, prefill, cells, *parts[2:]) for prefill in (whole, whole, chunked, single)
+    )
     for cell in cells:
-        first, again, other, alone = (
-            torch.stack(teach(engine, engine.fork(prefill, [cell], STEPS), fed[: len(prefill.logits)], sizes).logits, 1)
-            for prefill in (whole, whole, chunked, single)
-        )
-        assert torch.equal(first, again), cell.method
-        assert off(other, first) < CLOSE, cell.method
-        assert off(alone, first[:1]) < CLOSE, cell.method
+        assert torch.equal(first[cell], again[cell]), cell.method
+        assert off(other[cell], first[cell]) < CLOSE, cell.method
+        assert off(one[cell], first[cell][:1]) < CLOSE, cell.method
+    for cell in cells[::6]:  # the other cells of a batch do not matter either
+        assert off(by_cell(name, whole, [cell], *parts[2:])[cell], first[cell]) < CLOSE, cell.method
 
 
 # ---------------------------------------------------------------------------------------------- readers
@@ -329,21 +338,25 @@ def test_the_variants_have_what_they_are_here_for():
 def test_sizes_where_layers_differ_in_heads(name):
     """Property 4: entries per KV head, mean over the layers that evict, whatever number of heads each has."""
     engine, ids, tried = host(name), families.prompt(SHORT, 2, seed=8), 0
-    for label, method in METHODS.items():
-        if method.own_budget is not None or (method.prunes and engine.layout.readers):
-            continue
-        for budget in (9, 13, 18):
+    shape = engine.shape(SHORT)
+    methods = [method for method in METHODS.values() if method.own_budget is None]
+    methods = [method for method in methods if not (method.prunes and engine.layout.readers)]
+    for budget in (13, 18):
+        cells, solved = [], set()
+        for method in dict.fromkeys(methods):
             try:
-                settled = method.resolve(budget, engine.shape(SHORT))
-                [group] = fork(engine, ids, [Cell("x", settled, budget)], 1, DRAWS)
+                cells.append(Cell("x", method.resolve(budget, shape), budget))
             except OutOfReach:
                 continue
-            tried += 1
-            slack = 0.01 * SHORT if settled != method else 0
-            for sample in range(2):
-                sizes = group.measure(0, sample).entries
-                assert len(sizes) == len(group.prefill.shape.evicted)  # all slide or fit: all evict
-                assert abs(sum(sizes) / len(sizes) - budget) <= slack, (label, budget, sizes)
+            solved |= {cells[-1]} if cells[-1].method != method else set()
+        for group in fork(engine, ids, cells, 1, DRAWS):
+            for number, cell in enumerate(group.cells):
+                tried += 1
+                for sample in range(2):
+                    sizes = group.measure(number, sample).entries
+                    assert len(sizes) == len(shape.evicted)  # all slide or fit: all evict
+                    slack = 0.01 * SHORT if cell in solved else 0  # a solver comes that near
+                    assert abs(sum(sizes) / len(sizes) - budget) <= slack, (cell, sizes)
     assert tried > 30
 
 
@@ -388,9 +401,8 @@ def test_one_tensor_for_all_layers_stands_for_heads_that_are_kept_alike():
 
 def test_nothing_is_held_twice_where_heads_differ_by_layer():
     engine, ids = host("mimo"), families.prompt(SHORT, 2, seed=9)
-    for cell in cells_of("mimo", SHORT):
-        for group in fork(engine, ids, [cell], 0, DRAWS):
-            for found in positions(group):
-                for head in found.flatten(0, 1).tolist():
-                    there = [place for place in head if place >= 0]
-                    assert there == sorted(set(there))
+    for group in fork(engine, ids, cells_of("mimo", SHORT), 0, DRAWS):
+        for found in positions(group):
+            for head in found.flatten(0, 1).tolist():
+                there = [place for place in head if place >= 0]
+                assert there == sorted(set(there))
