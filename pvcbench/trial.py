@@ -18,6 +18,7 @@ from pvcbench.engine.check import TOLERANCE, check
 from pvcbench.engine.decode import Decoder
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
+from pvcbench.engine.layout import sharing
 from pvcbench.errors import MethodError, UserError
 from pvcbench.policy import Method
 from pvcbench.support import REFUSED, RUNS, UNKNOWN, Family
@@ -52,12 +53,14 @@ def run(name: str, methods: Mapping[str, Method]) -> Family:
 
 
 def kinds_of(config) -> dict[str, int]:
-    """Layers by kind, as the configuration tells them."""
+    """Layers by kind, as the configuration tells them; those that read the entries of others are a kind of their own."""
     text = config.get_text_config(decoder=True)
     kinds = getattr(text, "layer_types", None)
     if not kinds and getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
         kinds = ["sliding_attention"] * text.num_hidden_layers
-    return dict(Counter(kinds or ["full_attention"] * getattr(text, "num_hidden_layers", 1)))
+    kinds = list(kinds or ["full_attention"] * getattr(text, "num_hidden_layers", 1))
+    modes = sharing(text) or [None] * len(kinds)
+    return dict(Counter("shared_cache" if mode == "reuse" else kind for kind, mode in zip(kinds, modes, strict=True)))
 
 
 def of_model(name: str, model: nn.Module, methods: Mapping[str, Method]) -> Family:

@@ -29,7 +29,7 @@ from pvcbench.engine.refusal import refusal
 from pvcbench.engine.static import StaticDecoder
 from pvcbench.errors import MethodError, UserError
 from pvcbench.families import type_of, widen
-from pvcbench.policy import Method, OutOfReach, by_layer
+from pvcbench.policy import Method, OutOfReach, Shape, by_layer
 
 FEWER = {"num_global_key_value_heads": 1, "attention_k_eq_v": True}  # in the layers that do not slide
 VARIANTS = {  # a family and what its tiny model has beyond the recipe
@@ -244,12 +244,9 @@ def test_a_stream_is_decoding_under_hold(name, method, each):
     """Streams go token by token here: the same logits as a fork that holds, which dense attention is beside above."""
     ids, engine, budget = families.prompt(LONG, 2, seed=6), host(name), 16
     found, _ = engine.stream(ids, Cell("hold", method, budget), each, DRAWS)
-    prefill = engine.prefill(ids[:, :budget], [method], draws=DRAWS, shape=engine.shape(budget))
-    if len(engine.shape(LONG).evicted) != len(prefill.shape.evicted):  # the layers that evict are those of the whole
-        shape = engine.shape(LONG)
-        prefill = engine.prefill(
-            ids[:, :budget], [method], draws=DRAWS, shape=type(shape)(budget, shape.layers, shape.evicted)
-        )
+    whole = engine.shape(LONG)
+    begun = Shape(budget, whole.layers, whole.evicted)  # the layers that evict are those of the whole document
+    prefill = engine.prefill(ids[:, :budget], [method], draws=DRAWS, shape=begun)
     group = engine.fork(prefill, [Cell("hold", method, budget, hold=True)], LONG)
     rest = LONG - budget
     sizes = [each] * (rest // each) + ([rest % each] if rest % each else [])
