@@ -53,7 +53,7 @@ def run(name: str, methods: Mapping[str, Method]) -> Family:
 
 
 def kinds_of(config) -> dict[str, int]:
-    """Layers by kind, as the configuration tells them; those that read the entries of others are a kind of their own."""
+    """Layers by kind, as the configuration tells them; those that read the entries of others are one more kind."""
     text = config.get_text_config(decoder=True)
     kinds = getattr(text, "layer_types", None)
     if not kinds and getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
