@@ -290,7 +290,8 @@ class Engine:
             raise UserError("a model with a recurrent state cannot be read on from the middle of a prompt")
         if self.layout.readers:
             raise UserError(
-                "a model whose layers read the entries of others cannot be read on from the middle of a prompt"
+                "a model whose layers read the entries of others cannot be read on from the middle of a prompt: choose "
+                "another task"
             )
 
         def call(cache):
