@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from pvcbench.engine.attention import Rule, prompt_attention, windowed_attention
+from pvcbench.engine.attention import Rule, attention_with_lse, prompt_attention, windowed_attention
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.layout import Layout
 from pvcbench.engine.observe import Observer
@@ -181,11 +181,8 @@ class PrefillCache(AttendingCache):
             parts = rows, stored.keys[:, :, :keys], stored.values[:, :, :keys]
             if window is not None:
                 return windowed_attention(*parts, rule, window, stored.positions[:, :keys])
-            if lse:
-                from pvcbench.engine.flash import attention_with_lse
-
-                return attention_with_lse(*parts, rule.scale, self.kernel)
-            return prompt_attention(*parts, rule, self.kernel)
+            attend = attention_with_lse if lse else prompt_attention
+            return attend(*parts, rule, self.kernel)
 
         if layer not in self.observer.shape.evicted:
             return plain(query, stored.keys.shape[2])
