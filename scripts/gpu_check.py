@@ -31,8 +31,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from methods.h2o import H2O
 from methods.pvc import PvC
 from pvcbench import bench
-from pvcbench.engine import flash, kernels
-from pvcbench.engine.attention import prompt_attention
+from pvcbench.engine import kernels
+from pvcbench.engine.attention import attention_with_lse, prompt_attention
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.engine.observe import clock
@@ -179,7 +179,7 @@ def kernel_errors(name, dim, device):
     }
     given = {}
     for kind, seen in (("last", keys), ("square", rows)):  # the rows of a later chunk, and of a whole prompt
-        forward, norms = flash.attention_with_lse(query, key[:, :, :seen], value[:, :, :seen], scale)
+        forward, norms = attention_with_lse(query, key[:, :, :seen], value[:, :, :seen], scale)
         right, given[kind] = causal_of(logits[..., :seen]), norms is not None
         wanted[f"forward_{kind}"] = forward, right.softmax(-1) @ value[:, :, :seen].double(), ROUNDING[name]
         if norms is not None:

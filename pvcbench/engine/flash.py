@@ -54,7 +54,8 @@ def sdpa_with_lse(
 
 
 def _on_cpu(query, key, value, scale):
-    """By the operator that SDPA takes on a CPU, for every dtype."""
+    """By the operator that SDPA takes on a CPU, for every dtype; it takes each vector to lie in one piece."""
+    query, key, value = (one if one.stride(-1) == 1 else one.contiguous() for one in (query, key, value))
     queries, keys = query.shape[2], key.shape[2]
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
     if queries == keys:

@@ -1,9 +1,9 @@
 """The Triton programs behind `kernels`: one tile each of attention's LSE, its mass, and a decoding step.
 
-Logits are kept in base 2 inside (`factor` is the scale times log2 e), sums in float32. Strides are in elements; the
-last dimension is contiguous. `cap`, also in base 2, is read where `CAPPED` says so. Head sizes are padded to a power of two. A program writes what no other one writes, so
-results are the same in every run. `WIDEN` is for Triton's interpreter, which cannot multiply bfloat16: there, tiles
-become float32 first, which changes no product.
+Logits are kept in base 2 inside (`factor` is the scale times log2 e), sums in float32. `cap`, in base 2 too, counts
+where `CAPPED` says so. Strides are in elements; the last dimension is contiguous. Head sizes are padded to a power of
+two. A program writes what no other one writes, so results are the same in every run. `WIDEN` is for Triton's
+interpreter, which cannot multiply bfloat16: there, tiles become float32 first, which changes no product.
 """
 
 from typing import no_type_check  # the tests' hook would wrap these functions, whose source Triton reads
@@ -18,7 +18,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 @triton.jit
 @no_type_check
 def pressed(logits, cap):
-    """Logits in (-cap, cap), by a hyperbolic tangent; both in base 2."""
+    """Logits in (-cap, cap): cap * tanh(logits / cap), all in base 2; exp2 is what interpreter and compiler share."""
     return cap - 2 * cap / (1 + tl.exp2(logits / cap * (2 * LOG2E)))
 
 
