@@ -245,12 +245,14 @@ def attention_with_lse(
 ) -> tuple[Float[Tensor, "batch heads queries value_dim"], Float[Tensor, "batch heads queries"] | None]:
     """`prompt_attention` and, where a library gives it, the log of what each row's weights are divided by.
 
-    Sinks are taken into account by the LSE. What no library computes with one is computed in blocks.
+    Sinks are taken into account by the LSE. What no library computes with one is computed in blocks. On a CPU, where
+    the interpreter runs the kernels, a plain rule leaves the LSE to them.
     """
     rule = Rule.of(rule, query.shape[-1])
     if kernel == "flash_attention_2":
         return rule.with_sinks(*flash_attn(query, key, value, rule.scale, rule.cap))
-    found = None if rule.cap is not None else sdpa_with_lse(query, key, value, rule.scale)
+    asked = rule.cap is None and not (rule.plain and query.device.type == "cpu")
+    found = sdpa_with_lse(query, key, value, rule.scale) if asked else None
     if found is not None:
         return rule.with_sinks(*found)
     if rule.plain:
