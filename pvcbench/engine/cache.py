@@ -13,7 +13,7 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DummyLayer, LinearAttentionLayer
 
 from pvcbench.engine.attention import Rule, slot_attention, visible_slots
-from pvcbench.engine.latent import attend_to_latents, is_latent
+from pvcbench.engine.latent import Latents, is_latent
 from pvcbench.engine.layout import Layout
 from pvcbench.engine.rotary import rotate
 from pvcbench.engine.states import State
@@ -87,8 +87,12 @@ class AttendingCache(Cache):
             return self._read(module, query, rule, key.shape[2])
         number, stored = updated
         if is_latent(module, stored):
-            return attend_to_latents(module, query, stored, lambda *parts: self.attend(number, *parts, rule, window))
+            return self.attend_to_latents(number, Latents(module, query, key, value, stored), rule, window)
         return self.attend(number, query, key, value, rule, window)
+
+    def attend_to_latents(self, layer: int, latents: Latents, rule: Rule, window: int | None):
+        """The same where a layer hands in latents: these are stored."""
+        return latents.output(self.attend(layer, *latents.absorbed(), rule, window))
 
     def _read(self, module, query, rule: Rule, new: int):
         """Attention of a layer that handed in nothing, since it reads the entries of another."""

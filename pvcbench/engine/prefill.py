@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from pvcbench.engine.attention import Rule, prompt_attention, windowed_attention
+from pvcbench.engine.attention import Rule, attention_with_lse, prompt_attention, windowed_attention
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.layout import Layout
 from pvcbench.engine.observe import Observer
@@ -172,56 +172,68 @@ class PrefillCache(AttendingCache):
             if carried is not None:
                 carried.put(self.layers[place])
 
-    def attend(self, layer, query, key, value, rule, window):
+    def attend_to_latents(self, layer, latents, rule, window):
+        if self.probing:
+            return super().attend_to_latents(layer, latents, rule, window)
+        return self.attend(layer, *latents.absorbed(), rule, window, latents.expanded)
+
+    def attend(self, layer, query, key, value, rule, window, expanded=None):
+        """As every cache does; `expanded(stored keys)` gives query, keys and values of a cheaper form, if any."""
         if self.probing:
             self.plain = query
             return query.new_zeros(*query.shape[:3], value.shape[-1])
-        new, later = key.shape[2], self.observer.shape.tokens - self.seen - key.shape[2]
+        later = self.observer.shape.tokens - self.seen - key.shape[2]
+        stored, window = self._store(layer, key, value), self.windows[layer]
+        self._keep(layer, query, rule)
+        self._unrotate(layer, query)
+        parts = (query, stored.keys, stored.values) if expanded is None else expanded(stored.keys)
+        plain = partial(self._plain, layer, rule, *parts[1:])
+        if layer not in self.observer.shape.evicted:
+            return plain(parts[0], stored.keys.shape[2])
+        later = later if self.pruner is None else 0
+        sliding = None if window is None else (window, stored.positions)
+        output = self.observer.attend(layer, *parts, rule, later, plain, sliding)
+        if later == 0:
+            self._finish(layer, query.shape[-1])
+        return output
+
+    def _store(self, layer, key, value) -> PromptLayer:
+        """All entries of a layer, the new ones at their positions among them."""
         if self.alive is not None:
             positions = self.alive.to(key.device)  # the layer before may lie on another device
         else:
-            positions = torch.arange(self.seen, self.seen + new, device=key.device).expand(len(key), -1)
+            positions = torch.arange(self.seen, self.seen + key.shape[2], device=key.device).expand(len(key), -1)
         if len(self.stored) <= layer:
             self.stored.append(PromptLayer(key, value, positions))
         else:  # a later chunk of the prompt
             old = self.stored[layer]
             keys, values = torch.cat((old.keys, key), 2), torch.cat((old.values, value), 2)
             self.stored[layer] = PromptLayer(keys, values, torch.cat((old.positions, positions), 1))
-        stored, window, plain = self.stored[layer], self.windows[layer], partial(self._plain, layer, rule)
-        self._keep(layer, query, rule)
-        self._unrotate(layer, query)
-        if layer not in self.observer.shape.evicted:
-            return plain(query, stored.keys.shape[2])
-        later = later if self.pruner is None else 0
-        sliding = None if window is None else (window, stored.positions)
-        output = self.observer.attend(layer, query, stored.keys, stored.values, rule, later, plain, sliding)
-        if later == 0:
-            entries = self.stored[0].keys.shape[2]
-            seen = self.observer.observation(layer, stored.keys, stored.values, stored.positions, entries)
-            if layer in self.unrotated:
-                dim, tokens = query.shape[-1], self.observer.shape.tokens
-                ahead = partial(mean_rotation, self.forms[layer], self.tables(layer), dim, tokens)
-                seen = replace(seen, queries=self.unrotated.pop(layer), ahead=ahead)
-            self.chosen = self.observer.finish(seen, self.pruner)
-            if self.chosen is not None:
-                self.alive = stored.positions.gather(1, self.chosen)
-        return output
+        return self.stored[layer]
 
-    def _plain(self, layer, rule, rows, keys, lse=False):
-        """Ordinary attention of the prompt's last rows so far to the first entries of a layer (see Observer.attend)."""
-        stored, window = self.stored[layer], self.windows[layer]
-        parts = rows, stored.keys[:, :, :keys], stored.values[:, :, :keys]
+    def _finish(self, layer, dim) -> None:
+        """Shows the finished layer to the methods; a pruner says which positions go on."""
+        stored, entries = self.stored[layer], self.stored[0].keys.shape[2]
+        seen = self.observer.observation(layer, stored.keys, stored.values, stored.positions, entries)
+        if layer in self.unrotated:
+            ahead = partial(mean_rotation, self.forms[layer], self.tables(layer), dim, self.observer.shape.tokens)
+            seen = replace(seen, queries=self.unrotated.pop(layer), ahead=ahead)
+        self.chosen = self.observer.finish(seen, self.pruner)
+        if self.chosen is not None:
+            self.alive = stored.positions.gather(1, self.chosen)
+
+    def _plain(self, layer, rule, keys, values, rows, count, lse=False):
+        """Ordinary attention of the prompt's last rows so far to the first `count` entries (see Observer.attend)."""
+        seen, window = (rows, keys[:, :, :count], values[:, :, :count]), self.windows[layer]
         if window is not None:
-            return windowed_attention(*parts, rule, window, stored.positions[:, :keys])
-        if lse:
-            from pvcbench.engine.flash import attention_with_lse
-
-            return attention_with_lse(*parts, rule.scale, self.kernel)
-        return prompt_attention(*parts, rule, self.kernel)
+            return windowed_attention(*seen, rule, window, self.stored[layer].positions[:, :count])
+        attend = attention_with_lse if lse else prompt_attention
+        return attend(*seen, rule, self.kernel)
 
     def follow(self, place, layer, query, rule, new):
-        keys = self.stored[layer].keys  # the reader may lie on another device
-        return self._plain(layer, rule, query.to(keys.device), keys.shape[2]).to(query.device)
+        stored = self.stored[layer]  # the reader may lie on another device
+        query, back = query.to(stored.keys.device), query.device
+        return self._plain(layer, rule, stored.keys, stored.values, query, stored.keys.shape[2]).to(back)
 
     def _unrotate(self, layer, query) -> None:
         """Remembers the queries before rotary embedding until the layer is finished, if a method asks for them."""
