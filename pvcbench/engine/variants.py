@@ -80,7 +80,8 @@ class VariantCache(AttendingCache):
         causal = visible_slots(positions[:, None], new, window)
         if self.capture:
             own = torch.cat((keys, key[:1]), 2), torch.cat((values, value[:1]), 2)
-            self.rows.append(Rows(layer, query[:1].clone(), *own, positions, rule, window))
+            expand = self.prefill.expansions.get(layer)
+            self.rows.append(Rows(layer, query[:1].clone(), *own, positions, rule, window, expand))
         output = []
         size = max(1, _BLOCK_ELEMENTS // (query[0, ..., 0].numel() * self.entries))
         for start in range(0, count, size):
