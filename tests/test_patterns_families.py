@@ -1,6 +1,6 @@
 """Attention patterns on models of today: learnt sinks, latents, soft caps and states, against naive dense attention.
 
-The dense reference of tests/test_engine_families.py shows the queries, keys and values as the unmodified model has them.
+The dense reference of tests/test_engine_families.py shows queries, keys and values as the unmodified model has them.
 """
 
 import families
@@ -83,7 +83,7 @@ def test_regions_are_shares_of_what_entries_get(name, attended):
                 own = weights * scale
                 own = own / own.sum(-1, keepdim=True)
                 parts = own[:, :3].sum(-1), own[:, max(3, row - 9) :].sum(-1), own[:, 3 : max(3, row - 9)].sum(-1)
-                total += torch.stack([*parts, torch.special.entr(own).sum(-1)]) / COUNT
+                total.add_(torch.stack([*parts, torch.special.entr(own).sum(-1)]) / COUNT)
         for mine, theirs in zip(naive, found, strict=True):
             for number, key in enumerate(("sink", "recent", "middle", "entropy")):
                 assert (mine[number] - theirs[key]).abs().max() < 1e-9
