@@ -12,8 +12,8 @@ from pvcbench.lm_eval_model import CompressedLM
 from pvcbench.models import byte_tokenizer
 
 __all__ = ["_quiet", "folder"]  # fixtures: no pictures, and a folder of YAML tasks
-FIRST = ["qwen3_next", "gpt_oss", "deepseek_v3"]
-OTHERS = ["granitemoehybrid:rope", "lfm2", "jamba", "gemma2", "llama4_text", "gemma3_text"]
+FIRST = ["qwen3_next"]
+OTHERS = ["gpt_oss", "deepseek_v3", "granitemoehybrid:rope", "lfm2", "jamba", "gemma2", "llama4_text", "gemma3_text"]
 EVERY = [*FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
 
 
