@@ -115,6 +115,8 @@ def _work(config, loaded, task, cells, folder, work, total: int) -> int:
     added = 0
     try:
         prepare(engine, cells, holds(config, task))
+        if task.reads_on:
+            engine.require_continuing()
         check_reach(engine, work, task)
         with Meter(total=total, done=total - len(work)) as meter:
             for batch in batches(work, config.batch, config.query_aware):

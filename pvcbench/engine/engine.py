@@ -7,7 +7,7 @@ decoder = engine.decoder(prefill_groups)
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
 
@@ -27,6 +27,7 @@ from pvcbench.engine.prefill import Prefill, PrefillCache
 from pvcbench.engine.refusal import refusal
 from pvcbench.engine.rotary import Reach
 from pvcbench.engine.score import Scored, score_groups, tokens_per_call
+from pvcbench.engine.states import State
 from pvcbench.engine.stream import StreamCache
 from pvcbench.engine.variants import Reading, Variant, VariantCache, read
 from pvcbench.errors import NOT_FINITE, Inexact, NotFinite, UserError
@@ -283,27 +284,44 @@ class Engine:
         fed: Int[Tensor, "1 tokens"],
         wanted: Int[Tensor, "1 tokens"],
         variants: Sequence[Variant] = (),
+        states: Mapping[int, State] | None = None,
     ) -> Reading:
-        """Reads tokens on after the first entries of a prompt, with nothing hidden and in every variant."""
+        """Reads tokens on after the first entries of a prompt, with nothing hidden and in every variant.
 
-        if self.layout.states:
-            raise UserError("a model with a recurrent state cannot be read on from the middle of a prompt")
-        if self.layout.readers:
-            raise UserError(
-                "a model whose layers read the entries of others cannot be read on from the middle of a prompt: choose "
-                "another task"
-            )
+        `states` is what recurrent layers carry after those entries (`carried`), where these are not the whole prompt.
+        """
+        self.require_continuing()
+        if states is None and self.layout.states and entries != prefill.shape.tokens:
+            raise ValueError("what recurrent layers carry in the middle of a prompt is not known: give `states`")
 
         def call(cache):
             self.active = cache
             return self.call(fed, cache, fed.shape[1])
 
         try:
-            reading = read(call, prefill, entries, wanted, variants, self.config.vocab_size)
+            whole = prefill if states is None else replace(prefill, states=dict(states))
+            reading = read(call, whole, entries, wanted, variants, self.config.vocab_size)
             require_finite(reading.logprobs)
             return reading
         finally:
             self.active = None
+
+    def carried(self, ids: Int[Tensor, "batch tokens"]) -> dict[int, State]:
+        """What recurrent layers carry after these tokens; without such layers nothing is run."""
+        return self.prefill(ids).states if self.layout.states else {}
+
+    def require_continuing(self) -> None:
+        """Raises UserError where tokens cannot be read on, several at once, from the middle of a prompt."""
+        if self.layout.readers:
+            raise UserError(
+                "a model whose layers read the entries of others cannot be read on from the middle of a prompt: choose "
+                "another task"
+            )
+        if not self.continues:
+            raise UserError(
+                "this model's recurrent layers read later tokens one by one only, and this task reads on from a prompt "
+                "with many at once: choose another task by task=NAME"
+            )
 
     def least(self, cell: Cell, shape: Shape) -> int:
         """What a cell's budget comes to in the evicted layer that may keep fewest, if its plan is the same for all."""

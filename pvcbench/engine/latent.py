@@ -28,6 +28,11 @@ def _expansion(module: nn.Module) -> tuple[Float[Tensor, "heads nope rank"], Flo
     return weight.view(-1, sum(sizes), module.kv_lora_rank).split(sizes, 1)
 
 
+def value_expansion(module: nn.Module) -> Float[Tensor, "heads value rank"]:
+    """The matrices by which each head reads its values out of a latent."""
+    return _expansion(module)[1]
+
+
 @dataclass(frozen=True)
 class Latents:
     """The new entries of a layer and their queries, from which attention is had in either form, up to rounding."""

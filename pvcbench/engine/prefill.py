@@ -1,7 +1,7 @@
 """One prefill: stores each layer, attends, lets methods observe, and drops positions between layers for a pruner."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pvcbench.engine.attention import Rule, attention_with_lse, prompt_attention, windowed_attention
 from pvcbench.engine.cache import AttendingCache
+from pvcbench.engine.latent import value_expansion
 from pvcbench.engine.layout import Layout
 from pvcbench.engine.observe import Observer
 from pvcbench.engine.rotary import form_of, mean_rotation
@@ -45,6 +46,7 @@ class Prefill:
     reach: int  # tokens of the whole sequence, which chose the rotary tables
     layout: Layout
     states: dict[int, State]  # of the decoder's layers that carry one
+    expansions: dict[int, Tensor] = field(default_factory=dict)  # of layers whose values are latents: see `latent`
     evicts_sliding: bool = False  # whether sliding layers that the sequence outgrows evict as well
     consumed: bool = False  # by a fork that freed the layers: logits, shape and times are what is left
 
@@ -52,7 +54,7 @@ class Prefill:
         """The last query rows of a layer, captured while it ran."""
         stored, window = self.layers[layer], self.windows[layer]
         parts = self.queries[layer], stored.keys, stored.values, stored.positions
-        return Rows(layer, *parts, self.rules[layer], window)
+        return Rows(layer, *parts, self.rules[layer], window, self.expansions.get(layer))
 
     def carried(self, cells: int) -> dict[int, State]:
         """A copy of the states for each of some cells, cell after cell."""
@@ -113,6 +115,7 @@ class PrefillCache(AttendingCache):
         self.plain: Tensor | None = None  # the same of the layer and chunk under way
         self.forms: dict[int, Callable] = {}  # how each of these layers rotates
         self.probing = False
+        self.expansions: dict[int, Tensor] = {}
         self.rules: list[Rule] = []
         self.observer, self.windows, self.kernel, self.pruner = observer, windows, kernel, pruner
         self.stored: list[PromptLayer] = []
@@ -153,7 +156,12 @@ class PrefillCache(AttendingCache):
         return _take(value, self.alive) if by_token else value
 
     def before_attention(self, layer: int, module, args: tuple, kwargs: dict) -> None:
-        """Where a method needs queries before rotary embedding: runs the layer's projections once without rotation."""
+        """Where a method needs queries before rotary embedding: runs the layer's projections once without rotation.
+
+        Of a layer that hands in latents it remembers how values come out of these.
+        """
+        if self.layout.latent and hasattr(module, "expand_kv"):
+            self.expansions[layer] = value_expansion(module)
         if self.probing or not any(method.needs_queries for method in self.observer.methods):
             return
         still = without_rotation(args, kwargs)
@@ -274,7 +282,7 @@ class PrefillCache(AttendingCache):
             tables.append(known[name])
         shape = self.observer.shape
         seen = self.observer, self.pruner, seconds, self.queries, self.rules, self.reach, self.layout, self.states
-        return Prefill(shape, self.windows, self.stored, logits, tables, *seen)
+        return Prefill(shape, self.windows, self.stored, logits, tables, *seen, self.expansions)
 
 
 def rotary_tables(args: tuple, kwargs: dict) -> tuple[Tensor, Tensor] | None:

@@ -13,7 +13,7 @@ class ContextRedundancy(Observed):
     At the shares in `above`, so do all layers from one on; and one layer alone keeps its newest entries instead.
     """
 
-    name, version = "context_redundancy", 1
+    name, version, reads_on = "context_redundancy", 1, True
 
     def __init__(
         self,
