@@ -15,7 +15,7 @@ from transformers.cache_utils import CacheLayerMixin, DummyLayer, LinearAttentio
 from pvcbench.engine.attention import Rule, slot_attention, visible_slots
 from pvcbench.engine.latent import attend_to_latents, is_latent
 from pvcbench.engine.layout import Layout
-from pvcbench.engine.rotary import rotate
+from pvcbench.engine.rotary import PLAIN, Turn, rotate
 from pvcbench.engine.states import State
 from pvcbench.errors import UserError
 
@@ -116,6 +116,7 @@ class Entries:
     totals: Float[Tensor, "batch kv_heads slots channels"] | None = None
     sinks: Float[Tensor, "batch kv_heads sinks dim"] | None = None
     rotary: tuple[Tensor, Tensor] | None = None
+    turn: Turn = PLAIN  # how the sinks turn
     shift: int = 0  # by which the sinks stand rotated
 
     @property
@@ -146,7 +147,7 @@ class Entries:
         """Rotates the first slots so that they stand where they do in the cache, seen from the query's position."""
         if self.sinks is not None and shift != self.shift:
             self.shift = shift
-            self.keys[:, :, : self.sinks.shape[2]] = rotate(self.sinks, shift, self.rotary)
+            self.keys[:, :, : self.sinks.shape[2]] = rotate(self.sinks, shift, self.rotary, self.turn)
 
     def visible(self, first: int, count: int, slots: int):
         """The mask of the first slots for queries at positions first, ..., or None where each sees every slot."""

@@ -5,11 +5,10 @@ import torch
 from pvcbench.engine.decode import Decoder
 from pvcbench.engine.engine import NAME, Engine
 from pvcbench.engine.evict import Cell
-from pvcbench.engine.rotary import rotate
 from pvcbench.errors import NOT_FINITE, UserError
 from pvcbench.policy import Method
 
-TOKENS, STEPS, TRIES, SHIFT = 28, 4, 4, 9
+TOKENS, STEPS, TRIES = 28, 4, 4
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.1}  # of the logits' range
 
 
@@ -97,17 +96,10 @@ def continues(engine: Engine, ids, theirs) -> bool:
 
 
 def check_rotation(engine: Engine, ids) -> None:
-    """The same tokens at other positions have the same hidden states, so their keys differ by rotation only.
+    """Raises UserError where keys cannot be moved to other positions by rotation alone.
 
     `ids` are a prompt's, [1, tokens], on which the model's numbers are finite.
     """
-    here, there = (engine.prefill(ids, first=first) for first in (0, SHIFT))
-    for layer, moved, table in zip(here.layers, there.layers, here.rotary, strict=True):
-        if table is None:
-            raise UserError("positions=cache needs rotary embeddings: set methods.<name>.positions=original")
-        keys = layer.keys.double()
-        off = (rotate(keys, SHIFT, table) - moved.keys.double()).abs().amax((0, 1, 3)).median() / keys.abs().max()
-        if not off <= min(10 * TOLERANCE[layer.keys.dtype], 0.1):  # of keys turned otherwise, or not at all: about 1
-            raise UserError(
-                "positions=cache does not fit this model's rotary embeddings: set methods.<name>.positions=original"
-            )
+    for turns in engine.turns(ids):
+        if isinstance(turns, str):
+            raise UserError(turns)

@@ -28,6 +28,7 @@ from pvcbench.engine.refusal import refusal
 from pvcbench.engine.rotary import Reach
 from pvcbench.engine.score import Scored, score_groups, tokens_per_call
 from pvcbench.engine.stream import StreamCache
+from pvcbench.engine.turning import SHIFT, TOKENS, Turns, level, turns_of
 from pvcbench.engine.variants import Reading, Variant, VariantCache, read
 from pvcbench.errors import NOT_FINITE, Inexact, NotFinite, UserError
 from pvcbench.policy import Method, Shape
@@ -88,6 +89,7 @@ class Engine:
         self.plain_costs: dict[tuple[int, int], float] = {}
         self.strict = False  # whether methods are on trial: asked twice, and held to every rule at any cost
         self.continues = True  # whether several tokens at once can follow others; not so for some recurrent layers
+        self.turning: list[Turns] | None = None  # how each layer turns with positions, once that is known
         self.running = 0  # the place of the decoder layer that runs
         layers = decoder_layers(model, self.layout.layers)
         self.hooks = [
@@ -200,10 +202,11 @@ class Engine:
         shape = self.shape(ids.shape[1]) if shape is None else shape
         draws = torch.zeros(len(ids), dtype=torch.int64) if draws is None else draws
         watchers = [pruner] if pruner is not None else list(dict.fromkeys(methods))
+        turns = self._turns_for(watchers, ids, reach)
         observer = Observer(watchers, shape, draws.to(ids.device), self.backend, self.plain_costs, self.strict)
         windows = [None if window is None or window >= ids.shape[1] else window for window in self.windows]
         cache = PrefillCache(self.layout, observer, windows, self.kernel, pruner, capture)
-        cache.reach, cache.first = max(reach, ids.shape[1]), first
+        cache.reach, cache.first, cache.turns = max(reach, ids.shape[1]), first, turns
         started, self.active = clock(ids), cache
         try:
             for part in ids.split(self._piece(ids, pruner, watch is not None), 1):
@@ -216,7 +219,32 @@ class Engine:
         cache.windows = self.windows
         if capture:
             require_finite(logits)
-        return replace(cache.finished(logits, clock(ids) - started), evicts_sliding=self.evict_sliding)
+        return replace(cache.finished(logits, clock(ids) - started), evicts_sliding=self.evict_sliding, turns=turns)
+
+    def _turns_for(self, methods: Sequence[Method], ids: Int[Tensor, "batch tokens"], reach: int) -> list[Turns | str]:
+        """How each layer turns, where one of the methods has to know; raises Inexact where positions do more."""
+        if not any(method.positions == "cache" or method.needs_queries for method in methods):
+            return []
+        most, tokens = level(self.config), max(reach, ids.shape[1])
+        if most is not None and tokens > most:
+            raise Inexact(
+                f"this model multiplies queries at positions from {most} on by a factor that grows with their "
+                f"position, so neither positions=cache nor queries before rotary embedding are defined for {tokens} "
+                f"tokens: keep prompt and answer within {most} tokens, or choose other methods by method=[...]"
+            )
+        return self.turns(ids)
+
+    @torch.inference_mode()
+    def turns(self, ids: Int[Tensor, "batch tokens"]) -> list[Turns | str]:
+        """How each layer turns with positions, or why its entries cannot be moved, found once, on a prompt's tokens."""
+        if self.turning is None:
+            some = ids[:1, : min(TOKENS, max((level(self.config) or TOKENS) - SHIFT, 1))]
+            here, there = (self.prefill(some, capture=TOKENS, first=first) for first in (0, SHIFT))
+            found = turns_of(decoder_layers(self.model, self.layout.layers), here, there, SHIFT)
+            if any(isinstance(turns, str) for turns in found):
+                return found  # other tokens may say more
+            self.turning = found
+        return self.turning
 
     def _piece(self, ids: Int[Tensor, "batch tokens"], pruner: Method | None, watched: bool) -> int:
         """Tokens of a prompt that are fed at once: all, unless a chunk is set or the logits of all are looked at."""

@@ -1,18 +1,17 @@
 """One prefill: stores each layer, attends, lets methods observe, and drops positions between layers for a pruner."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from jaxtyping import Float, Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from pvcbench.engine.attention import Rule, prompt_attention, windowed_attention
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.layout import Layout
 from pvcbench.engine.observe import Observer
-from pvcbench.engine.rotary import form_of, mean_rotation
+from pvcbench.engine.rotary import UNTURNED, Turn, cos_sin, form_of, gains_of, is_table, mean_rotation, tables_among
 from pvcbench.engine.rows import Rows
 from pvcbench.engine.states import State
 from pvcbench.errors import UserError
@@ -45,6 +44,7 @@ class Prefill:
     reach: int  # tokens of the whole sequence, which chose the rotary tables
     layout: Layout
     states: dict[int, State]  # of the decoder's layers that carry one
+    turns: list = field(default_factory=list)  # by layer how it turns, or why it is not moved; where methods ask
     evicts_sliding: bool = False  # whether sliding layers that the sequence outgrows evict as well
     consumed: bool = False  # by a fork that freed the layers: logits, shape and times are what is left
 
@@ -111,19 +111,22 @@ class PrefillCache(AttendingCache):
         self.queries: list[Tensor] = []
         self.unrotated: dict[int, Tensor] = {}  # of layers under way, where a method needs them
         self.plain: Tensor | None = None  # the same of the layer and chunk under way
-        self.forms: dict[int, Callable] = {}  # how each of these layers rotates
+        self.forms: dict[int, Turn] = {}  # how each of these layers rotates
+        self.attention: nn.Module | None = None  # the one under way
+        self.turns: list = []  # by layer, where it is known
         self.probing = False
         self.rules: list[Rule] = []
         self.observer, self.windows, self.kernel, self.pruner = observer, windows, kernel, pruner
         self.stored: list[PromptLayer] = []
-        self.rotary: list[list[tuple[Tensor, Tensor]]] = [[] for _ in windows]
+        self.rotary: list[list[Tensor | tuple[Tensor, Tensor]]] = [[] for _ in windows]
         self.alive: Tensor | None = None  # positions that reach the next layer; None: all
         self.chosen: Tensor | None = None  # the same as indices into the layer before; None: nothing dropped there
 
     def before_layer(self, layer: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """A decoder layer's inputs, at the positions that survive: hidden states, rotary tables, position ids."""
-        if isinstance(kwargs.get("position_embeddings"), tuple):  # cos and sin; complex numbers come in one tensor
-            self.rotary[layer].append(kwargs["position_embeddings"])
+        known = tables_among(args, kwargs)
+        if known is not None:
+            self.rotary[layer].append(known)
         if self.alive is None:
             return args, kwargs
         hidden, kwargs = args[0], dict(kwargs)
@@ -144,13 +147,15 @@ class PrefillCache(AttendingCache):
             return
         still = without_rotation(args, kwargs)
         if still is None:
-            raise UserError(
-                f"layer {layer} of this model gets no rotary tables, so its queries before rotary embedding cannot be "
-                "told: choose methods that need none by method=[...]"
-            )
+            if isinstance(self.turns[layer], str):
+                raise UserError(
+                    f"layer {layer} of this model gets no rotary tables, so its queries before rotary embedding cannot "
+                    "be told: choose methods that need none by method=[...]"
+                )
+            return
         place = self.layout.places[layer]
         carried = self.states[place].map(torch.clone) if place in self.layout.states else None
-        self.probing = True
+        self.probing, self.attention = True, module
         try:
             module(*still[0], **still[1])
         finally:
@@ -197,7 +202,10 @@ class PrefillCache(AttendingCache):
             seen = self.observer.observation(layer, stored.keys, stored.values, stored.positions, entries)
             if layer in self.unrotated:
                 dim, tokens = query.shape[-1], self.observer.shape.tokens
-                ahead = partial(mean_rotation, self.forms[layer], self.tables(layer), dim, tokens)
+                if self.forms[layer].form is UNTURNED:
+                    ahead = partial(unturned, query)
+                else:
+                    ahead = partial(mean_rotation, self.forms[layer], self.tables(layer), dim, tokens)
                 seen = replace(seen, queries=self.unrotated.pop(layer), ahead=ahead)
             self.chosen = self.observer.finish(seen, self.pruner)
             if self.chosen is not None:
@@ -207,9 +215,9 @@ class PrefillCache(AttendingCache):
     def _unrotate(self, layer, query) -> None:
         """Remembers the queries before rotary embedding until the layer is finished, if a method asks for them."""
         if any(method.needs_queries for method in self.observer.methods):
-            cos, sin = (part.to(query.device) for part in self.rotary[layer][-1])
             plain, self.plain = self.plain, None
-            form = None if plain is None else form_of(plain, query, cos, sin)
+            form = self._form(layer, query, plain)
+            plain = query if plain is None else plain
             if form is None:
                 raise UserError(
                     f"how layer {layer} of this model rotates its queries is not known to pvcbench: choose methods "
@@ -219,9 +227,18 @@ class PrefillCache(AttendingCache):
             known = self.unrotated.get(layer)
             self.unrotated[layer] = plain if known is None else torch.cat((known, plain), 2)
 
+    def _form(self, layer, query, plain) -> Turn | None:
+        """How a layer's queries turn, by them before and after it; None where that is not known."""
+        if plain is None:  # no tables: `before_attention` has refused every layer whose queries turn in its own way
+            return self.turns[layer].queries
+        if not self.rotary[layer]:
+            return None
+        cos, sin = (part.to(query.device) for part in cos_sin(self.rotary[layer][-1]))
+        return form_of(plain, query, cos, sin, gains_of(self.attention, query))
+
     def tables(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """Cos and sin of the positions so far, on the layer's device; None without rotary embedding."""
-        columns = [torch.cat(column, 1) for column in zip(*self.rotary[layer], strict=True)]
+        columns = [torch.cat(column, 1) for column in zip(*map(cos_sin, self.rotary[layer]), strict=True)]
         return tuple(column.to(self.stored[layer].keys.device) for column in columns) or None
 
     def _keep(self, layer, query, rule) -> None:
@@ -237,7 +254,7 @@ class PrefillCache(AttendingCache):
         tables, known = [], {}
         for layer, parts in enumerate(self.rotary):
             device = self.stored[layer].keys.device  # the model makes its tables where its embedding is
-            name = (id(parts[0][0]), device) if parts else None
+            name = (id(parts[0] if isinstance(parts[0], Tensor) else parts[0][0]), device) if parts else None
             if name not in known:
                 known[name] = self.tables(layer)
             tables.append(known[name])
@@ -252,13 +269,21 @@ def without_rotation(args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
 
     def still(value):
         nonlocal found
-        if not (isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, Tensor) for part in value)):
+        if not is_table(value):
             return value
         found = True
+        if isinstance(value, Tensor):
+            return torch.ones_like(value)
         return torch.ones_like(value[0]), torch.zeros_like(value[1])
 
     replaced = tuple(map(still, args)), {name: still(value) for name, value in kwargs.items()}
     return replaced if found else None
+
+
+def unturned(query: Float[Tensor, "batch heads rows dim"], count: int) -> Float[Tensor, "dim dim"]:
+    """The mean rotation of any positions in a layer that has none."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    return torch.eye(query.shape[-1], dtype=wide, device=query.device)
 
 
 def _take(tensor: Shaped[Tensor, "rows tokens width"], index: Int[Tensor, "batch kept"]):
