@@ -1,10 +1,13 @@
 """The check of a freshly loaded model: 32 tokens through the engine must equal the unmodified model."""
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from pvcbench.engine.decode import Decoder
 from pvcbench.engine.engine import NAME, Engine
 from pvcbench.engine.evict import Cell
+from pvcbench.engine.turning import unmovable
 from pvcbench.errors import NOT_FINITE, UserError
 from pvcbench.policy import Method
 
@@ -27,8 +30,8 @@ def check(engine: Engine, rotates: bool = False, queries: bool = False) -> None:
         raise
     except Exception as error:
         raise UserError(f"this model cannot be measured: {' '.join(str(error).split())[:200]}") from error
-    off = max((one - theirs).abs().max().item() for one in ours) / (theirs.max() - theirs.min()).item()
-    if not off <= TOLERANCE[theirs.dtype]:
+    off = max(apart(one, theirs, engine.model.dtype) for one in ours)
+    if not off <= TOLERANCE[engine.model.dtype]:
         raise UserError(f"this model cannot be measured: the engine's logits differ by {off:.1e} of their range")
     if engine.layout.states:
         engine.continues = continues(engine, ids, theirs)
@@ -91,8 +94,18 @@ def continues(engine: Engine, ids, theirs) -> bool:
         engine.chunk = asked
     groups = engine.fork(prefill, [Cell("check", Method(), None, everything=True)], STEPS)
     ours = torch.cat([prefill.logits, Decoder(engine.call, groups).step(ids[:, TOKENS:])])
-    off = (ours - theirs[[0, -1]]).abs().max().item() / (theirs.max() - theirs.min()).item()
-    return off <= TOLERANCE[theirs.dtype]
+    return apart(ours, theirs[[0, -1]], engine.model.dtype) <= TOLERANCE[engine.model.dtype]
+
+
+def apart(ours: Float[Tensor, "rows vocabulary"], theirs: Float[Tensor, "rows vocabulary"], dtype) -> float:
+    """The largest difference of logits, of their range; in sixteen bits that of a row in the middle of all.
+
+    There rounding turns a mixture of experts whose router is undecided, in single rows and by much; what is wrong for
+    another reason is so in most rows. `dtype` is the model's: some give out their logits in float32.
+    """
+    rows = (ours - theirs).abs().amax(-1)
+    worst = rows.median() if dtype in (torch.bfloat16, torch.float16) else rows.max()
+    return worst.item() / (theirs.max() - theirs.min()).item()
 
 
 def check_rotation(engine: Engine, ids) -> None:
@@ -102,4 +115,4 @@ def check_rotation(engine: Engine, ids) -> None:
     """
     for turns in engine.turns(ids):
         if isinstance(turns, str):
-            raise UserError(turns)
+            raise UserError(unmovable(turns))

@@ -25,10 +25,10 @@ from pvcbench.engine.layout import Layout, attentions, decoder_layers
 from pvcbench.engine.observe import Observer, clock
 from pvcbench.engine.prefill import Prefill, PrefillCache
 from pvcbench.engine.refusal import refusal
-from pvcbench.engine.rotary import Reach
+from pvcbench.engine.rotary import SCALED, Reach
 from pvcbench.engine.score import Scored, score_groups, tokens_per_call
 from pvcbench.engine.stream import StreamCache
-from pvcbench.engine.turning import SHIFT, TOKENS, Turns, level, turns_of
+from pvcbench.engine.turning import ADDED, FAR, SHIFT, TOKENS, Turns, level, scaled, turns_of
 from pvcbench.engine.variants import Reading, Variant, VariantCache, read
 from pvcbench.errors import NOT_FINITE, Inexact, NotFinite, UserError
 from pvcbench.policy import Method, Shape
@@ -241,6 +241,10 @@ class Engine:
             some = ids[:1, : min(TOKENS, max((level(self.config) or TOKENS) - SHIFT, 1))]
             here, there = (self.prefill(some, capture=TOKENS, first=first) for first in (0, SHIFT))
             found = turns_of(decoder_layers(self.model, self.layout.layers), here, there, SHIFT)
+            if ADDED not in found and level(self.config) is None:
+                most = min(getattr(self.config, "max_position_embeddings", None) or FAR, FAR)
+                far = self.prefill(some, capture=TOKENS, first=max(most - some.shape[1], 0))
+                found = [SCALED] * len(found) if scaled(here, far) else found
             if any(isinstance(turns, str) for turns in found):
                 return found  # other tokens may say more
             self.turning = found

@@ -11,7 +11,17 @@ from pvcbench.engine.attention import Rule, prompt_attention, windowed_attention
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.layout import Layout
 from pvcbench.engine.observe import Observer
-from pvcbench.engine.rotary import UNTURNED, Turn, cos_sin, form_of, gains_of, is_table, mean_rotation, tables_among
+from pvcbench.engine.rotary import (
+    SCALED,
+    UNTURNED,
+    Turn,
+    cos_sin,
+    form_of,
+    gains_of,
+    is_table,
+    mean_rotation,
+    tables_among,
+)
 from pvcbench.engine.rows import Rows
 from pvcbench.engine.states import State
 from pvcbench.errors import UserError
@@ -146,12 +156,12 @@ class PrefillCache(AttendingCache):
         if self.probing or not any(method.needs_queries for method in self.observer.methods):
             return
         still = without_rotation(args, kwargs)
+        if isinstance(self.turns[layer], str) and (still is None or self.turns[layer] == SCALED):
+            raise UserError(
+                f"queries of later positions cannot be told from those of the prompt, since {self.turns[layer]}: "
+                "choose methods that do not need them by method=[...]"
+            )
         if still is None:
-            if isinstance(self.turns[layer], str):
-                raise UserError(
-                    f"layer {layer} of this model gets no rotary tables, so its queries before rotary embedding cannot "
-                    "be told: choose methods that need none by method=[...]"
-                )
             return
         place = self.layout.places[layer]
         carried = self.states[place].map(torch.clone) if place in self.layout.states else None

@@ -193,6 +193,7 @@ class Turn:
 
 
 PLAIN = Turn()
+SCALED = "this model multiplies its queries by a number that depends on their position"
 
 
 def rotate(
