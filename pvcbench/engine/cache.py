@@ -35,7 +35,7 @@ class PassThrough(CacheLayerMixin):
         return key_states, value_states
 
     def get_seq_length(self):
-        return self.cache.seen
+        return self.cache.first + self.cache.seen  # some models tell positions by it
 
     def get_mask_sizes(self, query_length):
         return self.cache.seen + query_length, 0

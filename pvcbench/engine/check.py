@@ -62,7 +62,8 @@ def unmodified(engine: Engine):
         try:
             theirs = engine.model(input_ids=ids, use_cache=False).logits[0, TOKENS - 1 :]
         except Exception as error:
-            raise UserError(f"this model cannot be measured: {' '.join(str(error).split())[:200]}") from error
+            told = " ".join(str(error).split())[:200]
+            raise UserError(f"this model cannot be measured: transformers does not run it here ({told})") from error
         finally:
             engine.model.set_attn_implementation(NAME)
         if bool(torch.isfinite(theirs).all()):

@@ -21,7 +21,7 @@ from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.decode import DecodeCache, Decoder
 from pvcbench.engine.evict import Cell, Group, fork
 from pvcbench.engine.kernels import require
-from pvcbench.engine.layout import Layout, attentions, decoder_layers
+from pvcbench.engine.layout import Layout, attentions, decoder_config, decoder_layers, first_position
 from pvcbench.engine.observe import Observer, clock
 from pvcbench.engine.prefill import Prefill, PrefillCache
 from pvcbench.engine.refusal import refusal
@@ -45,12 +45,26 @@ def attention(module, query, key, value, attention_mask, scaling=None, softcap=N
     for name, what in adds.items():
         if kwargs.get(name) is not None:
             raise UserError(f"this model cannot be measured: its attention has {what}, which the engine does not add")
+    if adds_numbers(attention_mask):
+        raise UserError(
+            "this model cannot be measured: it adds numbers of its own to the logits of its attention, which the "
+            "engine does not add"
+        )
     cache = RUNNING.get()
     if cache is None:
         raise RuntimeError("this model is in the engine's hands: call it through Engine")
     rule = Rule(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
     output = cache.run(module, query, key, value, rule, kwargs.get("sliding_window"))
     return output.transpose(1, 2).contiguous(), None
+
+
+def adds_numbers(mask) -> bool:
+    """Whether a mask does more than to hide: on the meta device and while a step is captured nobody can tell."""
+    if not isinstance(mask, Tensor) or not mask.is_floating_point() or mask.is_meta:
+        return False
+    if mask.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    return bool(((mask != 0) & (mask > torch.finfo(mask.dtype).min / 2)).any())
 
 
 AttentionInterface.register(NAME, attention)
@@ -79,7 +93,8 @@ class Engine:
         reason = refusal(model)
         if reason is not None:
             raise UserError(f"{type(model).__name__} cannot be measured: {reason}")
-        self.config = model.config.get_text_config(decoder=True)
+        self.config = decoder_config(model.config)
+        self.origin, self.padding = first_position(model)
         self.layout = Layout.of(self.config)
         self.windows = self.layout.windows
         self.original = model.config._attn_implementation
@@ -154,7 +169,7 @@ class Engine:
         try:
             output = self.model(
                 input_ids=ids,
-                position_ids=cache.places(ids),
+                position_ids=self._positions(cache.places(ids), ids),
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=keep or 1,
@@ -164,6 +179,12 @@ class Engine:
             RUNNING.reset(running)
         cache.seen += ids.shape[1]
         return output.logits[:, -1] if keep is None else output.logits
+
+    def _positions(self, places: Int[Tensor, "rows tokens"], ids: Int[Tensor, "rows tokens"]):
+        """The positions that the model gives tokens at these places of a sequence."""
+        if self.padding is None:
+            return places
+        return (places + self.origin).masked_fill(ids == self.padding, self.padding)
 
     def require_prunable(self, pruner: Method) -> None:
         """Raises UserError where tokens cannot be dropped between this model's layers."""
@@ -199,6 +220,8 @@ class Engine:
         """
         if pruner is not None:
             self.require_prunable(pruner)
+        if self.padding is not None and bool((ids == self.padding).any()):
+            raise Inexact("the prompt has a padding token, which this model does not count: leave it out")
         shape = self.shape(ids.shape[1]) if shape is None else shape
         draws = torch.zeros(len(ids), dtype=torch.int64) if draws is None else draws
         watchers = [pruner] if pruner is not None else list(dict.fromkeys(methods))
@@ -214,6 +237,13 @@ class Engine:
                 if watch is not None:
                     watch(logits)
                     logits = logits[:, -1].clone()  # a view would keep all of them
+        except RuntimeError as error:
+            if pruner is None or len(cache.stored) < len(self.windows) or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise UserError(
+                f"{type(pruner).__name__} drops tokens between layers, and what this model computes after its layers "
+                "needs all of them: choose a method that drops entries only"
+            ) from error
         finally:
             self.active = None
         cache.windows = self.windows

@@ -182,6 +182,8 @@ class PrefillCache(AttendingCache):
             positions = self.alive.to(key.device)  # the layer before may lie on another device
         else:
             positions = torch.arange(self.seen, self.seen + new, device=key.device).expand(len(key), -1)
+        if len(self.stored) < layer:
+            raise UserError(not_attending(len(self.stored)))
         if len(self.stored) <= layer:
             self.stored.append(PromptLayer(key, value, positions))
         else:  # a later chunk of the prompt
@@ -261,6 +263,8 @@ class PrefillCache(AttendingCache):
 
     def finished(self, logits: Float[Tensor, "batch vocabulary"], seconds: float) -> Prefill:
         """What remains once the last chunk has run."""
+        if len(self.stored) < len(self.rotary):
+            raise UserError(not_attending(len(self.stored)))
         tables, known = [], {}
         for layer, parts in enumerate(self.rotary):
             device = self.stored[layer].keys.device  # the model makes its tables where its embedding is
@@ -271,6 +275,14 @@ class PrefillCache(AttendingCache):
         shape = self.observer.shape
         seen = self.observer, self.pruner, seconds, self.queries, self.rules, self.reach, self.layout, self.states
         return Prefill(shape, self.windows, self.stored, logits, tables, *seen)
+
+
+def not_attending(layer: int) -> str:
+    """Why a model cannot be measured one of whose layers hands nothing in."""
+    return (
+        f"this model cannot be measured: its layer {layer} hands no keys and values of the tokens to the engine, since "
+        "it attends by code of its own, or to something else than the tokens (an image, for one)"
+    )
 
 
 def without_rotation(args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
