@@ -135,6 +135,7 @@ def differences(model: nn.Module) -> dict:
     places = {"position_ids": torch.arange(origin, origin + tokens).expand(2, -1)} if origin else {}  # else from 0
     options = places | {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0}
     theirs = model(input_ids=ids, use_cache=False).logits[:, tokens - 1 :]
+    model.generation_config.forced_eos_token_id = None  # some models' answers end with a token that they did not choose
     written = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[:, tokens:]
     engine = Engine(model)
     try:
