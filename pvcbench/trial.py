@@ -18,7 +18,7 @@ from pvcbench.engine.check import TOLERANCE, check
 from pvcbench.engine.decode import Decoder
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
-from pvcbench.engine.layout import sharing
+from pvcbench.engine.layout import first_position, sharing
 from pvcbench.errors import MethodError, UserError
 from pvcbench.policy import Method
 from pvcbench.support import REFUSED, RUNS, UNKNOWN, Family
@@ -133,8 +133,11 @@ def differences(model: nn.Module) -> dict:
     engine.release()
     ids = families.prompt(TOKENS + STEPS, 2)[:, : tokens + STEPS]
     prompt = ids[:, :tokens]
-    options = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0}
+    origin, _ = first_position(model)
+    places = {"position_ids": torch.arange(origin, origin + tokens).expand(2, -1)} if origin else {}  # else from 0
+    options = places | {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0}
     theirs = model(input_ids=ids, use_cache=False).logits[:, tokens - 1 :]
+    model.generation_config.forced_eos_token_id = None  # some models' answers end with a token that they did not choose
     written = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[:, tokens:]
     engine = Engine(model)
     try:

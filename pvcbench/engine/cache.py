@@ -15,7 +15,7 @@ from transformers.cache_utils import CacheLayerMixin, DummyLayer, LinearAttentio
 from pvcbench.engine.attention import Rule, slot_attention, visible_slots
 from pvcbench.engine.latent import Latents, is_latent
 from pvcbench.engine.layout import Layout
-from pvcbench.engine.rotary import rotate
+from pvcbench.engine.rotary import PLAIN, Turn, rotate
 from pvcbench.engine.states import State
 from pvcbench.errors import UserError
 
@@ -35,7 +35,7 @@ class PassThrough(CacheLayerMixin):
         return key_states, value_states
 
     def get_seq_length(self):
-        return self.cache.seen
+        return self.cache.first + self.cache.seen  # some models tell positions by it
 
     def get_mask_sizes(self, query_length):
         return self.cache.seen + query_length, 0
@@ -134,6 +134,7 @@ class Entries:
     totals: Float[Tensor, "batch kv_heads slots channels"] | None = None
     sinks: Float[Tensor, "batch kv_heads sinks dim"] | None = None
     rotary: tuple[Tensor, Tensor] | None = None
+    turn: Turn = PLAIN  # how the sinks turn
     shift: int = 0  # by which the sinks stand rotated
 
     @property
@@ -164,7 +165,7 @@ class Entries:
         """Rotates the first slots so that they stand where they do in the cache, seen from the query's position."""
         if self.sinks is not None and shift != self.shift:
             self.shift = shift
-            self.keys[:, :, : self.sinks.shape[2]] = rotate(self.sinks, shift, self.rotary)
+            self.keys[:, :, : self.sinks.shape[2]] = rotate(self.sinks, shift, self.rotary, self.turn)
 
     def visible(self, first: int, count: int, slots: int):
         """The mask of the first slots for queries at positions first, ..., or None where each sees every slot."""

@@ -10,7 +10,10 @@ from torch import Tensor
 from pvcbench.engine import answers
 from pvcbench.engine.cache import Entries
 from pvcbench.engine.prefill import Prefill
+from pvcbench.engine.rotary import UNTURNED
 from pvcbench.engine.states import State
+from pvcbench.engine.turning import unmovable
+from pvcbench.errors import UserError
 from pvcbench.policy import Method, protect
 
 
@@ -242,8 +245,10 @@ def _with_sinks(entries, prefill, layer, sinks):
         raise ValueError(
             "cache positions need a kept set of first tokens and one recent window; use positions=original"
         )
-    if prefill.rotary[layer] is None:
-        raise ValueError("cache positions need a model with rotary embeddings; use positions=original")
-    if sinks == 0:  # a bare window: nothing stands elsewhere than it did
+    turns = prefill.turns[layer]
+    if isinstance(turns, str):
+        raise UserError(unmovable(turns))
+    if sinks == 0 or turns.keys.form is UNTURNED:  # a bare window, or a layer whose keys know no position
         return entries
-    return replace(entries, sinks=entries.keys[:, :, :sinks].clone(), rotary=prefill.rotary[layer])
+    sinks = entries.keys[:, :, :sinks].clone()
+    return replace(entries, sinks=sinks, rotary=prefill.rotary[layer], turn=turns.keys)

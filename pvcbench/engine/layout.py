@@ -5,10 +5,12 @@ see the source's own queries alone. (Of a prompt transformers gives some readers
 look at would depend on how a prompt is cut into calls.)
 """
 
+import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from pvcbench.engine.attention import Chunked
@@ -86,9 +88,37 @@ def unknown_kinds(config) -> list[str]:
     return sorted(set(kinds) - ATTENDS - CARRIES - NEITHER)
 
 
+def decoder_config(config):
+    """The configuration of the decoder, whose number of layers is its own where an encoder's stands beside it."""
+    text = config.get_text_config(decoder=True)
+    own = getattr(text, "decoder_layers", None)
+    if own is None or own == getattr(text, "num_hidden_layers", own):
+        return text
+    text = copy.copy(text)
+    text.num_hidden_layers = own
+    return text
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """The model without its head; some models call the head's last layer their decoder."""
+    decoder = model.get_decoder()
+    return decoder if isinstance(decoder, PreTrainedModel) else model.base_model
+
+
+def first_position(model: nn.Module) -> tuple[int, int | None]:
+    """The position of a sequence's first token, and the token that has no position of its own: a padding token.
+
+    Embeddings that count positions by the tokens themselves begin after the padding's own.
+    """
+    for module in model.modules():
+        if hasattr(module, "create_position_ids_from_input_ids"):
+            return module.padding_idx + 1, module.padding_idx
+    return 0, None
+
+
 def decoder_layers(model: nn.Module, count: int) -> nn.ModuleList | None:
     """The list of the decoder's layers, whatever it is called there; None where no list is so long."""
-    lists = [module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList)]
+    lists = [module for module in decoder_of(model).modules() if isinstance(module, nn.ModuleList)]
     return next((found for found in lists if len(found) == count), None)
 
 

@@ -42,7 +42,7 @@ class Slots:
         entries, slot = self.entries, self.free[..., None]
         if self.cos is not None:
             count = entries.sinks.shape[2]
-            entries.keys[:, :, :count] = turn(entries.sinks, self.cos[step], self.sin[step])
+            entries.keys[:, :, :count] = turn(entries.sinks, self.cos[step], self.sin[step], entries.turn)
         entries.keys.scatter_(2, slot[..., None].expand_as(key), key)
         entries.values.scatter_(2, slot[..., None].expand_as(value), value)
         entries.positions.scatter_(2, slot, place.expand_as(slot))
