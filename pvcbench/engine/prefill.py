@@ -50,7 +50,7 @@ class Prefill:
     observer: Observer
     pruner: Method | None
     seconds: float
-    queries: list[Float[Tensor, "batch heads rows dim"]]  # of the last rows, where they were asked for
+    queries: list[Float[Tensor, "batch _ rows _"]]  # of the last rows, where they were asked for
     rules: list[Rule]
     reach: int  # tokens of the whole sequence, which chose the rotary tables
     layout: Layout

@@ -252,14 +252,17 @@ def best_turn(off: Callable[[Turn], float], gains: list[Tensor], dim: int, width
 
 
 def gains_of(attention: nn.Module, like: Float[Tensor, "batch heads rows dim"]) -> list[Float[Tensor, " dim"]]:
-    """What the norms of an attention that run head by head make of equal numbers: their gains, up to a factor."""
+    """What the norms of an attention that run head by head make of equal numbers: their gains, up to a factor.
+
+    Gains that are the same for all numbers turn nothing and are left out: no way of turning tells them from none.
+    """
     found, dim = [], like.shape[-1]
     for module in attention.modules():
         weights = list(module.parameters())
         if list(module.children()) or len(weights) != 1 or weights[0].shape != (dim,):
             continue
         found.append(module(torch.ones_like(like[:1, :1, :1]))[0, 0, 0])
-    return [gain for gain in found if bool((gain != 0).all())]
+    return [gain for gain in found if bool((gain != 0).all()) and not torch.allclose(gain, gain[:1], rtol=1e-5)]
 
 
 def form_of(
