@@ -8,7 +8,7 @@ The entries that the other method protects are counted on top, as in the officia
 from dataclasses import dataclass, field
 
 from methods.snapkv import SnapKV
-from pvcbench.policy import Method, Observation, UserError, torch
+from pvcbench.policy import Method, Observation, UserError, by_layer, torch
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class AdaKV(Method):
         return self.base.scores(seen)
 
     def plan(self, scores, budget, shape):
-        layers = self.base.plan(scores, budget, shape)
+        layers = by_layer(self.base.plan(scores, budget, shape), scores)
         first, last = self.base.protects(budget, shape)
-        return torch.stack([self._spread(*layer, first, last) for layer in zip(scores, layers, strict=True)])
+        return [self._spread(*layer, first, last) for layer in zip(scores, layers, strict=True)]
 
     def _spread(self, scores, counts, first, last):
         """Counts per sample and head of one layer, with the sum that the base planned."""

@@ -42,7 +42,7 @@ class LayerEntropy(Method):
         return self.base.scores(seen)
 
     def plan(self, scores, budget, shape):
-        _, kv_heads, entries = scores[0].shape
+        entries = scores[0].shape[-1]
         first, last = self.base.protects(budget, shape)
         most = entries - first - last
         if budget >= entries or most < 2:
@@ -52,7 +52,7 @@ class LayerEntropy(Method):
         ideal = shared(spread ** (1 / self.temperature), len(scores) * (budget - first - last), most)
         ends = ideal.cumsum(0).round().long()
         sizes = first + last + torch.diff(ends, dim=0, prepend=torch.zeros_like(ends[:1]))
-        return sizes[..., None].expand(-1, -1, kv_heads)
+        return [size[:, None].expand(layer.shape[:2]) for size, layer in zip(sizes, scores, strict=True)]
 
 
 def entropy(scores):

@@ -24,12 +24,12 @@ class PyramidKV(SnapKV):
             raise UserError("pyramidkv: beta must be 1 or more")
 
     def plan(self, scores, budget, shape):
-        batch, kv_heads, entries = scores[0].shape
+        entries = scores[0].shape[-1]
         window, mean = min(self.window, entries), budget - min(self.window, entries)
         sizes = torch.full((len(scores),), budget)
         if shape.tokens >= 2 * mean and budget < shape.tokens and len(scores) > 1:
             sizes = window + pyramid(mean, entries - window, self.beta, len(scores))
-        return sizes[:, None, None].expand(-1, batch, kv_heads)
+        return [size.expand(layer.shape[:2]) for size, layer in zip(sizes, scores, strict=True)]
 
 
 def pyramid(mean, most, beta, layers):

@@ -19,7 +19,16 @@ from torch import Tensor
 
 from pvcbench.errors import OutOfReach, UserError
 
-__all__ = ["Method", "Observation", "OutOfReach", "Shape", "UserError", "protect", "torch"]
+__all__ = [
+    "Method",
+    "Observation",
+    "OutOfReach",
+    "Shape",
+    "UserError",
+    "by_layer",
+    "protect",
+    "torch",
+]
 
 
 @dataclass(frozen=True)
@@ -107,11 +116,13 @@ class Method:
         raise TypeError(f"{type(self).__name__} defines no scores")
 
     def plan(
-        self, scores: Sequence[Float[Tensor, "batch kv_heads entries"]], budget: int, shape: Shape
-    ) -> Int[Tensor, "layers batch kv_heads"]:
-        """Entries to keep per evicted layer, sample and KV head; the budget everywhere unless overridden."""
-        batch, kv_heads, _ = scores[0].shape
-        return torch.full((len(scores), batch, kv_heads), budget)
+        self, scores: Sequence[Float[Tensor, "batch _kv_heads entries"]], budget: int, shape: Shape
+    ) -> Sequence[Int[Tensor, "batch _kv_heads"]]:
+        """For each evicted layer the entries to keep per sample and KV head; the budget everywhere unless overridden.
+
+        Layers may differ in their number of KV heads. One tensor for all layers will do too (see `by_layer`).
+        """
+        return [torch.full(layer.shape[:2], budget) for layer in scores]
 
     def survivors(self, seen: Observation) -> Int[Tensor, "batch kept"] | None:
         """Which entries go on to the next layer during prefill, in order; None: all of them."""
@@ -127,6 +138,22 @@ class Method:
             return None
         worth = protect(self.scores(seen), seen, *self.protects(budget, seen.shape))
         return lowest(worth, seen.positions, seen.excess)
+
+
+def by_layer(
+    plan: Tensor | Sequence[Tensor], scores: Sequence[Float[Tensor, "batch _kv_heads entries"]]
+) -> list[Tensor]:
+    """A plan as one tensor for each layer, [batch, kv_heads], as far as the method that made it keeps to that.
+
+    In one tensor for all layers, [layers, batch, kv_heads], every layer has the KV heads of the first. Where layers
+    differ in them, counts that are the same for all heads stand for the heads that each layer has.
+    """
+    counts = list(plan)
+    if not isinstance(plan, Tensor) or plan.dim() != 3 or not bool((plan == plan[..., :1]).all()):
+        return counts
+    if len(counts) != len(scores) or counts[0].shape != scores[0].shape[:2]:
+        return counts
+    return [own[:, :1].expand(layer.shape[:2]) for own, layer in zip(counts, scores, strict=True)]
 
 
 def lowest(

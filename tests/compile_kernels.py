@@ -5,6 +5,7 @@ Prints the shared memory that each program needs, in bytes.
 """
 
 import sys
+from itertools import product
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -12,10 +13,10 @@ from triton.compiler import ASTSource
 
 from pvcbench.engine.kernels import interface, triton_programs
 
-FLOATS = {"factor", "share"}
+FLOATS = {"factor", "cap", "share"}
 ELEMENTS = {"query", "key", "value", "result"}
 POINTERS = {"weights": "*fp32", "lse": "*fp32", "mass": "*fp32", "outputs": "*fp32", "norms": "*fp32"}
-POINTERS |= {"logits": "*fp32", "lengths": "*i64"}
+POINTERS |= {"logits": "*fp32", "lengths": "*i64", "sinks": "*fp32"}
 
 
 def shared_memory(program, element, tiles, capability, **constants):
@@ -40,7 +41,7 @@ def shared_memory(program, element, tiles, capability, **constants):
 
 
 def main():
-    """All programs at one head size and dtype."""
+    """All programs at one head size and dtype, as plain attention runs them and with a cap and sinks."""
     dim, element, capability = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     width = triton.next_power_of_2(dim)
     size = 4 if element == "fp32" else 2
@@ -57,8 +58,8 @@ def main():
         ("combine", triton_programs.combine_program, (0, 0, 4, 3), {}),
         ("weights", triton_programs.weights_program, (0, 0, 4, 3), {"COLUMNS": 1024}),
     ]
-    for name, program, tiles, own in runs:
-        constants = common | {"COLUMNS": tiles[0], "ROWS": tiles[1]} | own
+    for rule, (name, program, tiles, own) in product((False, True), runs):
+        constants = common | {"COLUMNS": tiles[0], "ROWS": tiles[1], "CAPPED": rule, "SINKS": rule} | own
         print(name, shared_memory(program, element, tiles, capability, **constants), flush=True)
 
 

@@ -83,7 +83,7 @@ class BadRows(Newest):
 
 class TwiceTheBudget(Newest):
     def plan(self, scores, budget, shape):
-        return 2 * super().plan(scores, budget, shape)
+        return [2 * counts for counts in super().plan(scores, budget, shape)]
 
 
 class OneLayerOver(Newest):
@@ -95,19 +95,19 @@ class OneLayerOver(Newest):
 
 class Broken(Newest):
     def plan(self, scores, budget, shape):
-        return super().plan(scores, budget, shape).double()
+        return [counts.double() for counts in super().plan(scores, budget, shape)]
 
 
 class Negative(Newest):
     def plan(self, scores, budget, shape):
         counts = super().plan(scores, budget, shape)
-        counts[0] = -1
+        counts[0][:] = -1
         return counts
 
 
 class OneHead(Newest):
     def plan(self, scores, budget, shape):
-        return super().plan(scores, budget, shape)[..., :1]
+        return [counts[..., :1] for counts in super().plan(scores, budget, shape)]
 
 
 class Totals(Newest):
@@ -178,7 +178,7 @@ BROKEN = {
     OneLayerOver: ("plan", "53.0 entries", "48"),
     Broken: ("plan", "float64", "whole numbers"),
     Negative: ("plan", "int64", "0 or more"),
-    OneHead: ("plan", "[4, 2, 1]", "[4, 2, 2]"),
+    OneHead: ("plan", "4 of int64 [2, 1]", "4 layers whole numbers, 0 or more, [2, 2]"),
     Totals: ("accumulate", "[2, 2, 96, 1]", "channels"),
     NoPair: ("protects", "0.5", "two whole numbers"),
     Unresolved: ("resolve", "None", "a method"),

@@ -11,8 +11,9 @@ import torch
 from accelerate import dispatch_model
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
+from pvcbench.architectures import families
 from pvcbench.engine.engine import Engine
-from pvcbench.models import random_weights
+from pvcbench.models import loading
 from tests import tiny
 from tests.two_devices import DevicesMeet, Places, place
 
@@ -117,7 +118,7 @@ def test_a_device_map_runs_from_the_command_line(tmp_path, capsys):
     model.config.vocab_size = 300
     model.resize_token_embeddings(300)
     model.save_pretrained(tmp_path / "model")
-    random_weights.byte_tokenizer().save_pretrained(tmp_path / "model")
+    loading.byte_tokenizer().save_pretrained(tmp_path / "model")
     items = [{"context": "The word is lantern. " * 4, "question": "Which word?", "answers": ["lantern"]}] * 2
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     scores = {}
@@ -134,12 +135,11 @@ def test_a_device_map_runs_from_the_command_line(tmp_path, capsys):
 # ---------------------------------------------------------------------------------------------- two pretended devices
 
 
-@pytest.fixture
-def apart():
-    """An engine on a model whose second half, norm and output lie on another (pretended) device than the first."""
-    model, first, second = tiny.build("llama"), "maia:0", "maia:1"
+def parted(model, layers):
+    """The model with these layers, norm and output on another (pretended) device than all else."""
+    first, second = "maia:0", "maia:1"
     for name, module in model.named_modules():
-        behind = name.startswith(("model.layers.2", "model.layers.3", "model.norm", "lm_head"))
+        behind = name.startswith((*(f"model.layers.{number}" for number in layers), "model.norm", "lm_head"))
         for kind in (module._parameters, module._buffers):
             for own, tensor in ((own, tensor) for own, tensor in kind.items() if tensor is not None):
                 kind[own] = place(tensor.detach(), second if behind else first)
@@ -148,7 +148,13 @@ def apart():
             skipped = ["past_key_values"]
             hook = AlignDevicesHook(second if behind else first, io_same_device=not name, skip_keys=skipped)
             add_hook_to_module(module, hook)
-    engine = Engine(model)
+    return model
+
+
+@pytest.fixture
+def apart():
+    """An engine on a model whose second half, norm and output lie on another (pretended) device than the first."""
+    engine = Engine(parted(tiny.build("llama"), (2, 3)))
     with Places():
         yield engine
     engine.release()
@@ -188,3 +194,23 @@ def test_two_devices_stream_as_one(apart, inference, name):
         cell = tiny.Cell("20", tiny.METHODS[name].resolve(20, engine.shape(60)), 20)
         found.append(engine.stream(fed, cell)[0].logprobs)
     torch.testing.assert_close(found[0].held, found[1], **CLOSE)
+
+
+@pytest.mark.parametrize("hold", [False, True], ids=["grow", "hold"])
+def test_a_layer_reads_entries_of_another_device(inference, hold):
+    """Of Gemma 4's six layers the last two read the third's and the fourth's; here the third's lie elsewhere."""
+    ids, fed = families.prompt(40, 2), families.prompt(6, 2, seed=1)
+    whole, split = (families.build("gemma4_text", torch.float64) for _ in range(2))
+    cell = tiny.Cell("16", tiny.METHODS["h2o"], 16, hold)
+
+    def logits(
+        engine, *given
+    ):  # of all tokens: torch's mask for the last ones cannot be made where devices are pretended
+        groups = engine.fork(engine.prefill(given[0], [cell.method], watch=lambda shown: None), [cell], 6)
+        return torch.stack(tiny.teach(engine, groups, given[1], [1, 3, 1, 1]).logits, 1)
+
+    expected = logits(Engine(whole), ids, fed)
+    engine = Engine(parted(split, (3, 4, 5)))
+    with Places():
+        found = logits(engine, place(ids, "maia:0"), place(fed, "maia:0"))
+    torch.testing.assert_close(found.held, expected, **CLOSE)

@@ -56,6 +56,28 @@ def test_rows_count_what_recurrent_layers_carry(name, tmp_path, monkeypatch):
     assert share["kept_fraction"] < share["kept_bytes"]
 
 
+@pytest.mark.parametrize("name, holding", [("gemma4_text", 4), ("gemma3n_text", 4), ("gemma4_text:moe", 4)])
+def test_rows_of_shared_caches_and_of_heads_by_layer(name, holding, tmp_path, monkeypatch):
+    """The full cache is as large as transformers' own; of an evicted layer's bytes its share of entries is left."""
+    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
+    _, rows = run(name, tmp_path, ["h2o", "pvc_kv", "ada_snapkv", "pyramidkv"])
+    assert rows["error"].isna().all()
+    rows = rows[rows["sample"] == rows["sample"].iloc[0]].set_index("method")
+    full, model = rows.loc["full"], loaded(name).model
+    ids = torch.randint(1, 300, (1, int(full["prompt_tokens"])))
+    with torch.no_grad():
+        layers = model(input_ids=ids, use_cache=True).past_key_values.layers
+    held = [layer for layer in layers if getattr(layer, "keys", None) is not None]
+    sizes = [layer.keys.nbytes + layer.values.nbytes for layer in held]
+    assert len(held) == holding and full["kv_bytes"] == sum(sizes) and full["carried_bytes"] == 0
+    evicted = sum(sizes[layer] for layer in full["evicted_layers"])
+    for method in ("h2o", "ada_snapkv"):
+        cut = rows.loc[method]
+        assert cut["kept_fraction"] == pytest.approx(0.5, abs=0.01)
+        left = sum(sizes) - evicted + evicted * cut["kept_fraction"]
+        assert cut["kv_bytes"] == pytest.approx(left, abs=len(held))
+
+
 def test_a_model_without_states_carries_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
     _, rows = run("llama", tmp_path)
@@ -76,7 +98,7 @@ def test_keys_of_hybrids_can_be_moved(name):
     "name,method,reason",
     [
         ("qwen3_next", "pvc", "drops tokens between layers, and layers with a recurrent state need all of them"),
-        ("gemma4_text:moe", "h2o", "its layers that evict have 1 and 2 KV heads, not equally many"),
+        ("gemma4_text", "pvc", "drops tokens between layers, and layers that read the entries of another would meet"),
         ("gpt2", "streaming_llm", "positions=cache needs rotary embeddings"),
     ],
 )

@@ -16,10 +16,9 @@ from tiny import build, largest, prompt
 
 from methods.h2o import H2O
 from methods.pvc import PvC
-from pvcbench.engine.attention import attention_mass, observed_attention, prompt_attention
+from pvcbench.engine.attention import attention_mass, attention_with_lse, observed_attention, prompt_attention
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
-from pvcbench.engine.kernels.flash import attention_with_lse
 from pvcbench.engine.kernels.interface import available, column_mass, require, row_lse, slot_decode
 from pvcbench.errors import UserError
 from pvcbench.policy import Method
@@ -273,6 +272,47 @@ def test_decoding_reads_the_filled_slots_alone(groups, splits):
     assert nothing is None and torch.equal(alone, output)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("cap", "level"), [(None, 2.0), (2.5, None), (50.0, 30.0), (None, -1e4), (2.5, 1e4)])
+@pytest.mark.parametrize("splits", [1, 8])
+def test_decoding_with_a_cap_and_sinks(splits, cap, level, dtype):
+    """Ragged lengths; a sink of each head that takes a part, nothing or all."""
+    query, key, value = tensors(5, 2, 2, 3, 1, 150, 16, dtype)
+    lengths = torch.tensor([[1, 150], [64, 99]], device=DEVICE)
+    sinks = None if level is None else level + torch.arange(6.0, device=DEVICE)
+    filled = (torch.arange(150, device=DEVICE) < lengths[..., None]).repeat_interleave(3, 1)
+    logits = (query.double() @ key.double().repeat_interleave(3, 1).mT * 0.4)[:, :, 0]
+    logits = (logits if cap is None else cap * torch.tanh(logits / cap)).masked_fill(~filled, float("-inf"))
+    denominator = logits.logsumexp(-1, keepdim=True)
+    denominator = denominator if sinks is None else torch.logaddexp(denominator, sinks.double()[:, None])
+    attention = (logits - denominator).exp()
+    options = {"splits": splits, "cap": cap, "sinks": sinks}
+    output, weights = slot_decode(query, key, value, lengths, 0.4, weights=True, **options)
+    expected = attention[:, :, None] @ value.double().repeat_interleave(3, 1)
+    torch.testing.assert_close(output.double(), expected, rtol=ROUNDED[dtype], atol=ROUNDED[dtype])
+    torch.testing.assert_close(weights.double(), attention, **CLOSE)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")  # of the interpreter: an exponential that is infinite is one of cap
+@pytest.mark.parametrize("cap", [0.5, 3.0, 50.0])
+@pytest.mark.parametrize("large", [1, 20])
+def test_capped_logits(cap, large):
+    """LSE and mass of pressed logits, far beyond the cap too."""
+    query, key, _ = tensors(4, 1, 2, 2, 70, 83, 16)
+    weights = torch.rand(1, 70, generator=torch.Generator().manual_seed(4)).to(DEVICE)
+    query = query * large
+    logits = cap * torch.tanh(logits_of(query, key, 0.4).nan_to_num(neginf=0.0) / cap)
+    causal = torch.ones(70, 83, dtype=torch.bool, device=DEVICE).tril(13)
+    logits = logits.masked_fill(~causal, float("-inf"))
+    lse = row_lse(query, key, 0.4, cap=cap)
+    torch.testing.assert_close(lse.double(), logits.logsumexp(-1), **CLOSE)
+    mass = column_mass(query, key, weights, lse, 0.4, cap=cap)
+    # float32 keeps a capped logit to 6e-8 of the cap, and the tangent's argument to 1e-7 of logits up to 200
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    expected = torch.einsum("wq,bhqk->wbhk", weights.double(), logits.softmax(-1))
+    torch.testing.assert_close(mass.double(), expected, **close)
+
+
 def test_decoding_takes_views():
     """Slots of a larger cache, queries with heads beside each other, lengths of a slice."""
     query, key, value = tensors(2, 1, 2, 2, 1, 90, 16)
@@ -347,4 +387,4 @@ def test_every_program_compiles_for_a_gpu():
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     needed = [int(line.split()[1]) for line in done.stdout.splitlines()]
-    assert len(needed) == 6 and max(needed) <= 99 * 1024  # of a consumer GPU; a data centre's have more
+    assert len(needed) == 12 and max(needed) <= 99 * 1024  # of a consumer GPU; a data centre's have more

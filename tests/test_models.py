@@ -51,8 +51,9 @@ def test_a_wrong_engine_is_caught(monkeypatch):
         check(engine)
 
 
-def test_interleaved_rotary_embeddings_are_refused_at_cache_positions():
-    engine = Engine(tiny("cohere", **SMALL, num_key_value_heads=2, pad_token_id=0))
+def test_positions_that_are_added_to_hidden_states_are_refused_at_cache_positions():
+    check(Engine(tiny("cohere", **SMALL, num_key_value_heads=2, pad_token_id=0)), rotates=True)  # interleaved pairs
+    engine = Engine(tiny("opt", **SMALL, ffn_dim=64, word_embed_proj_dim=32))
     check(engine)
     with pytest.raises(UserError, match="positions=original"):
         check(engine, rotates=True)

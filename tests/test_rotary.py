@@ -210,27 +210,33 @@ def test_queries_before_rotation_and_rotations_ahead_are_the_layer_s_own(name, c
         torch.testing.assert_close(vectors @ seen.ahead(12), ahead, rtol=0, atol=2e-4)  # float32 angles, sums of 12
 
 
-def test_a_layer_whose_rotation_is_not_known_is_refused(monkeypatch):
-    """A made-up one, whose dimensions turn at the speed of their neighbours: no form fits; the message says so."""
-    engine = Engine(build("llama"))
+def shifted(engine, monkeypatch):
+    """Gives a model a rotation that no other has: dimensions turn at the speed of their neighbours."""
     module = importlib.import_module(type(engine.model).__module__)
     real = module.apply_rotary_pos_emb
 
-    def shifted(query, key, cos, sin, **more):
+    def turned(query, key, cos, sin, **more):
         return tuple(part.roll(-1, -1) for part in real(query.roll(1, -1), key.roll(1, -1), cos, sin, **more))
 
-    monkeypatch.setattr(module, "apply_rotary_pos_emb", shifted)
+    monkeypatch.setattr(module, "apply_rotary_pos_emb", turned)
+
+
+def test_a_layer_whose_rotation_is_not_known_is_refused(monkeypatch):
+    """A made-up one, whose dimensions turn at the speed of their neighbours: no form fits; the message says so."""
+    engine = Engine(build("llama"))
+    shifted(engine, monkeypatch)
     with pytest.raises(UserError, match="how layer 0 of this model rotates its queries is not known"):
         engine.prefill(tokens(19), [ExpectedAttention()])
 
 
-def test_cache_positions_are_refused_in_sixteen_bits_too():
+def test_cache_positions_are_refused_in_sixteen_bits_too(monkeypatch):
     """A wrong rotation is off by the size of the keys, which no rounding is."""
-    engine = Engine(build("cohere").to(torch.bfloat16))
-    check(engine)
-    with pytest.raises(UserError, match="positions=original"):
+    for name in ("llama", "cohere"):
+        check(Engine(build(name).to(torch.bfloat16)), rotates=True)
+    engine = Engine(build("llama").to(torch.bfloat16))
+    shifted(engine, monkeypatch)
+    with pytest.raises(UserError, match=r"how layer 0 of this model rotates is not known.*positions=original"):
         check(engine, rotates=True)
-    check(Engine(build("llama").to(torch.bfloat16)), rotates=True)
 
 
 def test_steps_of_a_wave_do_not_change_the_next_one():

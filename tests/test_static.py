@@ -7,6 +7,7 @@ import torch
 from tiny import FAMILIES, METHODS, build, cell_of, engine, fork, positions, prompt
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pvcbench.architectures import families
 from pvcbench.engine.decode import Decoder
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
@@ -56,15 +57,18 @@ def test_static_steps_equal_ordinary_ones(name, family):
     assert own == sets
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma4_text"])  # in the second, layers read the slots of others
 @pytest.mark.parametrize("name, hold", [("full", False), ("h2o", True), ("streaming_llm", True)])
-def test_the_decoding_kernel_gives_the_same_logits(name, hold):
+def test_the_decoding_kernel_gives_the_same_logits(name, hold, family):
     """With the kernel (here in Triton's interpreter) logits are those of the masked attention, to float32."""
-    host, fed, results = Engine(build("llama", torch.float32, exact=False)), prompt(3, 2, seed=3), []
+    model = build(family, torch.float32, exact=False) if family in FAMILIES else families.build(family)
+    host, fed, results = Engine(model), prompt(3, 2, seed=3), []
+    sliding = {False} if any(host.windows) else set()  # a window is a mask, which the kernel has none of
     cell = cell_of(METHODS[name], host.shape(TOKENS), hold)
     for backend in ("blocked", "triton"):
         groups = fork(host, prompt(TOKENS, 2), [cell], 3, DRAWS)
         decoder = StaticDecoder(host.call, groups, backend=backend)
-        assert {slots.kernel for slots in decoder._every()} == {backend == "triton"}
+        assert {slots.kernel for slots in decoder._every()} == {backend == "triton"} | sliding
         results.append(torch.stack([decoder.step(fed[:, n : n + 1]).clone() for n in range(3)], 1))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)  # float32 logits of size 5, sums in another order
 

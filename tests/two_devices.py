@@ -39,10 +39,9 @@ class Placed(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        if (
-            func is torch.Tensor.to and isinstance(args[-1], Placed) and len(args) == 2
-        ):  # C++ would ask where the numbers lie
-            args, kwargs = args[:1], {"dtype": args[1].dtype, "device": args[1].device}
+        if func in (torch.Tensor.to, torch.Tensor.type_as) and isinstance(args[-1], Placed) and len(args) == 2:
+            # C++ would ask where the numbers lie
+            func, args, kwargs = torch.Tensor.to, args[:1], {"dtype": args[1].dtype, "device": args[1].device}
         return super().__torch_function__(func, types, args, kwargs)
 
     @classmethod

@@ -85,7 +85,7 @@ SIZES = {  # applied wherever a configuration declares the name
     # decoders of encoder-decoder models
     "d_model": 32,
     "decoder_layers": 4,
-    "encoder_layers": 1,
+    "encoder_layers": 4,  # as many as the decoder has: transformers' own caches count these
     "decoder_attention_heads": 4,
     "encoder_attention_heads": 4,
     "decoder_ffn_dim": 48,

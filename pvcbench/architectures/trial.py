@@ -16,6 +16,7 @@ from pvcbench.architectures.support import REFUSED, RUNS, UNKNOWN, Family
 from pvcbench.engine.decode import Decoder
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
+from pvcbench.engine.layout import first_position, sharing
 from pvcbench.engine.model_check import TOLERANCE, check
 from pvcbench.errors import MethodError, UserError
 from pvcbench.evaluation.cells import Point
@@ -52,12 +53,14 @@ def run(name: str, methods: Mapping[str, Method]) -> Family:
 
 
 def kinds_of(config) -> dict[str, int]:
-    """Layers by kind, as the configuration tells them."""
+    """Layers by kind, as the configuration tells them; those that read the entries of others are one more kind."""
     text = config.get_text_config(decoder=True)
     kinds = getattr(text, "layer_types", None)
     if not kinds and getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
         kinds = ["sliding_attention"] * text.num_hidden_layers
-    return dict(Counter(kinds or ["full_attention"] * getattr(text, "num_hidden_layers", 1)))
+    kinds = list(kinds or ["full_attention"] * getattr(text, "num_hidden_layers", 1))
+    modes = sharing(text) or [None] * len(kinds)
+    return dict(Counter("shared_cache" if mode == "reuse" else kind for kind, mode in zip(kinds, modes, strict=True)))
 
 
 def of_model(name: str, model: nn.Module, methods: Mapping[str, Method]) -> Family:
@@ -130,8 +133,11 @@ def differences(model: nn.Module) -> dict:
     engine.release()
     ids = families.prompt(TOKENS + STEPS, 2)[:, : tokens + STEPS]
     prompt = ids[:, :tokens]
-    options = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0}
+    origin, _ = first_position(model)
+    places = {"position_ids": torch.arange(origin, origin + tokens).expand(2, -1)} if origin else {}  # else from 0
+    options = places | {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0}
     theirs = model(input_ids=ids, use_cache=False).logits[:, tokens - 1 :]
+    model.generation_config.forced_eos_token_id = None  # some models' answers end with a token that they did not choose
     written = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[:, tokens:]
     engine = Engine(model)
     try:

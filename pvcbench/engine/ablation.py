@@ -5,7 +5,8 @@ reading.logprobs[0]  # nothing hidden
 reading.logprobs[1]  # the first variant
 
 All variants of a call share one forward pass. The batch starts as the one row that sees everything; a variant joins it
-at the first layer in which something is hidden from it, since until then it is that row.
+at the first layer in which something is hidden from it, since until then it is that row. Recurrent layers begin with
+what they carry after the prompt, whatever is hidden: the prompt itself was read whole.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -54,6 +55,14 @@ class VariantCache(AttendingCache):
         self.reach = prefill.reach
         self.variants, self.capture = variants, capture  # in order of their first layers
         self.rows: list[Rows] = []
+        for place, state in prefill.states.items():
+            state.map(self._spread(place)).put(self.layers[place])
+
+    def _spread(self, place: int) -> Callable[[Tensor], Tensor]:
+        """Copies what a decoder layer carries after the prompt, for each row of the batch that gets there."""
+        numbers = self.layout.places
+        rows = 1 + sum(numbers[variant.first] <= place for variant in self.variants)
+        return lambda old: old.repeat(rows, *[1] * (old.dim() - 1))
 
     def before_layer(self, layer: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """The hidden states with those of the variants that begin to differ in this layer."""
@@ -71,7 +80,8 @@ class VariantCache(AttendingCache):
         causal = visible_slots(positions[:, None], new, window)
         if self.capture:
             own = torch.cat((keys, key[:1]), 2), torch.cat((values, value[:1]), 2)
-            self.rows.append(Rows(layer, query[:1].clone(), *own, positions, rule, window))
+            expand = self.prefill.expansions.get(layer)
+            self.rows.append(Rows(layer, query[:1].clone(), *own, positions, rule, window, expand))
         output = []
         size = max(1, _BLOCK_ELEMENTS // (query[0, ..., 0].numel() * self.entries))
         for start in range(0, count, size):

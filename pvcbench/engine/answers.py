@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pvcbench.errors import NOT_FINITE, MethodError, NotFinite, OutOfReach, UserError
-from pvcbench.policy import Method, Observation, Shape
+from pvcbench.policy import Method, Observation, Shape, by_layer
 
 SLACK = 0.01  # of the prompt: by how much a plan may exceed its budget, since some sizes come in steps
 THEIRS = (UserError, OutOfReach, MethodError, NotFinite, MemoryError, torch.OutOfMemoryError)  # no fault of a method's
@@ -43,7 +43,9 @@ def held(arguments: tuple) -> tuple[Tensor, ...]:
 
 
 def same(one, other) -> bool:
-    """Whether two answers are equal, NaN to NaN; what is no tensor (numbers, pairs of them) is compared as written."""
+    """Whether two answers are equal, NaN to NaN; numbers and texts are compared as written."""
+    if isinstance(one, list | tuple) and type(one) is type(other):
+        return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         alike = one.shape == other.shape and one.dtype == other.dtype
         return alike and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
@@ -71,7 +73,9 @@ def wrong(method: Method, name: str, got: str, wanted: str) -> MethodError:
 
 
 def told(value) -> str:
-    """A value in a message: of a tensor its kind and shape."""
+    """A value in a message: of a tensor its kind and shape, of several their number too."""
+    if isinstance(value, list | tuple) and value and all(isinstance(part, Tensor) for part in value):
+        return f"{len(value)} of {' and '.join(dict.fromkeys(map(told, value)))}"
     if not isinstance(value, Tensor):
         return repr(value)[:80]
     return f"{value.dtype} {list(value.shape)}".removeprefix("torch.")
@@ -134,21 +138,26 @@ def protected(method: Method, budget: int | None, shape: Shape) -> tuple[int, in
     return tuple(found)
 
 
-def plan(method: Method, known: list[Tensor], budget: int | None, shape: Shape, strict: bool = False) -> Tensor:
+def plan(method: Method, known: list[Tensor], budget: int | None, shape: Shape, strict: bool = False) -> list[Tensor]:
     """Entries to keep per evicted layer, sample and KV head: together no more than the budget, none of them protected
     in vain."""
-    found, wanted = ask(method, "plan", known, budget, shape, strict=strict), (len(known), *known[0].shape[:2])
-    if not whole(found) or tuple(found.shape) != wanted or bool((found < 0).any()):
-        raise wrong(method, "plan", told(found), f"whole numbers, 0 or more, {list(wanted)}: layers, samples, KV heads")
+    found, wanted = ask(method, "plan", known, budget, shape, strict=strict), [layer.shape[:2] for layer in known]
+    listed = isinstance(found, list | tuple) or (isinstance(found, Tensor) and found.dim() == 3)
+    counts = by_layer(found, known) if listed else []
+    sound = all(whole(own) and bool((own >= 0).all()) for own in counts)
+    if not sound or [own.shape for own in counts] != wanted:
+        sizes = " or ".join(dict.fromkeys(str(list(size)) for size in wanted))
+        rule = f"for each of {len(known)} layers whole numbers, 0 or more, {sizes}: samples, KV heads"
+        raise wrong(method, "plan", told(found), rule)
     entries = known[0].shape[-1]
-    kept = found.clamp(max=entries)
+    kept = [own.clamp(max=entries) for own in counts]
     if budget is not None:
-        most = kept.double().mean((0, 2)).max().item()
+        most = torch.stack([own.double().mean(1) for own in kept]).mean(0).max().item()
         require_within(method, "plan", most, budget, shape)
-    stay = min(sum(protected(method, budget, shape)), entries)
-    if int(kept.min()) < stay:
-        raise OutOfReach(f"{int(kept.min())} entries are fewer than the {stay} first and last tokens the method keeps")
-    return found
+    stay, fewest = min(sum(protected(method, budget, shape)), entries), min(int(own.min()) for own in kept)
+    if fewest < stay:
+        raise OutOfReach(f"{fewest} entries are fewer than the {stay} first and last tokens the method keeps")
+    return counts
 
 
 def require_within(method: Method, name: str, kept: float, budget: int, shape: Shape) -> None:

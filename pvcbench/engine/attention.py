@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from pvcbench.engine.kernels.interface import reduced
+from pvcbench.engine.kernels.flash import flash_attn, sdpa_with_lse, widened
+from pvcbench.engine.kernels.interface import column_mass, covers, reduced, row_lse
 
 BACKENDS = ("blocked", "reference", "triton")
 _BLOCK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}  # softmax entries formed at once: fits a CPU's cache, fills a GPU
@@ -52,6 +53,17 @@ class Rule:
             return torch.softmax(logits, -1, out=logits)
         sinks = self.sinks.to(logits).view(*logits.shape[1:3], 1, 1)
         return logits.sub_(torch.logaddexp(logits.logsumexp(-1, keepdim=True), sinks)).exp_()
+
+    def with_sinks(
+        self, output: Float[Tensor, "batch heads rows value_dim"] | None, lse: Float[Tensor, "batch heads rows"]
+    ) -> tuple[Float[Tensor, "batch heads rows value_dim"] | None, Float[Tensor, "batch heads rows"]]:
+        """Output and LSE of rows without sinks as those with them: each row keeps what its sink leaves."""
+        if self.sinks is None:
+            return output, lse
+        sinks = self.sinks.to(lse)[:, None]
+        if output is not None:
+            output = (output * torch.sigmoid(lse - sinks)[..., None]).to(output.dtype)
+        return output, torch.logaddexp(lse, sinks)
 
 
 class Chunked(int):
@@ -93,16 +105,16 @@ def observed_attention(
     """Attention output and attention mass of the same rows in one pass (see `attention_mass`).
 
     `window` is a sliding window's width and the keys' positions, which it is measured by. The backend "triton" sums
-    columns by a flash forward's LSE; what it does not cover (`visible`, `window`, float64) runs as "blocked" does.
+    columns by a flash forward's LSE; what it does not cover (`visible`, `window`, float64, heads wider than the
+    kernels hold) runs as "blocked" does.
     """
     if backend not in BACKENDS:
         raise ValueError(f"unknown attention backend {backend!r}: choose from {', '.join(BACKENDS)}")
     rule = Rule.of(scale, query.shape[-1])
     weights = row_weights.reshape(-1, row_weights.shape[-1])
-    if backend == "triton" and rule.plain and visible is None and window is None and query.dtype != torch.float64:
-        from pvcbench.engine.kernels.flash import observed_by_kernels  # imports Triton
-
-        output, mass = observed_by_kernels(query, key, value, weights, rule.scale, group)
+    if backend == "triton" and visible is None and window is None and covers(query):
+        output, lse = (None, None) if value is None else attention_with_lse(query, key, value, rule)
+        mass = mass_by_lse(query, key, weights, lse, rule, group)
     else:
         run = _reference if backend == "reference" else _blocked
         output, mass = run(query, key, value, weights, rule, visible, window)
@@ -211,20 +223,55 @@ def prompt_attention(
     rule: Rule | float,
     kernel: str = "sdpa",
 ) -> Float[Tensor, "batch heads queries value_dim"]:
-    """Causal attention of the last rows of a prompt over all of it: by SDPA or flash-attn where the rule is plain."""
-    rule = Rule.of(rule, query.shape[-1])
-    if not rule.plain:
-        return _blocked(query, key, value, query.new_zeros(0, query.shape[2]), rule, None, None)[0]
-    scale = rule.scale
-    if kernel == "flash_attention_2":
-        from flash_attn import flash_attn_func  # an optional extra; its causal mask is bottom-right, as ours
-
-        args = (tensor.transpose(1, 2) for tensor in (query, key, value))
-        return flash_attn_func(*args, softmax_scale=scale, causal=True).transpose(1, 2)
+    """Causal attention of the last rows of a prompt over all of it: by SDPA or flash-attn where these can."""
+    rule, size = Rule.of(rule, query.shape[-1]), value.shape[-1]
+    if not rule.plain or kernel == "flash_attention_2":
+        return attention_with_lse(query, key, value, rule, kernel)[0]
+    value = widened(value, query.shape[-1])
     if query.shape[2] == key.shape[2]:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
-    mask = causal_lower_right(query.shape[2], key.shape[2])  # never None here: SDPA would cut the keys to the first
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
+        options = {"is_causal": True}
+    else:  # never without a mask here: SDPA would cut the keys to the first
+        options = {"attn_mask": causal_lower_right(query.shape[2], key.shape[2])}
+    output = F.scaled_dot_product_attention(query, key, value, scale=rule.scale, enable_gqa=True, **options)
+    return output[..., :size]
+
+
+def attention_with_lse(
+    query: Float[Tensor, "batch heads queries dim"],
+    key: Float[Tensor, "batch kv_heads keys dim"],
+    value: Float[Tensor, "batch kv_heads keys value_dim"],
+    rule: Rule | float,
+    kernel: str = "sdpa",
+) -> tuple[Float[Tensor, "batch heads queries value_dim"], Float[Tensor, "batch heads queries"] | None]:
+    """`prompt_attention` and, where a library gives it, the log of what each row's weights are divided by.
+
+    Sinks are taken into account by the LSE. What no library computes with one is computed in blocks. On a CPU, where
+    the interpreter runs the kernels, a plain rule leaves the LSE to them.
+    """
+    rule = Rule.of(rule, query.shape[-1])
+    if kernel == "flash_attention_2":
+        return rule.with_sinks(*flash_attn(query, key, value, rule.scale, rule.cap))
+    asked = rule.cap is None and not (rule.plain and query.device.type == "cpu")
+    found = sdpa_with_lse(query, key, value, rule.scale) if asked else None
+    if found is not None:
+        return rule.with_sinks(*found)
+    if rule.plain:
+        return prompt_attention(query, key, value, rule), None
+    return _blocked(query, key, value, query.new_zeros(0, query.shape[2]), rule, None, None)[0], None
+
+
+def mass_by_lse(
+    query: Float[Tensor, "batch heads queries dim"],
+    key: Float[Tensor, "batch kv_heads keys dim"],
+    weights: Float[Tensor, "sets queries"],
+    lse: Float[Tensor, "batch heads queries"] | None,
+    rule: Rule,
+    group: str = "none",
+) -> Float[Tensor, "sets batch columns keys"]:
+    """The mass by the rows' weights, from Triton's kernels; the LSE is theirs too where no operator gave it."""
+    if lse is None:
+        lse = rule.with_sinks(None, row_lse(query, key, rule.scale, cap=rule.cap))[1]
+    return column_mass(query, key, weights, lse, rule.scale, group, cap=rule.cap)
 
 
 def windowed_attention(

@@ -13,9 +13,9 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DummyLayer, LinearAttentionLayer
 
 from pvcbench.engine.attention import Rule, slot_attention, visible_slots
-from pvcbench.engine.latent import attend_to_latents, is_latent
+from pvcbench.engine.latent import Latents, is_latent
 from pvcbench.engine.layout import Layout
-from pvcbench.engine.rotary import rotate
+from pvcbench.engine.rotary import PLAIN, Turn, rotate
 from pvcbench.engine.states import State
 from pvcbench.errors import UserError
 
@@ -35,7 +35,7 @@ class PassThrough(CacheLayerMixin):
         return key_states, value_states
 
     def get_seq_length(self):
-        return self.cache.seen
+        return self.cache.first + self.cache.seen  # some models tell positions by it
 
     def get_mask_sizes(self, query_length):
         return self.cache.seen + query_length, 0
@@ -81,16 +81,34 @@ class AttendingCache(Cache):
         return torch.arange(start, start + ids.shape[1], device=ids.device).expand(len(ids), -1)
 
     def run(self, module, query, key, value, rule: Rule, window: int | None):
-        """Attention of the layer that has just handed in entries: keys and values, or the latents of these."""
+        """Attention of the layer that has just handed in entries (keys and values, or latents), or of a reader."""
         updated, self.updated = self.updated, None
         if updated is None:
+            return self._read(module, query, rule, key.shape[2])
+        number, stored = updated
+        if is_latent(module, stored):
+            return self.attend_to_latents(number, Latents(module, query, key, value, stored), rule, window)
+        return self.attend(number, query, key, value, rule, window)
+
+    def attend_to_latents(self, layer: int, latents: Latents, rule: Rule, window: int | None):
+        """The same where a layer hands in latents: these are stored."""
+        return latents.output(self.attend(layer, *latents.absorbed(), rule, window))
+
+    def _read(self, module, query, rule: Rule, new: int):
+        """Attention of a layer that handed in nothing, since it reads the entries of another."""
+        place = getattr(module, "layer_idx", None)
+        if place not in self.layout.readers:
             raise UserError(
                 "this model cannot be measured: a layer of it attends more often than it hands new entries to the cache"
             )
-        number, stored = updated
-        if is_latent(module, stored):
-            return attend_to_latents(module, query, stored, lambda *parts: self.attend(number, *parts, rule, window))
-        return self.attend(number, query, key, value, rule, window)
+        return self.follow(place, self.layout.readers[place], query, rule, new)
+
+    def follow(self, place: int, layer: int, query, rule: Rule, new: int):
+        """Attention of the decoder layer at `place` to the entries of another, which took in `new` in this call.
+
+        The queries are those of the call's last tokens: of all of them, or of fewer.
+        """
+        raise TypeError(f"{type(self).__name__} does not run layers that read the entries of others")
 
     def attend(self, layer: int, query, key, value, rule: Rule, window: int | None):
         """Stores the new keys and values of a layer and returns the attention output of the new queries."""
@@ -116,6 +134,7 @@ class Entries:
     totals: Float[Tensor, "batch kv_heads slots channels"] | None = None
     sinks: Float[Tensor, "batch kv_heads sinks dim"] | None = None
     rotary: tuple[Tensor, Tensor] | None = None
+    turn: Turn = PLAIN  # how the sinks turn
     shift: int = 0  # by which the sinks stand rotated
 
     @property
@@ -146,7 +165,7 @@ class Entries:
         """Rotates the first slots so that they stand where they do in the cache, seen from the query's position."""
         if self.sinks is not None and shift != self.shift:
             self.shift = shift
-            self.keys[:, :, : self.sinks.shape[2]] = rotate(self.sinks, shift, self.rotary)
+            self.keys[:, :, : self.sinks.shape[2]] = rotate(self.sinks, shift, self.rotary, self.turn)
 
     def visible(self, first: int, count: int, slots: int):
         """The mask of the first slots for queries at positions first, ..., or None where each sees every slot."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -24,6 +25,7 @@ class DecodeCache(AttendingCache):
         self.backend, self.seen = backend, shape.tokens
         self.reach = max(group.prefill.reach for group in groups)
         self.first_layer: dict[int, int] = {}  # entries of each group's first layer in this step, its own included
+        self.waiting: dict[int, list[Callable]] = {}  # changes of a layer's entries, until all have read them
         self.use(groups)
 
     def use(self, groups: Sequence[Group]) -> None:
@@ -58,8 +60,28 @@ class DecodeCache(AttendingCache):
         entries.append(key, value, self.seen)
         output = entries.attend(query, rule, self.seen)
         if group.hold and layer in group.prefill.shape.evicted:
-            self._evict(group, layer, query, rule, before)
+            self.afterwards(layer, partial(self._evict, group, layer, query, rule, before))
         return output
+
+    def afterwards(self, layer: int, change: Callable) -> None:
+        """Changes a layer's entries when no other layer has still to read them in this call."""
+        if layer in self.layout.last_readers:
+            self.waiting.setdefault(layer, []).append(change)
+        else:
+            change()
+
+    def follow(self, place, layer, query, rule, new):
+        pairs = zip(self.groups, self.parts, strict=True)
+        output = torch.cat([self.look(group, layer, query[part], rule, new) for group, part in pairs])
+        if place == self.layout.last_readers[layer]:
+            for change in self.waiting.pop(layer, ()):
+                change()
+        return output
+
+    def look(self, group: Group, layer: int, query, rule: Rule, new: int) -> Tensor:
+        """Attention of the last rows of a call of `new` tokens to a layer's entries, in which these are by now."""
+        entries = group.layers[layer]  # on another device, maybe
+        return entries.attend(query.to(entries.keys.device), rule, self.seen + new - query.shape[2]).to(query.device)
 
     def _evict(self, group, layer, query, rule, before):
         """After the step: running totals row by row, then one decision for the whole chunk."""

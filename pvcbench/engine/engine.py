@@ -7,7 +7,7 @@ decoder = engine.decoder(prefill_groups)
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
 
@@ -22,13 +22,15 @@ from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.decode import DecodeCache, Decoder
 from pvcbench.engine.evict import Cell, Group, fork
 from pvcbench.engine.kernels.interface import require
-from pvcbench.engine.layout import Layout, attentions, decoder_layers
+from pvcbench.engine.layout import Layout, attentions, decoder_config, decoder_layers, first_position
 from pvcbench.engine.observer import Observer, clock
 from pvcbench.engine.prefill import Prefill, PrefillCache
 from pvcbench.engine.refusal import refusal
-from pvcbench.engine.rotary import Reach
+from pvcbench.engine.rotary import SCALED, Reach
+from pvcbench.engine.states import State
 from pvcbench.engine.streaming import StreamCache
 from pvcbench.engine.teacher_forcing import Scored, score_groups, tokens_per_call
+from pvcbench.engine.turning import ADDED, FAR, SHIFT, TOKENS, Turns, level, scaled, turns_of
 from pvcbench.errors import NOT_FINITE, Inexact, NotFinite, UserError
 from pvcbench.policy import Method, Shape
 
@@ -44,12 +46,26 @@ def attention(module, query, key, value, attention_mask, scaling=None, softcap=N
     for name, what in adds.items():
         if kwargs.get(name) is not None:
             raise UserError(f"this model cannot be measured: its attention has {what}, which the engine does not add")
+    if adds_numbers(attention_mask):
+        raise UserError(
+            "this model cannot be measured: it adds numbers of its own to the logits of its attention, which the "
+            "engine does not add"
+        )
     cache = RUNNING.get()
     if cache is None:
         raise RuntimeError("this model is in the engine's hands: call it through Engine")
     rule = Rule(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
     output = cache.run(module, query, key, value, rule, kwargs.get("sliding_window"))
     return output.transpose(1, 2).contiguous(), None
+
+
+def adds_numbers(mask) -> bool:
+    """Whether a mask does more than to hide: on the meta device and while a step is captured nobody can tell."""
+    if not isinstance(mask, Tensor) or not mask.is_floating_point() or mask.is_meta:
+        return False
+    if mask.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    return bool(((mask != 0) & (mask > torch.finfo(mask.dtype).min / 2)).any())
 
 
 AttentionInterface.register(NAME, attention)
@@ -78,7 +94,8 @@ class Engine:
         reason = refusal(model)
         if reason is not None:
             raise UserError(f"{type(model).__name__} cannot be measured: {reason}")
-        self.config = model.config.get_text_config(decoder=True)
+        self.config = decoder_config(model.config)
+        self.origin, self.padding = first_position(model)
         self.layout = Layout.of(self.config)
         self.windows = self.layout.windows
         self.original = model.config._attn_implementation
@@ -88,6 +105,7 @@ class Engine:
         self.plain_costs: dict[tuple[int, int], float] = {}
         self.strict = False  # whether methods are on trial: asked twice, and held to every rule at any cost
         self.continues = True  # whether several tokens at once can follow others; not so for some recurrent layers
+        self.turning: list[Turns] | None = None  # how each layer turns with positions, once that is known
         self.running = 0  # the place of the decoder layer that runs
         layers = decoder_layers(model, self.layout.layers)
         self.hooks = [
@@ -152,7 +170,7 @@ class Engine:
         try:
             output = self.model(
                 input_ids=ids,
-                position_ids=cache.places(ids),
+                position_ids=self._positions(cache.places(ids), ids),
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=keep or 1,
@@ -163,12 +181,20 @@ class Engine:
         cache.seen += ids.shape[1]
         return output.logits[:, -1] if keep is None else output.logits
 
+    def _positions(self, places: Int[Tensor, "rows tokens"], ids: Int[Tensor, "rows tokens"]):
+        """The positions that the model gives tokens at these places of a sequence."""
+        if self.padding is None:
+            return places
+        return (places + self.origin).masked_fill(ids == self.padding, self.padding)
+
     def require_prunable(self, pruner: Method) -> None:
         """Raises UserError where tokens cannot be dropped between this model's layers."""
         if self.layout.states:
             why = "layers with a recurrent state need all of them"
         elif getattr(self.config, "attn_temperature_tuning", False):
             why = "this model counts the positions of its queries by itself"
+        elif self.layout.readers:
+            why = "layers that read the entries of another would meet tokens that were dropped before them"
         else:
             return
         raise UserError(
@@ -197,13 +223,16 @@ class Engine:
         """
         if pruner is not None:
             self.require_prunable(pruner)
+        if self.padding is not None and bool((ids == self.padding).any()):
+            raise Inexact("the prompt has a padding token, which this model does not count: leave it out")
         shape = self.shape(ids.shape[1]) if shape is None else shape
         draws = torch.zeros(len(ids), dtype=torch.int64) if draws is None else draws
         watchers = [pruner] if pruner is not None else list(dict.fromkeys(methods))
+        turns = self._turns_for(watchers, ids, reach)
         observer = Observer(watchers, shape, draws.to(ids.device), self.backend, self.plain_costs, self.strict)
         windows = [None if window is None or window >= ids.shape[1] else window for window in self.windows]
         cache = PrefillCache(self.layout, observer, windows, self.kernel, pruner, capture)
-        cache.reach, cache.first = max(reach, ids.shape[1]), first
+        cache.reach, cache.first, cache.turns = max(reach, ids.shape[1]), first, turns
         started, self.active = clock(ids), cache
         try:
             for part in ids.split(self._piece(ids, pruner, watch is not None), 1):
@@ -211,12 +240,48 @@ class Engine:
                 if watch is not None:
                     watch(logits)
                     logits = logits[:, -1].clone()  # a view would keep all of them
+        except RuntimeError as error:
+            if pruner is None or len(cache.stored) < len(self.windows) or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise UserError(
+                f"{type(pruner).__name__} drops tokens between layers, and what this model computes after its layers "
+                "needs all of them: choose a method that drops entries only"
+            ) from error
         finally:
             self.active = None
         cache.windows = self.windows
         if capture:
             require_finite(logits)
-        return replace(cache.finished(logits, clock(ids) - started), evicts_sliding=self.evict_sliding)
+        return replace(cache.finished(logits, clock(ids) - started), evicts_sliding=self.evict_sliding, turns=turns)
+
+    def _turns_for(self, methods: Sequence[Method], ids: Int[Tensor, "batch tokens"], reach: int) -> list[Turns | str]:
+        """How each layer turns, where one of the methods has to know; raises Inexact where positions do more."""
+        if not any(method.positions == "cache" or method.needs_queries for method in methods):
+            return []
+        most, tokens = level(self.config), max(reach, ids.shape[1])
+        if most is not None and tokens > most:
+            raise Inexact(
+                f"this model multiplies queries at positions from {most} on by a factor that grows with their "
+                f"position, so neither positions=cache nor queries before rotary embedding are defined for {tokens} "
+                f"tokens: keep prompt and answer within {most} tokens, or choose other methods by method=[...]"
+            )
+        return self.turns(ids)
+
+    @torch.inference_mode()
+    def turns(self, ids: Int[Tensor, "batch tokens"]) -> list[Turns | str]:
+        """How each layer turns with positions, or why its entries cannot be moved, found once, on a prompt's tokens."""
+        if self.turning is None:
+            some = ids[:1, : min(TOKENS, max((level(self.config) or TOKENS) - SHIFT, 1))]
+            here, there = (self.prefill(some, capture=TOKENS, first=first) for first in (0, SHIFT))
+            found = turns_of(decoder_layers(self.model, self.layout.layers), here, there, SHIFT)
+            if ADDED not in found and level(self.config) is None:
+                most = min(getattr(self.config, "max_position_embeddings", None) or FAR, FAR)
+                far = self.prefill(some, capture=TOKENS, first=max(most - some.shape[1], 0))
+                found = [SCALED] * len(found) if scaled(here, far) else found
+            if any(isinstance(turns, str) for turns in found):
+                return found  # other tokens may say more
+            self.turning = found
+        return self.turning
 
     def _piece(self, ids: Int[Tensor, "batch tokens"], pruner: Method | None, watched: bool) -> int:
         """Tokens of a prompt that are fed at once: all, unless a chunk is set or the logits of all are looked at."""
@@ -246,9 +311,10 @@ class Engine:
         """Scores every token but the first while the cell holds its budget after every `every` tokens.
 
         Also returns the cell's cache at the end. Without `scan` the tokens run through the decoding path one step
-        after the other: the same numbers, slowly.
+        after the other: the same numbers, slowly. So they do where layers read the entries of others, since what a row
+        sees there changes from row to row.
         """
-        scan, every = scan and self.continues, every if self.continues else 1
+        scan, every = scan and self.continues and not self.layout.readers, every if self.continues else 1
         whole, parts, wanted = self.shape(ids.shape[1]), [], ids[:, 1:]
         first = ids.shape[1] if cell.everything else min(ids.shape[1], self.least(cell, whole))
         if first < 1:
@@ -280,22 +346,44 @@ class Engine:
         fed: Int[Tensor, "1 tokens"],
         wanted: Int[Tensor, "1 tokens"],
         variants: Sequence[Variant] = (),
+        states: Mapping[int, State] | None = None,
     ) -> Reading:
-        """Reads tokens on after the first entries of a prompt, with nothing hidden and in every variant."""
+        """Reads tokens on after the first entries of a prompt, with nothing hidden and in every variant.
 
-        if self.layout.states:
-            raise UserError("a model with a recurrent state cannot be read on from the middle of a prompt")
+        `states` is what recurrent layers carry after those entries (`carried`), where these are not the whole prompt.
+        """
+        self.require_continuing()
+        if states is None and self.layout.states and entries != prefill.shape.tokens:
+            raise ValueError("what recurrent layers carry in the middle of a prompt is not known: give `states`")
 
         def call(cache):
             self.active = cache
             return self.call(fed, cache, fed.shape[1])
 
         try:
-            reading = read(call, prefill, entries, wanted, variants, self.config.vocab_size)
+            whole = prefill if states is None else replace(prefill, states=dict(states))
+            reading = read(call, whole, entries, wanted, variants, self.config.vocab_size)
             require_finite(reading.logprobs)
             return reading
         finally:
             self.active = None
+
+    def carried(self, ids: Int[Tensor, "batch tokens"]) -> dict[int, State]:
+        """What recurrent layers carry after these tokens; without such layers nothing is run."""
+        return self.prefill(ids).states if self.layout.states else {}
+
+    def require_continuing(self) -> None:
+        """Raises UserError where tokens cannot be read on, several at once, from the middle of a prompt."""
+        if self.layout.readers:
+            raise UserError(
+                "a model whose layers read the entries of others cannot be read on from the middle of a prompt: choose "
+                "another task"
+            )
+        if not self.continues:
+            raise UserError(
+                "this model's recurrent layers read later tokens one by one only, and this task reads on from a prompt "
+                "with many at once: choose another task by task=NAME"
+            )
 
     def least(self, cell: Cell, shape: Shape) -> int:
         """What a cell's budget comes to in the evicted layer that may keep fewest, if its plan is the same for all."""

@@ -10,7 +10,9 @@ from torch import Tensor
 from pvcbench.engine import answers
 from pvcbench.engine.cache import Entries
 from pvcbench.engine.prefill import Prefill
+from pvcbench.engine.rotary import UNTURNED
 from pvcbench.engine.states import State
+from pvcbench.engine.turning import unmovable
 from pvcbench.errors import UserError
 from pvcbench.policy import Method, protect
 
@@ -135,10 +137,6 @@ def kept_indices(prefill: Prefill, cell: Cell) -> list[tuple[Tensor, Tensor, int
             answers.require_within(cell.method, "survivors", sum(left) / len(left), cell.budget, prefill.shape)
         return choices
     scores = prefill.observer.scores[cell.method]
-    heads = sorted({worth.shape[1] for worth in scores})
-    if len(heads) > 1:
-        told = " and ".join(map(str, heads))
-        raise UserError(f"this model cannot be measured: its layers that evict have {told} KV heads, not equally many")
     counts = answers.plan(cell.method, scores, cell.budget, prefill.shape, prefill.observer.strict)
     for layer, worth, planned in zip(prefill.shape.evicted, scores, counts, strict=True):
         stored, window = prefill.layers[layer], prefill.windows[layer]
@@ -247,8 +245,10 @@ def _with_sinks(entries, prefill, layer, sinks):
         raise ValueError(
             "cache positions need a kept set of first tokens and one recent window; use positions=original"
         )
-    if prefill.rotary[layer] is None:
-        raise ValueError("cache positions need a model with rotary embeddings; use positions=original")
-    if sinks == 0:  # a bare window: nothing stands elsewhere than it did
+    turns = prefill.turns[layer]
+    if isinstance(turns, str):
+        raise UserError(unmovable(turns))
+    if sinks == 0 or turns.keys.form is UNTURNED:  # a bare window, or a layer whose keys know no position
         return entries
-    return replace(entries, sinks=entries.keys[:, :, :sinks].clone(), rotary=prefill.rotary[layer])
+    sinks = entries.keys[:, :, :sinks].clone()
+    return replace(entries, sinks=sinks, rotary=prefill.rotary[layer], turn=turns.keys)

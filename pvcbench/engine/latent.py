@@ -2,10 +2,11 @@
 
 transformers caches a latent and a rotated part per token and expands them into keys and values of all heads. The same
 attention is one of absorbed queries to those two parts side by side, whose values are the latents, expanded afterwards:
-so entries stay as small as they are, and an entry that is evicted is evicted for all heads.
+so entries stay as small as they are, and an entry that is evicted is evicted for all heads. A step reads least over the
+latents; a prompt takes fewer operations over keys and values that are expanded once for all of its rows.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -27,15 +28,38 @@ def _expansion(module: nn.Module) -> tuple[Float[Tensor, "heads nope rank"], Flo
     return weight.view(-1, sum(sizes), module.kv_lora_rank).split(sizes, 1)
 
 
-def attend_to_latents(
-    module: nn.Module, query: Float[Tensor, "batch heads rows dim"], stored: tuple[Tensor, Tensor], attend: Callable
-) -> Tensor:
-    """Attention output; `attend(query, key, value)` works on what is stored, [batch, 1, rows, ...].
+def value_expansion(module: nn.Module) -> Float[Tensor, "heads value rank"]:
+    """The matrices by which each head reads its values out of a latent."""
+    return _expansion(module)[1]
 
-    The rotated part comes first, where `rotary.turn` looks for it.
-    """
-    keys, values = _expansion(module)
-    latent, rotated = stored
-    plain, turned = query.split([module.qk_nope_head_dim, module.qk_rope_head_dim], -1)
-    output = attend(torch.cat((turned, plain @ keys), -1), torch.cat((rotated, latent), -1), latent)
-    return output @ values.mT
+
+@dataclass(frozen=True)
+class Latents:
+    """The new entries of a layer and their queries, from which attention is had in either form, up to rounding."""
+
+    module: nn.Module
+    query: Float[Tensor, "batch heads rows dim"]
+    key: Float[Tensor, "batch heads rows dim"]  # as the model expanded them
+    value: Float[Tensor, "batch heads rows value_dim"]
+    stored: tuple[Float[Tensor, "batch 1 rows rank"], Float[Tensor, "batch 1 rows rotary"]]
+
+    def absorbed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value of attention over the latents: keys and values are what is stored.
+
+        The rotated part comes first, where `rotary.turn` looks for it.
+        """
+        latent, rotated = self.stored
+        plain, turned = self.query.split([self.module.qk_nope_head_dim, self.module.qk_rope_head_dim], -1)
+        query = torch.cat((turned, plain @ _expansion(self.module)[0]), -1)
+        return query, torch.cat((rotated, latent), -1), latent
+
+    def output(self, mixed: Float[Tensor, "batch heads rows rank"]) -> Float[Tensor, "batch heads rows value_dim"]:
+        """The layer's attention output, from that over the latents."""
+        return mixed @ _expansion(self.module)[1].mT
+
+    def expanded(self, keys: Float[Tensor, "batch 1 entries width"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value of attention over expanded entries, given the stored keys of all of them."""
+        if keys.shape[2] == self.key.shape[2]:  # the new ones alone
+            return self.query, self.key, self.value
+        rotated, latent = keys.split([self.module.qk_rope_head_dim, self.module.kv_lora_rank], -1)
+        return self.query, *self.module.expand_kv(latent, rotated)

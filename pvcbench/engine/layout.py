@@ -1,8 +1,16 @@
-"""Which decoder layers hold entries, which carry a state instead or beside them, and which slide."""
+"""Which decoder layers hold entries, which carry a state instead or beside them, which slide, and which read another's.
 
-from dataclasses import dataclass
+A layer that reads the entries of another stores none and evicts none: it attends to what its source has kept. Methods
+see the source's own queries alone. (Of a prompt transformers gives some readers the last token only, so what readers
+look at would depend on how a prompt is cut into calls.)
+"""
+
+import copy
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from pvcbench.engine.attention import Chunked
@@ -21,6 +29,7 @@ class Layout:
     states: dict[int, int]  # how many states each decoder layer carries, where it carries any
     layers: int  # of the decoder
     latent: bool = False  # whether entries are latents, which lie in the keys and once more, in part, in the values
+    readers: dict[int, int] = field(default_factory=dict)  # decoder layers that attend to those of another: its number
 
     @classmethod
     def of(cls, config) -> "Layout":
@@ -34,12 +43,43 @@ class Layout:
             for layer, width in zip(holding, windows, strict=True)
         ]
         numbers = {layer: number for number, layer in enumerate(holding)}
-        return cls(numbers, windows, states, len(kinds), bool(getattr(config, "kv_lora_rank", None)))
+        latent = bool(getattr(config, "kv_lora_rank", None))
+        return cls(numbers, windows, states, len(kinds), latent, readers_of(config, numbers))
 
     @property
     def places(self) -> list[int]:
         """Where among the decoder's layers each layer stands that holds entries."""
         return list(self.numbers)
+
+    @cached_property
+    def last_readers(self) -> dict[int, int]:
+        """By the number of each layer that others read: the decoder layer that is the last to do so."""
+        return {number: layer for layer, number in sorted(self.readers.items())}
+
+
+def sharing(config) -> list[str | None]:
+    """By layer: "reuse" where it reads another's entries, "store" where others read its own; empty: none shares."""
+    return list(getattr(config, "kv_sharing_modes", None) or ())
+
+
+def readers_of(config, numbers: dict[int, int]) -> dict[int, int]:
+    """The decoder layers that read another's entries, and the number of that one: the one of their kind that stores."""
+    modes, kinds = sharing(config), getattr(config, "layer_types", None)
+    stores = {kinds[layer]: numbers[layer] for layer, mode in enumerate(modes) if mode == "store"}
+    return {layer: stores[kinds[layer]] for layer, mode in enumerate(modes) if mode == "reuse"}
+
+
+def unknown_sharing(config) -> bool:
+    """Whether layers share entries in a way that the engine does not know."""
+    modes = sharing(config)
+    if set(modes) <= {None, "store"}:
+        return False
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None or set(modes) - {None, "store", "reuse"} or getattr(config, "kv_lora_rank", None):
+        return True
+    stored = [kind for kind, mode in zip(kinds, modes, strict=True) if mode == "store"]
+    read = {kind for kind, mode in zip(kinds, modes, strict=True) if mode == "reuse"}
+    return not read <= set(stored) or len(set(stored)) < len(stored)
 
 
 def unknown_kinds(config) -> list[str]:
@@ -48,9 +88,37 @@ def unknown_kinds(config) -> list[str]:
     return sorted(set(kinds) - ATTENDS - CARRIES - NEITHER)
 
 
+def decoder_config(config):
+    """The configuration of the decoder, whose number of layers is its own where an encoder's stands beside it."""
+    text = config.get_text_config(decoder=True)
+    own = getattr(text, "decoder_layers", None)
+    if own is None or own == getattr(text, "num_hidden_layers", own):
+        return text
+    text = copy.copy(text)
+    text.num_hidden_layers = own
+    return text
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """The model without its head; some models call the head's last layer their decoder."""
+    decoder = model.get_decoder()
+    return decoder if isinstance(decoder, PreTrainedModel) else model.base_model
+
+
+def first_position(model: nn.Module) -> tuple[int, int | None]:
+    """The position of a sequence's first token, and the token that has no position of its own: a padding token.
+
+    Embeddings that count positions by the tokens themselves begin after the padding's own.
+    """
+    for module in model.modules():
+        if hasattr(module, "create_position_ids_from_input_ids"):
+            return module.padding_idx + 1, module.padding_idx
+    return 0, None
+
+
 def decoder_layers(model: nn.Module, count: int) -> nn.ModuleList | None:
     """The list of the decoder's layers, whatever it is called there; None where no list is so long."""
-    lists = [module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList)]
+    lists = [module for module in decoder_of(model).modules() if isinstance(module, nn.ModuleList)]
     return next((found for found in lists if len(found) == count), None)
 
 

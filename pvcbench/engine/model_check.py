@@ -1,16 +1,18 @@
 """The check of a freshly loaded model: 32 tokens through the engine must equal the unmodified model."""
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from pvcbench.engine.decode import Decoder
 from pvcbench.engine.engine import NAME, Engine
 from pvcbench.engine.evict import Cell
-from pvcbench.engine.rotary import rotate
+from pvcbench.engine.turning import unmovable
 from pvcbench.errors import NOT_FINITE, UserError
 from pvcbench.policy import Method
 
-TOKENS, STEPS, TRIES, SHIFT = 28, 4, 4, 9
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.1}  # of the logits' range
+TOKENS, STEPS, TRIES = 28, 4, 4
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}  # of the logits' range
 
 
 @torch.inference_mode()
@@ -28,8 +30,8 @@ def check(engine: Engine, rotates: bool = False, queries: bool = False) -> None:
         raise
     except Exception as error:
         raise UserError(f"this model cannot be measured: {' '.join(str(error).split())[:200]}") from error
-    off = max((one - theirs).abs().max().item() for one in ours) / (theirs.max() - theirs.min()).item()
-    if not off <= TOLERANCE[theirs.dtype]:
+    off = max(apart(one, theirs, engine.model.dtype) for one in ours)
+    if not off <= TOLERANCE[engine.model.dtype]:
         raise UserError(f"this model cannot be measured: the engine's logits differ by {off:.1e} of their range")
     if engine.layout.states:
         engine.continues = continues(engine, ids, theirs)
@@ -60,7 +62,8 @@ def unmodified(engine: Engine):
         try:
             theirs = engine.model(input_ids=ids, use_cache=False).logits[0, TOKENS - 1 :]
         except Exception as error:
-            raise UserError(f"this model cannot be measured: {' '.join(str(error).split())[:200]}") from error
+            told = " ".join(str(error).split())[:200]
+            raise UserError(f"this model cannot be measured: transformers does not run it here ({told})") from error
         finally:
             engine.model.set_attn_implementation(NAME)
         if bool(torch.isfinite(theirs).all()):
@@ -92,22 +95,25 @@ def continues(engine: Engine, ids, theirs) -> bool:
         engine.chunk = asked
     groups = engine.fork(prefill, [Cell("check", Method(), None, everything=True)], STEPS)
     ours = torch.cat([prefill.logits, Decoder(engine.call, groups).step(ids[:, TOKENS:])])
-    off = (ours - theirs[[0, -1]]).abs().max().item() / (theirs.max() - theirs.min()).item()
-    return off <= TOLERANCE[theirs.dtype]
+    return apart(ours, theirs[[0, -1]], engine.model.dtype) <= TOLERANCE[engine.model.dtype]
+
+
+def apart(ours: Float[Tensor, "rows vocabulary"], theirs: Float[Tensor, "rows vocabulary"], dtype) -> float:
+    """The largest difference of logits, of their range; in sixteen bits that of a row in the middle of all.
+
+    There rounding turns a mixture of experts whose router is undecided, in single rows and by much; what is wrong for
+    another reason is so in most rows. `dtype` is the model's: some give out their logits in float32.
+    """
+    rows = (ours - theirs).abs().amax(-1)
+    worst = rows.median() if dtype in (torch.bfloat16, torch.float16) else rows.max()
+    return worst.item() / (theirs.max() - theirs.min()).item()
 
 
 def check_rotation(engine: Engine, ids) -> None:
-    """The same tokens at other positions have the same hidden states, so their keys differ by rotation only.
+    """Raises UserError where keys cannot be moved to other positions by rotation alone.
 
     `ids` are a prompt's, [1, tokens], on which the model's numbers are finite.
     """
-    here, there = (engine.prefill(ids, first=first) for first in (0, SHIFT))
-    for layer, moved, table in zip(here.layers, there.layers, here.rotary, strict=True):
-        if table is None:
-            raise UserError("positions=cache needs rotary embeddings: set methods.<name>.positions=original")
-        keys = layer.keys.double()
-        off = (rotate(keys, SHIFT, table) - moved.keys.double()).abs().amax((0, 1, 3)).median() / keys.abs().max()
-        if not off <= min(10 * TOLERANCE[layer.keys.dtype], 0.1):  # of keys turned otherwise, or not at all: about 1
-            raise UserError(
-                "positions=cache does not fit this model's rotary embeddings: set methods.<name>.positions=original"
-            )
+    for turns in engine.turns(ids):
+        if isinstance(turns, str):
+            raise UserError(unmovable(turns))

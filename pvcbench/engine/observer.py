@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pvcbench.engine import answers
-from pvcbench.engine.attention import Rule, observed_attention
+from pvcbench.engine.attention import Rule, mass_by_lse, observed_attention
+from pvcbench.engine.kernels.interface import covers
 from pvcbench.policy import Method, Observation, Shape
 
 
@@ -77,8 +78,8 @@ class Observer:
         first = int(touched[0]) if len(touched) else rows
         if first == rows:
             return plain(query, keys)
-        if self.backend == "triton" and rule.plain and window is None and query.dtype != torch.float64:
-            return self._attend_whole(layer, query, key, weights, first, rule.scale, plain)
+        if self.backend == "triton" and window is None and covers(query):
+            return self._attend_whole(layer, query, key, weights, first, rule, plain)
         started = clock(query)
         output, mass = observed_attention(
             query[:, :, first:],
@@ -96,14 +97,12 @@ class Observer:
         self.extra_seconds += spent - square * self._plain_cost(query, keys, plain)
         return output if head is None else torch.cat((head, output), 2)
 
-    def _attend_whole(self, layer, query, key, weights, first, scale, plain):
+    def _attend_whole(self, layer, query, key, weights, first, rule, plain):
         """All rows by the plain kernel, then the mass of the weighed ones by their LSE."""
-        from pvcbench.engine.kernels.flash import mass_by_kernels  # imports Triton
-
         output, lse = plain(query, key.shape[2], lse=True)
         started = clock(query)
         lse = None if lse is None else lse[:, :, first:]
-        mass = mass_by_kernels(query[:, :, first:], key, weights[:, first:], lse, scale)
+        mass = mass_by_lse(query[:, :, first:], key, weights[:, first:], lse, rule)
         self.extra_seconds += clock(query) - started
         self._add(layer, mass, query.dtype)
         return output

@@ -1,19 +1,29 @@
 """One prefill: stores each layer, attends, lets methods observe, and drops positions between layers for a pruner."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from jaxtyping import Float, Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
-from pvcbench.engine.attention import Rule, prompt_attention, windowed_attention
+from pvcbench.engine.attention import Rule, attention_with_lse, prompt_attention, windowed_attention
 from pvcbench.engine.cache import AttendingCache
+from pvcbench.engine.latent import value_expansion
 from pvcbench.engine.layout import Layout
 from pvcbench.engine.observer import Observer
 from pvcbench.engine.query_rows import Rows
-from pvcbench.engine.rotary import form_of, mean_rotation
+from pvcbench.engine.rotary import (
+    SCALED,
+    UNTURNED,
+    Turn,
+    cos_sin,
+    form_of,
+    gains_of,
+    is_table,
+    mean_rotation,
+    tables_among,
+)
 from pvcbench.engine.states import State
 from pvcbench.errors import UserError
 from pvcbench.policy import Method, Shape
@@ -40,11 +50,13 @@ class Prefill:
     observer: Observer
     pruner: Method | None
     seconds: float
-    queries: list[Float[Tensor, "batch heads rows dim"]]  # of the last rows, where they were asked for
+    queries: list[Float[Tensor, "batch _ rows _"]]  # of the last rows, where they were asked for
     rules: list[Rule]
     reach: int  # tokens of the whole sequence, which chose the rotary tables
     layout: Layout
     states: dict[int, State]  # of the decoder's layers that carry one
+    expansions: dict[int, Tensor] = field(default_factory=dict)  # of layers whose values are latents: see `latent`
+    turns: list = field(default_factory=list)  # by layer how it turns, or why it is not moved; where methods ask
     evicts_sliding: bool = False  # whether sliding layers that the sequence outgrows evict as well
     consumed: bool = False  # by a fork that freed the layers: logits, shape and times are what is left
 
@@ -52,7 +64,7 @@ class Prefill:
         """The last query rows of a layer, captured while it ran."""
         stored, window = self.layers[layer], self.windows[layer]
         parts = self.queries[layer], stored.keys, stored.values, stored.positions
-        return Rows(layer, *parts, self.rules[layer], window)
+        return Rows(layer, *parts, self.rules[layer], window, self.expansions.get(layer))
 
     def carried(self, cells: int) -> dict[int, State]:
         """A copy of the states for each of some cells, cell after cell."""
@@ -111,46 +123,70 @@ class PrefillCache(AttendingCache):
         self.queries: list[Tensor] = []
         self.unrotated: dict[int, Tensor] = {}  # of layers under way, where a method needs them
         self.plain: Tensor | None = None  # the same of the layer and chunk under way
-        self.forms: dict[int, Callable] = {}  # how each of these layers rotates
+        self.forms: dict[int, Turn] = {}  # how each of these layers rotates
+        self.attention: nn.Module | None = None  # the one under way
+        self.turns: list = []  # by layer, where it is known
         self.probing = False
+        self.expansions: dict[int, Tensor] = {}
         self.rules: list[Rule] = []
         self.observer, self.windows, self.kernel, self.pruner = observer, windows, kernel, pruner
         self.stored: list[PromptLayer] = []
-        self.rotary: list[list[tuple[Tensor, Tensor]]] = [[] for _ in windows]
+        self.rotary: list[list[Tensor | tuple[Tensor, Tensor]]] = [[] for _ in windows]
         self.alive: Tensor | None = None  # positions that reach the next layer; None: all
         self.chosen: Tensor | None = None  # the same as indices into the layer before; None: nothing dropped there
 
     def before_layer(self, layer: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """A decoder layer's inputs, at the positions that survive: hidden states, rotary tables, position ids."""
-        if isinstance(kwargs.get("position_embeddings"), tuple):  # cos and sin; complex numbers come in one tensor
-            self.rotary[layer].append(kwargs["position_embeddings"])
+        known = tables_among(args, kwargs)
+        if known is not None:
+            self.rotary[layer].append(known)
+        if self.pruner is not None and args[0].dim() != 3:
+            raise UserError(
+                f"{type(self.pruner).__name__} drops tokens between layers, and this model carries several hidden "
+                "states of a token from layer to layer: choose a method that drops entries only"
+            )
         if self.alive is None:
             return args, kwargs
-        hidden, kwargs = args[0], dict(kwargs)
+        table, hidden = kwargs.get("position_embeddings"), args[0]
         if self.chosen is not None:
             hidden = _take(hidden, self.chosen)
             self.chosen = None
-        table = kwargs.get("position_embeddings")
+        args = hidden, *(self._of_the_alive(value) for value in args[1:])
+        kwargs = {name: self._of_the_alive(value) for name, value in kwargs.items()}
         if table is not None:
             taken = tuple(_take(part, self.alive) for part in (table if isinstance(table, tuple) else (table,)))
             kwargs["position_embeddings"] = taken if isinstance(table, tuple) else taken[0]
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = _take(kwargs["position_ids"][..., None], self.alive)[..., 0]
-        return (hidden, *args[1:]), kwargs
+        return args, kwargs
+
+    def _of_the_alive(self, value):
+        """An input of a layer at the positions that survive, where it is something of every token; else as it is."""
+        if isinstance(value, tuple):
+            return tuple(map(self._of_the_alive, value))
+        by_token = isinstance(value, Tensor) and value.dim() == 3 and value.shape[1] == self.observer.shape.tokens
+        return _take(value, self.alive) if by_token else value
 
     def before_attention(self, layer: int, module, args: tuple, kwargs: dict) -> None:
-        """Where a method needs queries before rotary embedding: runs the layer's projections once without rotation."""
+        """Where a method needs queries before rotary embedding: runs the layer's projections once without rotation.
+
+        Of a layer that hands in latents it remembers how values come out of these.
+        """
+        if self.layout.latent and hasattr(module, "expand_kv"):
+            self.expansions[layer] = value_expansion(module)
         if self.probing or not any(method.needs_queries for method in self.observer.methods):
             return
         still = without_rotation(args, kwargs)
-        if still is None:
+        if isinstance(self.turns[layer], str) and (still is None or self.turns[layer] == SCALED):
             raise UserError(
-                f"layer {layer} of this model gets no rotary tables, so its queries before rotary embedding cannot be "
-                "told: choose methods that need none by method=[...]"
+                f"queries of later positions cannot be told from those of the prompt, since {self.turns[layer]}: "
+                "choose methods that do not need them by method=[...]"
             )
+        if still is None:
+            return
         place = self.layout.places[layer]
         carried = self.states[place].map(torch.clone) if place in self.layout.states else None
-        self.probing = True
+        self.probing, self.attention = True, module
         try:
             module(*still[0], **still[1])
         finally:
@@ -158,58 +194,81 @@ class PrefillCache(AttendingCache):
             if carried is not None:
                 carried.put(self.layers[place])
 
-    def attend(self, layer, query, key, value, rule, window):
+    def attend_to_latents(self, layer, latents, rule, window):
+        if self.probing:
+            return super().attend_to_latents(layer, latents, rule, window)
+        return self.attend(layer, *latents.absorbed(), rule, window, latents.expanded)
+
+    def attend(self, layer, query, key, value, rule, window, expanded=None):
+        """As every cache does; `expanded(stored keys)` gives query, keys and values of a cheaper form, if any."""
         if self.probing:
             self.plain = query
             return query.new_zeros(*query.shape[:3], value.shape[-1])
-        new, later = key.shape[2], self.observer.shape.tokens - self.seen - key.shape[2]
+        later = self.observer.shape.tokens - self.seen - key.shape[2]
+        stored, window = self._store(layer, key, value), self.windows[layer]
+        self._keep(layer, query, rule)
+        self._unrotate(layer, query)
+        parts = (query, stored.keys, stored.values) if expanded is None else expanded(stored.keys)
+        plain = partial(self._plain, layer, rule, *parts[1:])
+        if layer not in self.observer.shape.evicted:
+            return plain(parts[0], stored.keys.shape[2])
+        later = later if self.pruner is None else 0
+        sliding = None if window is None else (window, stored.positions)
+        output = self.observer.attend(layer, *parts, rule, later, plain, sliding)
+        if later == 0:
+            self._finish(layer, query)
+        return output
+
+    def _store(self, layer, key, value) -> PromptLayer:
+        """All entries of a layer, the new ones at their positions among them."""
         if self.alive is not None:
             positions = self.alive.to(key.device)  # the layer before may lie on another device
         else:
-            positions = torch.arange(self.seen, self.seen + new, device=key.device).expand(len(key), -1)
+            positions = torch.arange(self.seen, self.seen + key.shape[2], device=key.device).expand(len(key), -1)
+        if len(self.stored) < layer:
+            raise UserError(not_attending(len(self.stored)))
         if len(self.stored) <= layer:
             self.stored.append(PromptLayer(key, value, positions))
         else:  # a later chunk of the prompt
             old = self.stored[layer]
             keys, values = torch.cat((old.keys, key), 2), torch.cat((old.values, value), 2)
             self.stored[layer] = PromptLayer(keys, values, torch.cat((old.positions, positions), 1))
-        stored, window = self.stored[layer], self.windows[layer]
-        self._keep(layer, query, rule)
-        self._unrotate(layer, query)
+        return self.stored[layer]
 
-        def plain(rows, keys, lse=False):
-            parts = rows, stored.keys[:, :, :keys], stored.values[:, :, :keys]
-            if window is not None:
-                return windowed_attention(*parts, rule, window, stored.positions[:, :keys])
-            if lse:
-                from pvcbench.engine.kernels.flash import attention_with_lse
+    def _finish(self, layer, query) -> None:
+        """Shows the finished layer to the methods; a pruner says which positions go on."""
+        stored, entries = self.stored[layer], self.stored[0].keys.shape[2]
+        seen = self.observer.observation(layer, stored.keys, stored.values, stored.positions, entries)
+        if layer in self.unrotated:
+            tables, tokens = self.tables(layer), self.observer.shape.tokens
+            if self.forms[layer].form is UNTURNED:
+                ahead = partial(unturned, query)
+            else:
+                ahead = partial(mean_rotation, self.forms[layer], tables, query.shape[-1], tokens)
+            seen = replace(seen, queries=self.unrotated.pop(layer), ahead=ahead)
+        self.chosen = self.observer.finish(seen, self.pruner)
+        if self.chosen is not None:
+            self.alive = stored.positions.gather(1, self.chosen)
 
-                return attention_with_lse(*parts, rule.scale, self.kernel)
-            return prompt_attention(*parts, rule, self.kernel)
+    def _plain(self, layer, rule, keys, values, rows, count, lse=False):
+        """Ordinary attention of the prompt's last rows so far to the first `count` entries (see Observer.attend)."""
+        seen, window = (rows, keys[:, :, :count], values[:, :, :count]), self.windows[layer]
+        if window is not None:
+            return windowed_attention(*seen, rule, window, self.stored[layer].positions[:, :count])
+        attend = attention_with_lse if lse else prompt_attention
+        return attend(*seen, rule, self.kernel)
 
-        if layer not in self.observer.shape.evicted:
-            return plain(query, stored.keys.shape[2])
-        later = later if self.pruner is None else 0
-        sliding = None if window is None else (window, stored.positions)
-        output = self.observer.attend(layer, query, stored.keys, stored.values, rule, later, plain, sliding)
-        if later == 0:
-            entries = self.stored[0].keys.shape[2]
-            seen = self.observer.observation(layer, stored.keys, stored.values, stored.positions, entries)
-            if layer in self.unrotated:
-                dim, tokens = query.shape[-1], self.observer.shape.tokens
-                ahead = partial(mean_rotation, self.forms[layer], self.tables(layer), dim, tokens)
-                seen = replace(seen, queries=self.unrotated.pop(layer), ahead=ahead)
-            self.chosen = self.observer.finish(seen, self.pruner)
-            if self.chosen is not None:
-                self.alive = stored.positions.gather(1, self.chosen)
-        return output
+    def follow(self, place, layer, query, rule, new):
+        stored = self.stored[layer]  # the reader may lie on another device
+        query, back = query.to(stored.keys.device), query.device
+        return self._plain(layer, rule, stored.keys, stored.values, query, stored.keys.shape[2]).to(back)
 
     def _unrotate(self, layer, query) -> None:
         """Remembers the queries before rotary embedding until the layer is finished, if a method asks for them."""
         if any(method.needs_queries for method in self.observer.methods):
-            cos, sin = (part.to(query.device) for part in self.rotary[layer][-1])
             plain, self.plain = self.plain, None
-            form = None if plain is None else form_of(plain, query, cos, sin)
+            form = self._form(layer, query, plain)
+            plain = query if plain is None else plain
             if form is None:
                 raise UserError(
                     f"how layer {layer} of this model rotates its queries is not known to pvcbench: choose methods "
@@ -219,9 +278,18 @@ class PrefillCache(AttendingCache):
             known = self.unrotated.get(layer)
             self.unrotated[layer] = plain if known is None else torch.cat((known, plain), 2)
 
+    def _form(self, layer, query, plain) -> Turn | None:
+        """How a layer's queries turn, by them before and after it; None where that is not known."""
+        if plain is None:  # no tables: `before_attention` has refused every layer whose queries turn in its own way
+            return self.turns[layer].queries
+        if not self.rotary[layer]:
+            return None
+        cos, sin = (part.to(query.device) for part in cos_sin(self.rotary[layer][-1]))
+        return form_of(plain, query, cos, sin, gains_of(self.attention, query))
+
     def tables(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """Cos and sin of the positions so far, on the layer's device; None without rotary embedding."""
-        columns = [torch.cat(column, 1) for column in zip(*self.rotary[layer], strict=True)]
+        columns = [torch.cat(column, 1) for column in zip(*map(cos_sin, self.rotary[layer]), strict=True)]
         return tuple(column.to(self.stored[layer].keys.device) for column in columns) or None
 
     def _keep(self, layer, query, rule) -> None:
@@ -234,16 +302,26 @@ class PrefillCache(AttendingCache):
 
     def finished(self, logits: Float[Tensor, "batch vocabulary"], seconds: float) -> Prefill:
         """What remains once the last chunk has run."""
+        if len(self.stored) < len(self.rotary):
+            raise UserError(not_attending(len(self.stored)))
         tables, known = [], {}
         for layer, parts in enumerate(self.rotary):
             device = self.stored[layer].keys.device  # the model makes its tables where its embedding is
-            name = (id(parts[0][0]), device) if parts else None
+            name = (id(parts[0] if isinstance(parts[0], Tensor) else parts[0][0]), device) if parts else None
             if name not in known:
                 known[name] = self.tables(layer)
             tables.append(known[name])
         shape = self.observer.shape
         seen = self.observer, self.pruner, seconds, self.queries, self.rules, self.reach, self.layout, self.states
-        return Prefill(shape, self.windows, self.stored, logits, tables, *seen)
+        return Prefill(shape, self.windows, self.stored, logits, tables, *seen, self.expansions)
+
+
+def not_attending(layer: int) -> str:
+    """Why a model cannot be measured one of whose layers hands nothing in."""
+    return (
+        f"this model cannot be measured: its layer {layer} hands no keys and values of the tokens to the engine, since "
+        "it attends by code of its own, or to something else than the tokens (an image, for one)"
+    )
 
 
 def without_rotation(args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
@@ -252,13 +330,21 @@ def without_rotation(args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
 
     def still(value):
         nonlocal found
-        if not (isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, Tensor) for part in value)):
+        if not is_table(value):
             return value
         found = True
+        if isinstance(value, Tensor):
+            return torch.ones_like(value)
         return torch.ones_like(value[0]), torch.zeros_like(value[1])
 
     replaced = tuple(map(still, args)), {name: still(value) for name, value in kwargs.items()}
     return replaced if found else None
+
+
+def unturned(query: Float[Tensor, "batch heads rows dim"], count: int) -> Float[Tensor, "dim dim"]:
+    """The mean rotation of any positions in a layer that has none."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    return torch.eye(query.shape[-1], dtype=wide, device=query.device)
 
 
 def _take(tensor: Shaped[Tensor, "rows tokens width"], index: Int[Tensor, "batch kept"]):

@@ -26,6 +26,7 @@ class Rows:
     positions: Int[Tensor, "batch entries"]
     rule: Rule
     window: int | None
+    expand: Float[Tensor, "heads width value_dim"] | None = None  # by which heads read values out of latents
 
     def blocks(self) -> Iterator[tuple[int, int, Float[Tensor, "batch heads rows seen"]]]:
         """Attention weights of some rows at a time; memory linear in the entries (see `attention_blocks`)."""
@@ -37,6 +38,16 @@ class Rows:
         seen = self.keys.shape[2] - self.query.shape[2] + last
         entries = {"keys": self.keys[:, :, :seen], "values": self.values[:, :, :seen]}
         return replace(self, query=self.query[:, :, first:last], positions=self.positions[:, :seen], **entries)
+
+    def head_values(self) -> Float[Tensor, "heads entries width"]:
+        """The values that each query head adds up in the first row of the batch, out of latents where these are."""
+        if self.expand is not None:
+            return self.values[0] @ self.expand.mT
+        return self.values[0].repeat_interleave(self.query.shape[1] // self.values.shape[1], 0)
+
+    def shares(self, weights: Float[Tensor, "batch heads rows seen"]) -> Float[Tensor, "batch heads rows seen"]:
+        """Attention weights as shares of what entries get: a learnt sink keeps the rest for itself."""
+        return weights if self.rule.sinks is None else weights / weights.sum(-1, keepdim=True)
 
     def with_first_keys(self, keys: Float[Tensor, "batch kv_heads first dim"]) -> "Rows":
         """The same rows where the first entries have these keys."""

@@ -14,7 +14,7 @@ from typing import get_args
 from torch import nn
 from transformers import Cache, PreTrainedModel
 
-from pvcbench.engine.layout import Layout, decoder_layers, unknown_kinds
+from pvcbench.engine.layout import Layout, decoder_config, decoder_layers, decoder_of, unknown_kinds, unknown_sharing
 
 KINDS = {  # what layers do that the engine cannot follow
     "indexed_attention": "an indexer of the model's own chooses which cached tokens each query sees",
@@ -27,7 +27,7 @@ KINDS = {  # what layers do that the engine cannot follow
 
 def refusal(subject) -> str | None:
     """The reason as a clause, or None; `subject` is a configuration or, which tells more, a model (on any device)."""
-    config = (subject.config if isinstance(subject, nn.Module) else subject).get_text_config(decoder=True)
+    config = decoder_config(subject.config if isinstance(subject, nn.Module) else subject)
     reason = _of_config(config)
     return _of_model(subject, config) if reason is None and isinstance(subject, nn.Module) else reason
 
@@ -42,25 +42,30 @@ def _of_config(config) -> str | None:
     if kinds:
         known = next((KINDS[kind] for kind in kinds if kind in KINDS), "the engine does not know them")
         return f"it has layers of kind {', '.join(kinds)}: {known}"
-    if "reuse" in (getattr(config, "kv_sharing_modes", None) or ()):
-        return "some of its layers read the keys and values of others, which the engine does not follow yet"
+    if unknown_sharing(config):
+        return "some of its layers read the keys and values of others in a way that the engine does not know"
     layout = Layout.of(config)
     return None if layout.numbers else "none of its layers holds keys and values, so there is no KV cache to evict"
 
 
 def _of_model(model: nn.Module, config) -> str | None:
     """What the classes of the model say."""
-    if not (model._can_set_attn_implementation() or _can_switch(model.get_decoder())):
+    if "past_key_values" not in inspect.signature(type(decoder_of(model)).forward).parameters:
+        return "its decoder takes no cache of keys and values (past_key_values), so there is none to evict from"
+    if not (model._can_set_attn_implementation() or _can_switch(decoder_of(model))):
         beside = vars(sys.modules[type(model).__module__])
         alibi = not hasattr(config, "alibi") and any("alibi" in name for name in beside)
         what = "attention with ALiBi" if alibi else "attention"
         return f"it computes {what} in its own code, which cannot be replaced from outside"
-    own = _cache_of_its_own(model.get_decoder())
+    own = _cache_of_its_own(decoder_of(model))
     if own is not None:
         return f"it runs on a cache of its own class only ({own})"
     layout = Layout.of(config)
     if decoder_layers(model, layout.layers) is None:
-        return f"its decoder has no list of the {layout.layers} layers that its configuration names"
+        return (
+            f"its decoder has no list of the {layout.layers} layers that its configuration names: they attend several "
+            "times or run several times for each token, and the engine tells them apart by that list"
+        )
     return None
 
 

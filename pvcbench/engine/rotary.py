@@ -5,6 +5,7 @@ call so far. Cut into chunks, steps or budgets, a sequence would mix tables, and
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -116,17 +117,97 @@ def forget(module: nn.Module) -> None:
         setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
 
 
+@dataclass(frozen=True)
+class Form:
+    """One way of rotating: which dimensions turn together, and where a table holds the angle of each."""
+
+    other: Callable[[Tensor], Tensor] | None  # the dimension that each turns with, signed; None: nothing turns
+    spread: Callable[[Tensor], Tensor] = lambda part: part  # a table's cos or sin as one number per dimension
+    backwards: bool = False  # whether angles count the other way
+
+    def tables(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Cos and sin of each dimension that turns."""
+        cos, sin = self.spread(cos), self.spread(sin)
+        return cos, -sin if self.backwards else sin
+
+
+def _half(vectors: Tensor) -> Tensor:
+    """Dimension i turns with dimension i + rotary/2."""
+    first, second = vectors.chunk(2, -1)
+    return torch.cat((-second, first), -1)
+
+
+def _neighbour(vectors: Tensor) -> Tensor:
+    """Dimension 2i turns with dimension 2i + 1."""
+    return torch.stack((-vectors[..., 1::2], vectors[..., ::2]), -1).flatten(-2)
+
+
+def _twice(part: Tensor) -> Tensor:
+    return torch.cat((part, part), -1)
+
+
+def _each_twice(part: Tensor) -> Tensor:
+    return part.repeat_interleave(2, -1)
+
+
+def _first_half_each_twice(part: Tensor) -> Tensor:
+    return _each_twice(part[..., : part.shape[-1] // 2])
+
+
+UNTURNED = Form(None)  # a layer without position embedding
+HALVES = Form(_half)  # Llama and most others
+FORMS = (
+    UNTURNED,
+    HALVES,
+    Form(_neighbour),  # Cohere: the tables name each angle twice in turn
+    Form(_neighbour, _first_half_each_twice),  # GLM and Ernie: the tables hold all angles twice
+    Form(_half, backwards=True),  # NanoChat
+    Form(_half, _twice),  # GPT-OSS: the tables name each angle once
+    Form(_neighbour, _each_twice),  # Llama 4 and DeepSeek-V2: the same, as complex numbers
+)
+LOOSE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}  # of the largest number
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """How the keys, or the queries, of a layer turn with their positions."""
+
+    form: Form = HALVES
+    gain: Float[Tensor, " dim"] | None = None  # what a norm after the rotation multiplies each dimension by
+
+    def fits(self, dim: int, width: int) -> bool:
+        """Whether vectors of this size can turn so by a table of this width."""
+        return self.form.other is None or self.form.spread(torch.empty(width)).shape[-1] <= dim
+
+    def __call__(self, vectors: Float[Tensor, "*batch dim"], cos: Tensor, sin: Tensor, unit: bool = False) -> Tensor:
+        """Vectors turned by the numbers of a table, by `unit` as if they were of norm 1; other dimensions stay."""
+        if self.form.other is None:
+            return vectors
+        cos, sin = self.form.tables(cos, sin)
+        width = cos.shape[-1]
+        vectors = vectors if self.gain is None else vectors / self.gain.to(vectors)
+        turned = vectors[..., :width] * cos + self.form.other(vectors[..., :width]) * sin
+        turned = turned / (cos * cos + sin * sin).sqrt() if unit else turned
+        turned = torch.cat((turned, vectors[..., width:]), -1)
+        return turned if self.gain is None else turned * self.gain.to(turned)
+
+
+PLAIN = Turn()
+SCALED = "this model multiplies its queries by a number that depends on their position"
+
+
 def rotate(
     key: Float[Tensor, "batch kv_heads slots dim"],
     shift: int,
     table: tuple[Float[Tensor, "rows positions rotary"], Float[Tensor, "rows positions rotary"]],
+    how: Turn = PLAIN,
 ) -> Float[Tensor, "batch kv_heads slots dim"]:
     """Keys after RoPE moved `shift` positions on, by the model's own cos and sin of positions 0, 1, ... (row 0's)."""
     cos, sin = table
     last = cos.shape[1] - 1
     while shift > 0:
         step = min(shift, last)
-        key = turn(key, cos[0, step], sin[0, step])
+        key = turn(key, cos[0, step], sin[0, step], how)
         shift -= step
     return key
 
@@ -135,49 +216,53 @@ def turn(
     vectors: Float[Tensor, "batch heads rows dim"],
     cos: Float[Tensor, "*rows rotary"],
     sin: Float[Tensor, "*rows rotary"],
+    how: Turn = PLAIN,
 ) -> Float[Tensor, "batch heads rows dim"]:
-    """Vectors turned by the angles of one position, or of one each; only the first `rotary` dimensions turn.
+    """Vectors turned by the angles of one position, or of one each; the dimensions that do not turn stay.
 
     Dividing by the norm of cos and sin leaves out YaRN's scaling, which keys after RoPE carry already.
     """
-    width = cos.shape[-1]
-    cos, sin = cos.to(vectors.dtype), sin.to(vectors.dtype)
-    first, second = vectors[..., :width].chunk(2, -1)
-    turned = (vectors[..., :width] * cos + torch.cat((-second, first), -1) * sin) / (cos * cos + sin * sin).sqrt()
-    return torch.cat((turned, vectors[..., width:]), -1)
+    return how(vectors, cos.to(vectors.dtype), sin.to(vectors.dtype), True)
 
 
-def halves(vectors, cos, sin):
-    """The rotation of Llama and most others: dimension i turns with dimension i + rotary/2."""
-    first, second = vectors.chunk(2, -1)
-    return vectors * cos + torch.cat((-second, first), -1) * sin
+def tables_among(args: tuple, kwargs: dict) -> Tensor | tuple[Tensor, Tensor] | None:
+    """The rotary tables among the inputs of a decoder layer: cos and sin, or both as complex numbers."""
+    named = kwargs.get("position_embeddings")
+    return next((value for value in (named, *args) if is_table(value)), None)
 
 
-def pairs(vectors, cos, sin):
-    """The rotation of Cohere: neighbouring dimensions turn together, and the tables name each angle twice in turn."""
-    crossed = torch.stack((-vectors[..., 1::2], vectors[..., ::2]), -1).flatten(-2)
-    return vectors * cos + crossed * sin
+def is_table(value) -> bool:
+    """Whether an input is cos and sin, or complex numbers that hold both."""
+    if isinstance(value, Tensor):
+        return value.is_complex()
+    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, Tensor) for part in value)
 
 
-def pairs_by_halves(vectors, cos, sin):
-    """The rotation of GLM and Ernie: neighbouring dimensions turn together, and the tables hold all angles twice."""
-    cos, sin = (part[..., : part.shape[-1] // 2].repeat_interleave(2, -1) for part in (cos, sin))
-    return pairs(vectors, cos, sin)
+def cos_sin(table: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Cos and sin of a table in any of its shapes."""
+    return (table.real, table.imag) if isinstance(table, Tensor) else table
 
 
-def unturned(vectors, cos, sin):
-    """No rotation: a layer without position embedding."""
-    return vectors
+def best_turn(off: Callable[[Turn], float], gains: list[Tensor], dim: int, width: int, most: float) -> Turn | None:
+    """The way of turning that is least `off`, with a norm after the rotation or without, if that is `most` at most."""
+    ways = [Turn(form, gain) for gain in (None, *gains) for form in FORMS]
+    errors = {how: off(how) for how in ways if how.fits(dim, width)}
+    best = min(errors, key=errors.get)
+    return best if errors[best] <= most else None
 
 
-FORMS = (unturned, halves, pairs, pairs_by_halves)
-LOOSE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}  # of the largest number
+def gains_of(attention: nn.Module, like: Float[Tensor, "batch heads rows dim"]) -> list[Float[Tensor, " dim"]]:
+    """What the norms of an attention that run head by head make of equal numbers: their gains, up to a factor.
 
-
-def applied(form: Callable, vectors: Float[Tensor, "*batch rows dim"], cos, sin) -> Float[Tensor, "*batch rows dim"]:
-    """A form of rotation on the first dimensions, as many as the tables have; the others stay."""
-    width = cos.shape[-1]
-    return torch.cat((form(vectors[..., :width], cos, sin), vectors[..., width:]), -1)
+    Gains that are the same for all numbers turn nothing and are left out: no way of turning tells them from none.
+    """
+    found, dim = [], like.shape[-1]
+    for module in attention.modules():
+        weights = list(module.parameters())
+        if list(module.children()) or len(weights) != 1 or weights[0].shape != (dim,):
+            continue
+        found.append(module(torch.ones_like(like[:1, :1, :1]))[0, 0, 0])
+    return [gain for gain in found if bool((gain != 0).all()) and not torch.allclose(gain, gain[:1], rtol=1e-5)]
 
 
 def form_of(
@@ -185,22 +270,49 @@ def form_of(
     turned: Float[Tensor, "batch heads rows dim"],
     cos: Float[Tensor, "batch rows rotary"],
     sin: Float[Tensor, "batch rows rotary"],
-) -> Callable | None:
-    """How a layer rotates, by queries before and after it did; None where it is none of the known forms."""
+    gains: list[Tensor],
+) -> Turn | None:
+    """How a layer rotates, by queries before and after it did; None where it is none of the known ways."""
     parts, size = [part[:, None] for part in (cos, sin)], turned.abs().max().clamp(min=1e-30)
-    off = {form: ((applied(form, plain, *parts) - turned).abs().max() / size).item() for form in FORMS}
-    best = min(off, key=off.get)
-    return best if off[best] <= LOOSE[turned.dtype] else None
+
+    def off(how):
+        return ((how(plain, *parts) - turned).abs().max() / size).item()
+
+    return best_turn(off, gains, plain.shape[-1], cos.shape[-1], LOOSE[turned.dtype])
+
+
+def moved_by(
+    here: Float[Tensor, "batch heads rows dim"],
+    there: Float[Tensor, "batch heads rows dim"],
+    shift: int,
+    table: tuple[Tensor, Tensor] | None,
+    gains: list[Tensor],
+    most: float,
+) -> Turn | None:
+    """How a layer rotates, by the same vectors at positions that lie `shift` apart; None where no known way fits.
+
+    What half of the tokens say counts: in a mixture of experts rounding may send a token elsewhere.
+    """
+    here, there = here.double(), there.double()
+    size = here.abs().max()
+
+    def off(how):
+        moved = here if table is None or how.form.other is None else rotate(here, shift, table, how)
+        return ((moved - there).abs().amax((0, 1, 3)).median() / size).item()
+
+    if table is None:
+        return Turn(UNTURNED) if off(PLAIN) <= most else None
+    return best_turn(off, gains, here.shape[-1], table[0].shape[-1], most)
 
 
 def mean_rotation(
-    form: Callable, table: tuple[Float[Tensor, "rows positions rotary"], ...], dim: int, first: int, count: int
+    how: Turn, table: tuple[Float[Tensor, "rows positions rotary"], ...], dim: int, first: int, count: int
 ) -> Float[Tensor, "dim dim"]:
     """The mean rotation of the positions first, first + 1, ... as a matrix for row vectors, as the layer scales it."""
     cos, sin = table[0][0, 0].to(torch.promote_types(table[0].dtype, torch.float32)), table[1][0, 0]
     scaling = (cos * cos + sin * sin).sqrt()
     mean = (part.mean(0) * scaling for part in angles(table, first, count))
-    return applied(form, torch.eye(dim, dtype=cos.dtype, device=cos.device), *mean)
+    return how(torch.eye(dim, dtype=cos.dtype, device=cos.device), *mean)
 
 
 def angles(

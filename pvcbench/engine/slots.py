@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass, field
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from pvcbench.engine.attention import Rule, slot_attention, slot_weights, visible_slots
 from pvcbench.engine.cache import Entries
-from pvcbench.engine.kernels.interface import slot_decode
+from pvcbench.engine.kernels.interface import covers, slot_decode
 from pvcbench.engine.rotary import angles, turn
 
 
@@ -30,7 +29,7 @@ class Slots:
         """Ready for the first step after a fork; `holds` where the layer evicts one entry per step."""
         room = entries.keys.shape[2] - entries.filled
         entries.place_sinks(seen - entries.filled)
-        kernel = kernel and entries.window is None and entries.keys.dtype != torch.float64
+        kernel = kernel and entries.window is None and covers(entries.keys, entries.values)
         if not holds:
             return cls(entries, entries.keys.shape[2], entries.lengths, False, kernel)
         slots = cls(entries, entries.filled + 1, entries.lengths.clone(), not entries.ragged, kernel)
@@ -43,7 +42,7 @@ class Slots:
         entries, slot = self.entries, self.free[..., None]
         if self.cos is not None:
             count = entries.sinks.shape[2]
-            entries.keys[:, :, :count] = turn(entries.sinks, self.cos[step], self.sin[step])
+            entries.keys[:, :, :count] = turn(entries.sinks, self.cos[step], self.sin[step], entries.turn)
         entries.keys.scatter_(2, slot[..., None].expand_as(key), key)
         entries.values.scatter_(2, slot[..., None].expand_as(value), value)
         entries.positions.scatter_(2, slot, place.expand_as(slot))
@@ -54,8 +53,9 @@ class Slots:
         """Attention of the new row over all entries, its own included, and its weights where they are wanted."""
         entries = self.entries
         parts = query, entries.keys[:, :, : self.used], entries.values[:, :, : self.used], rule
-        if self.kernel and rule.plain:
-            return slot_decode(*parts[:3], entries.lengths + 1, rule.scale, weights)
+        if self.kernel:
+            lengths, options = entries.lengths + 1, {"cap": rule.cap, "sinks": rule.sinks}
+            return slot_decode(*parts[:3], lengths, rule.scale, weights, **options)
         visible = None
         if not self.whole or entries.window is not None:
             positions = entries.positions[:, :, : self.used]

@@ -12,6 +12,7 @@ the backend "triton" elsewhere too). The full cache runs through the same code.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -66,10 +67,13 @@ class StaticCache(DecodeCache):
         slots.write(key, value, self.place, self.step)
         output, weights = slots.attend(query, rule, self.place, holds and method.watches_decoding)
         if holds:
-            self._replace(group, layer, slots, weights)
+            self.afterwards(layer, partial(self._replace, group, layer, slots, weights))
         else:
-            slots.entries.lengths += 1
+            self.afterwards(layer, partial(slots.entries.lengths.add_, 1))
         return output
+
+    def look(self, group, layer, query, rule, new):
+        return self.slots[id(group)][layer].attend(query, rule, self.place, False)[0]
 
     def _replace(self, group, layer, slots, weights):
         """Frees the slot of the entry that the method gives up."""

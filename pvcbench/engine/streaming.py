@@ -15,7 +15,7 @@ from pvcbench.engine import answers
 from pvcbench.engine.attention import Rule, visible_slots, windowed_attention
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.evict import Group
-from pvcbench.engine.rotary import turn
+from pvcbench.engine.rotary import cos_sin, tables_among, turn
 from pvcbench.policy import Observation
 
 BLOCK = 64  # rows whose logits are formed together
@@ -36,10 +36,10 @@ class StreamCache(AttendingCache):
 
     def before_layer(self, layer: int, args: tuple, kwargs: dict) -> None:
         """Takes the rotary tables of the new positions; the first ones are kept, as cache positions need them."""
-        table = kwargs.get("position_embeddings")
-        if isinstance(table, tuple) and self.tables[layer] is not None:
+        table = tables_among(args, kwargs)
+        if table is not None and self.tables[layer] is not None:
             first, *rest = self.tables[layer]
-            table = tuple(part.to(first[0].device) for part in table)
+            table = tuple(part.to(first[0].device) for part in cos_sin(table))
             if not rest:
                 first = tuple(torch.cat((old, new), 1) for old, new in zip(first, table, strict=True))
             self.tables[layer] = [first, table]
@@ -141,8 +141,9 @@ class Block:
         first, table = self.cache.tables[self.layer]
         place = torch.tensor([filled + row % self.cache.every for row, filled in enumerate(alive)])
         own = slice(self.start, self.start + self.rows)
-        query = turn(self.query, table[0][0, own], -table[1][0, own])
-        return turn(query, first[0][0, place.to(query.device)], first[1][0, place.to(query.device)])
+        how = self.group.prefill.turns[self.layer].queries
+        query = turn(self.query, table[0][0, own], -table[1][0, own], how)
+        return turn(query, first[0][0, place.to(query.device)], first[1][0, place.to(query.device)], how)
 
     def _watching(self, logits, alive):
         """Row by row: attention over what is left, the method's totals, its choice."""

@@ -16,6 +16,8 @@ def measured(spec: RunSpec, loaded: LoadedModel, work: Sequence[WorkItem], total
     engine = spec.engine(loaded)
     try:
         prepare(engine, spec.points, spec.holds)
+        if spec.task.reads_on:
+            engine.require_continuing()
         check_reach(engine, work, spec.task)
         with Meter(total=total, done=total - len(work)) as meter:
             for batch in batches(work, spec.batch, spec.protocol.query_aware):

@@ -48,6 +48,7 @@ class Task(metaclass=Made):
     kind: str = "generate"  # what is done with its samples: `KINDS` of evaluation/kinds.py
     protocols: tuple[str, ...] = ("generate",)  # what methods must support: also continuation, streaming, blockwise
     has_question: bool = True  # whether context and question can be told apart, which query_aware=false needs
+    reads_on: bool = False  # whether later tokens are read after a prompt with parts of it hidden, many at once
     beyond: bool = False  # whether samples may be longer than the model was made for
     shorten: str = "lower task.lengths"  # what to do about samples that are too long
     version: int = 1  # raised whenever a change of the task changes a number

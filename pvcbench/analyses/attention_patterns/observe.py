@@ -1,4 +1,7 @@
-"""Observes where each head's attention goes, as it is and by values' norms, and what eviction does to its output."""
+"""Observes where each head's attention goes, as it is and by values' norms, and what eviction does to its output.
+
+Where a model has learnt sinks, attention is taken as shares of what the entries get, and `given` says how much that is.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -80,19 +83,25 @@ def _shown(task, looked: Mapping[str, list[Rows]], prompt, shape) -> dict:
             weighting: {key: [_short(layer[number][key]) for layer in both] for key in both[0][number]}
             for number, weighting in enumerate(("attention", "values"))
         }
+        if any(rows.rule.sinks is not None for rows in layers):
+            shown[name]["given"] = [_short(given(rows)) for rows in layers]
     observed = {"tokens": n, "layers": list(shape.evicted), "top": list(task.top), "thresholds": task.thresholds}
     return observed | {"rows": shown, "examples": _examples(task, shown["last"]["attention"], looked["last"], n)}
+
+
+def given(rows: Rows) -> Float[Tensor, " heads"]:
+    """The attention that all entries of a layer get together, mean over the rows: 1 without learnt sinks."""
+    return sum(block[0].sum((1, 2)) for _, _, block in rows.blocks()) / rows.query.shape[2]
 
 
 def layer_measures(
     rows: Rows, sinks: int, recent: int, top: Sequence[int], needle: tuple[int, int] | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Means over the rows of one layer, by head: of attention as it is, and weighted by its values' norms."""
-    norms = rows.values.to(torch.promote_types(rows.values.dtype, torch.float32)).norm(dim=-1)
-    norms = norms.repeat_interleave(rows.query.shape[1] // rows.keys.shape[1], 1)[0]
+    norms = rows.head_values().to(torch.promote_types(rows.values.dtype, torch.float32)).norm(dim=-1)
     before, totals = rows.keys.shape[2] - rows.query.shape[2], ({}, {})
     for first, last, block in rows.blocks():
-        weights = block[0]
+        weights = rows.shares(block)[0]
         weighted = weights * norms[:, None, : weights.shape[-1]]
         own = torch.arange(before + first, before + last, device=weights.device)
         for total, shares in zip(totals, (weights, weighted / weighted.sum(-1, keepdim=True)), strict=True):
@@ -137,7 +146,7 @@ def _examples(task, last: Mapping[str, list], rows: Sequence[Rows], n: int) -> d
         [(_, _, weights)] = rows[place].blocks()
         edges = torch.arange(n, device=weights.device) * BINS // n
         mass = torch.zeros(BINS, dtype=torch.float64, device=weights.device)
-        mass.index_add_(0, edges, weights[0, int(head), 0].double())
+        mass.index_add_(0, edges, rows[place].shares(weights)[0, int(head), 0].double())
         found[name] = {"layer": rows[place].layer, "head": int(head), "clearness": round(float(worth.max()), 4)}
         found[name] |= {key: last[key][place][head] for key in ("entropy", "sink", "recent", "middle")}
         found[name]["mass"] = _short(mass, 5)
@@ -199,7 +208,7 @@ def output_error(
     heads, groups = rows.query.shape[1], rows.query.shape[1] // rows.keys.shape[1]
     after = rows.keys.shape[2] - kept.shape[1]
     shown = torch.nn.functional.pad(kept, (0, after), value=True).repeat_interleave(groups, 0)[:, None]
-    values = rows.values[0].repeat_interleave(groups, 0)
+    values = rows.head_values()
     errors, masses = rows.query.new_zeros(heads), rows.query.new_zeros(heads)
     blocks = ((block, block) for _, _, block in rows.blocks())
     if first_keys is not None:
@@ -209,7 +218,10 @@ def output_error(
         seen = block.shape[-1]
         cut = placed[0] * shown[..., :seen]
         full = block[0].to(values.dtype) @ values[:, :seen]
-        part = (cut / cut.sum(-1, keepdim=True).clamp(min=1e-30)).to(values.dtype) @ values[:, :seen]
+        left = cut.sum(-1, keepdim=True)
+        if rows.rule.sinks is not None:  # a learnt sink is never evicted
+            left = left + 1 - placed[0].sum(-1, keepdim=True)
+        part = (cut / left.clamp(min=1e-30)).to(values.dtype) @ values[:, :seen]
         errors += ((part - full).norm(dim=-1) / full.norm(dim=-1)).sum(1)
         masses += (block[0] * shown[..., :seen]).sum((-1, -2))
     return errors / rows.query.shape[2], masses / rows.query.shape[2]

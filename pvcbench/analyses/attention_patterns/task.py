@@ -43,3 +43,8 @@ class AttentionPatterns(Observed):
             raise UserError(f"task.thresholds holds numbers above 0 for {', '.join(THRESHOLDS)}, not {thresholds!r}")
         given = {name: number(f"task.thresholds.{name}", one, 1e-9, 1e9) for name, one in (thresholds or {}).items()}
         self.thresholds = THRESHOLDS | given
+
+    @property
+    def reads_on(self) -> bool:
+        """Needle prompts are followed by their answer."""
+        return self._needles > 0

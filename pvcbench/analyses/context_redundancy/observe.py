@@ -51,6 +51,7 @@ def observe(
     """
     ids, tokens = torch.tensor([list(prompt.ids)], device=engine.device), prompt.context_tokens
     prefill, entries = engine.prefill(ids[:, :tokens], capture=1), tokens - 1
+    fed, wanted, states = ids[:, entries:-1], ids[:, tokens:], engine.carried(ids[:, :entries])
     layers = prefill.shape.evicted
     rows = [last_row(prefill, layer) for layer in layers]
     kept = [entries_kept(share, entries) for share in task.shares]
@@ -62,7 +63,7 @@ def observe(
     found = {kind: {name: [[None] * size for _ in layers] for name in EFFECTS} for kind, size in sizes.items()}
     for start in range(0, len(cuts), PART):
         part = cuts[start : start + PART]
-        reading = engine.read(prefill, entries, ids[:, entries:-1], ids[:, tokens:], [cut.variant for cut in part])
+        reading = engine.read(prefill, entries, fed, wanted, [cut.variant for cut in part], states)
         for row, cut in enumerate(part, 1):
             for name, value in zip(EFFECTS, effects(reading, row), strict=True):
                 found[cut.kind][name][cut.layer][cut.share] = value

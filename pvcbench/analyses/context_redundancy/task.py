@@ -14,7 +14,7 @@ class ContextRedundancy(Observed):
     """
 
     observer = "pvcbench.analyses.context_redundancy.observe"
-    name, version = "context_redundancy", 1
+    name, version, reads_on = "context_redundancy", 1, True
 
     def __init__(
         self,

@@ -131,7 +131,7 @@ def costs(
         for masks in hidden
     ]
     fed, wanted = ids[:, split - 1 : split - 1 + count], ids[:, split : split + count]
-    read = engine.read(prefill, split - 1, fed, wanted, variants)
+    read = engine.read(prefill, split - 1, fed, wanted, variants, engine.carried(ids[:, : split - 1]))
     some = torch.stack([masks.any() for masks in hidden])[:, None]
     increase = torch.where(some, read.logprobs[:1] - read.logprobs[1:], 0.0)
     same = (read.predicted[1:] == read.predicted[:1]) | ~some

@@ -9,7 +9,7 @@ class PivotalRoles(Observed):
     """The context is split by the last token's PvC and that of other recent tokens; each part is hidden in turn."""
 
     observer = "pvcbench.analyses.pivotal_roles.observe"
-    name, version = "pivotal_roles", 1
+    name, version, reads_on = "pivotal_roles", 1, True
 
     def __init__(
         self,

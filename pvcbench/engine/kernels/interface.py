@@ -22,6 +22,8 @@ LSE_TILES = {128: (128, 64, 4, 3), 256: (128, 64, 8, 3), 512: (64, 64, 4, 2)}  #
 EXACT_TILES = (32, 32, 8, 1)  # float32 products are formed without tensor cores
 INTERPRETED_TILES = (64, 64, 4, 1)
 DECODE_COLUMNS = 64
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+WIDEST = 256  # the largest head whose tiles fit into a multiprocessor
 
 
 def available(device: torch.device) -> str | None:
@@ -40,6 +42,11 @@ def require(backend: str, device: torch.device) -> None:
     missing = available(device) if backend == "triton" else None
     if missing is not None:
         raise UserError(f"engine.backend=triton {missing}; or set engine.backend=blocked")
+
+
+def covers(*tensors: Tensor) -> bool:
+    """Whether the kernels take tensors of these dtypes and head sizes."""
+    return all(tensor.dtype in DTYPES and tensor.shape[-1] <= WIDEST for tensor in tensors)
 
 
 def reduced(
@@ -71,8 +78,12 @@ def row_lse(
     key: Float[Tensor, "batch kv_heads keys dim"],
     scale: float,
     tiles: tuple[int, int, int, int] | None = None,
+    cap: float | None = None,
 ) -> Float[Tensor, "batch heads queries"]:
-    """The log of the sum of exponentials of each row's logits; the queries are the last rows of a causal context."""
+    """The log of the sum of exponentials of each row's logits; the queries are the last rows of a causal context.
+
+    With `cap`, logits are pressed into (-cap, cap) before.
+    """
     from pvcbench.engine.kernels.triton_programs import row_lse_program
 
     query, key = _contiguous(query), _contiguous(key)
@@ -81,8 +92,9 @@ def row_lse(
     rows, columns, warps, stages = tiles or _tiles(LSE_TILES, query, width)
     lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=query.device)
     row_lse_program[batch * heads, -(-queries // rows)](
-        query, key, lse, *query.stride()[:3], *key.stride()[:3], heads, queries, keys, scale * LOG2E,
-        GROUP=heads // kv_heads, DIM=dim, WIDTH=width, ROWS=rows, COLUMNS=columns, WIDEN=_widen(query),
+        query, key, lse, *query.stride()[:3], *key.stride()[:3], heads, queries, keys,
+        scale * LOG2E, (cap or 0.0) * LOG2E, GROUP=heads // kv_heads, DIM=dim, WIDTH=width,
+        ROWS=rows, COLUMNS=columns, CAPPED=cap is not None, WIDEN=_widen(query),
         num_warps=warps, num_stages=stages, enable_fp_fusion=True,
     )  # fmt: skip
     return lse
@@ -97,11 +109,13 @@ def column_mass(
     scale: float,
     group: str = "none",
     tiles: tuple[int, int, int, int] | None = None,
+    cap: float | None = None,
 ) -> Float[Tensor, "sets batch columns keys"]:
     """Weighted column sums of causal attention by its rows' LSE, in float32: what each key receives.
 
-    The queries are the last rows of the context. `group` "none" gives query heads; "sum" and "mean" reduce the heads
-    that share a KV head. Each set of weights is one launch over the rows from its first to its last that is not 0.
+    The queries are the last rows of the context. An LSE that counts a sink leaves the sink its share; `cap` is as in
+    `row_lse`. `group` "none" gives query heads; "sum" and "mean" reduce the heads that share a KV head. Each set of
+    weights is one launch over the rows from its first to its last that is not 0.
     """
     from pvcbench.engine.kernels.triton_programs import column_mass_program
 
@@ -118,8 +132,9 @@ def column_mass(
     for part, each, (first, last) in zip(mass, weights, _ranges(weights), strict=True):
         column_mass_program[batch * heads // own, -(-keys // columns)](
             query, key, each, lse, part, *query.stride()[:3], *key.stride()[:3], *lse.stride()[:2],
-            heads, queries, keys, first, last, scale * LOG2E, 1.0 / own if group == "mean" else 1.0,
-            GROUP=sharing, OWN=own, DIM=dim, WIDTH=width, COLUMNS=columns, ROWS=rows, WIDEN=_widen(query),
+            heads, queries, keys, first, last, scale * LOG2E, (cap or 0.0) * LOG2E,
+            1.0 / own if group == "mean" else 1.0, GROUP=sharing, OWN=own, DIM=dim, WIDTH=width,
+            COLUMNS=columns, ROWS=rows, CAPPED=cap is not None, WIDEN=_widen(query),
             num_warps=warps, num_stages=stages, enable_fp_fusion=True,
         )  # fmt: skip
     return mass
@@ -134,39 +149,54 @@ def slot_decode(
     scale: float,
     weights: bool = False,
     splits: int | None = None,
+    cap: float | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
 ) -> tuple[Float[Tensor, "batch heads 1 value_dim"], Float[Tensor, "batch heads slots"] | None]:
     """Attention of one new query over the filled slots of each KV head, and with `weights` its weights in float32.
 
     `lengths` is read on the device, and slots beyond it are not: their weights are 0. The number of splits depends on
-    shapes alone, so that a CUDA graph may capture the call. The heads of a group are one tile.
+    shapes alone, so that a CUDA graph may capture the call. `cap` is as in `row_lse`; `sinks` are logits that take
+    their share of each head's weights and give nothing.
     """
-    from pvcbench.engine.kernels.triton_programs import combine_program, slot_decode_program, weights_program
+    from pvcbench.engine.kernels.triton_programs import slot_decode_program, weights_program
 
     query, keys, values = _contiguous(query), _contiguous(keys), _contiguous(values)
     (batch, heads, _, dim), (kv_heads, slots), value_dim = query.shape, keys.shape[1:3], values.shape[3]
-    sharing, device, wide = heads // kv_heads, query.device, torch.float32
+    sharing, where = heads // kv_heads, {"device": query.device, "dtype": torch.float32}
     columns = DECODE_COLUMNS if _width(dim) * query.element_size() <= 256 else DECODE_COLUMNS // 2
-    splits = splits or _splits(batch * kv_heads, slots, device)
-    partial = torch.empty(batch * heads, splits, value_dim, dtype=wide, device=device)
-    norms = torch.empty(batch * heads, splits, dtype=wide, device=device)
-    lse = torch.empty(batch * heads, dtype=wide, device=device)
-    attention = torch.empty(batch, heads, slots if weights else 0, dtype=wide, device=device)
-    output = torch.empty(batch, heads, 1, value_dim, dtype=query.dtype, device=device)
+    splits = splits or _splits(batch * kv_heads, slots, query.device)
+    partial = torch.empty(batch, heads, splits, value_dim, **where)
+    norms = torch.empty(batch, heads, splits, **where)
+    attention = torch.empty(batch, heads, slots if weights else 0, **where)
     slot_decode_program[batch * kv_heads, splits](
         query, keys, values, lengths, partial, norms, attention,
         *query.stride()[:2], *keys.stride()[:3], *values.stride()[:3], *lengths.stride(),
-        kv_heads, slots, scale * LOG2E, GROUP=sharing, TILE=_width(sharing), DIM=dim, WIDTH=_width(dim),
-        VALUE_DIM=value_dim, VALUE_WIDTH=_width(value_dim), COLUMNS=columns,
-        SPLITS=splits, WEIGHTS=weights, WIDEN=_widen(query), num_warps=4, num_stages=2, enable_fp_fusion=True,
+        kv_heads, slots, scale * LOG2E, (cap or 0.0) * LOG2E, GROUP=sharing, TILE=_width(sharing),
+        DIM=dim, WIDTH=_width(dim), VALUE_DIM=value_dim, VALUE_WIDTH=_width(value_dim), COLUMNS=columns,
+        SPLITS=splits, WEIGHTS=weights, CAPPED=cap is not None, WIDEN=_widen(query),
+        num_warps=4, num_stages=2, enable_fp_fusion=True,
     )  # fmt: skip
-    combine_program[(batch * heads,)](
-        partial, norms, output, lse, VALUE_DIM=value_dim, VALUE_WIDTH=_width(value_dim), SPLITS=splits
-    )
+    output, lse = _combined(partial, norms, query.dtype, sinks)
     if weights:
         weights_program[batch * heads, -(-slots // 1024)](
             attention, lse, lengths, *lengths.stride(), heads, slots, GROUP=sharing, COLUMNS=1024
         )
     return output, attention if weights else None
+
+
+def _combined(partial, norms, dtype, sinks):
+    """Output and LSE (base 2) of each head from those of its splits and its sink."""
+    from pvcbench.engine.kernels.triton_programs import combine_program
+
+    batch, heads, splits, value_dim = partial.shape
+    output = torch.empty(batch, heads, 1, value_dim, dtype=dtype, device=partial.device)
+    lse = torch.empty(batch * heads, dtype=torch.float32, device=partial.device)
+    sunk = lse if sinks is None else sinks.to(lse).contiguous()  # not read where there are none
+    combine_program[(batch * heads,)](
+        partial, norms, sunk, output, lse, heads,
+        VALUE_DIM=value_dim, VALUE_WIDTH=_width(value_dim), SPLITS=splits, SINKS=sinks is not None,
+    )  # fmt: skip
+    return output, lse
 
 
 def _contiguous(tensor):

@@ -1,9 +1,9 @@
 """The Triton programs behind `kernels`: one tile each of attention's LSE, its mass, and a decoding step.
 
-Logits are kept in base 2 inside (`factor` is the scale times log2 e), sums in float32. Strides are in elements; the
-last dimension is contiguous. Head sizes are padded to a power of two. A program writes what no other one writes, so
-results are the same in every run. `WIDEN` is for Triton's interpreter, which cannot multiply bfloat16: there, tiles
-become float32 first, which changes no product.
+Logits are kept in base 2 inside (`factor` is the scale times log2 e), sums in float32. `cap`, in base 2 too, counts
+where `CAPPED` says so. Strides are in elements; the last dimension is contiguous. Head sizes are padded to a power of
+two. A program writes what no other one writes, so results are the same in every run. `WIDEN` is for Triton's
+interpreter, which cannot multiply bfloat16: there, tiles become float32 first, which changes no product.
 """
 
 from typing import no_type_check  # the tests' hook would wrap these functions, whose source Triton reads
@@ -15,14 +15,21 @@ LN2 = tl.constexpr(0.6931471805599453)
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
+@triton.jit
+@no_type_check
+def pressed(logits, cap):
+    """Logits in (-cap, cap): cap * tanh(logits / cap), all in base 2; exp2 is what interpreter and compiler share."""
+    return cap - 2 * cap / (1 + tl.exp2(logits / cap * (2 * LOG2E)))
+
+
 @triton.jit(do_not_specialize=["queries", "keys", "first", "last"])
 @no_type_check
 def column_mass_program(
     query, key, weights, lse, mass,
     query_batch, query_head, query_row, key_batch, key_head, key_row, lse_batch, lse_head,
-    heads, queries, keys, first, last, factor, share,
+    heads, queries, keys, first, last, factor, cap, share,
     GROUP: tl.constexpr, OWN: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
-    COLUMNS: tl.constexpr, ROWS: tl.constexpr, WIDEN: tl.constexpr,
+    COLUMNS: tl.constexpr, ROWS: tl.constexpr, CAPPED: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """The mass that a block of keys receives from the rows first..last-1 of OWN query heads.
 
@@ -57,7 +64,10 @@ def column_mass_program(
                     tile = tile.to(tl.float32)
                 norm = tl.load(norms + rows, mask=inside, other=float("inf")) * LOG2E
                 weight = tl.load(weights + rows, mask=inside, other=0.0)
-                logits = tl.dot(keys_tile, tile, input_precision="ieee") * factor - norm[None, :]
+                logits = tl.dot(keys_tile, tile, input_precision="ieee") * factor
+                if CAPPED:
+                    logits = pressed(logits, cap)
+                logits = logits - norm[None, :]
                 if whole == 0:
                     logits = tl.where(columns[:, None] <= rows[None, :] + offset, logits, float("-inf"))
                 received += tl.exp2(logits) * weight[None, :]
@@ -69,9 +79,9 @@ def column_mass_program(
 @no_type_check
 def row_lse_program(
     query, key, lse,
-    query_batch, query_head, query_row, key_batch, key_head, key_row, heads, queries, keys, factor,
+    query_batch, query_head, query_row, key_batch, key_head, key_row, heads, queries, keys, factor, cap,
     GROUP: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDEN: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CAPPED: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """The log of the sum of exponentials of a tile of rows of one head; late rows, which see most keys, go first."""
     program, tile_number = tl.program_id(0), tl.num_programs(1) - 1 - tl.program_id(1)
@@ -98,6 +108,8 @@ def row_lse_program(
             if WIDEN:
                 block = block.to(tl.float32)
             logits = tl.dot(tile, block, input_precision="ieee") * factor
+            if CAPPED:
+                logits = pressed(logits, cap)
             if partly == 1:
                 logits = tl.where(columns[None, :] <= rows[:, None] + offset, logits, float("-inf"))
             higher = tl.maximum(most, tl.max(logits, 1))
@@ -111,10 +123,10 @@ def row_lse_program(
 def slot_decode_program(
     query, key, value, lengths, outputs, norms, logits,
     query_batch, query_head, key_batch, key_head, key_slot, value_batch, value_head, value_slot,
-    length_batch, length_head, kv_heads, slots, factor,
+    length_batch, length_head, kv_heads, slots, factor, cap,
     GROUP: tl.constexpr, TILE: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
     VALUE_DIM: tl.constexpr, VALUE_WIDTH: tl.constexpr, COLUMNS: tl.constexpr, SPLITS: tl.constexpr,
-    WEIGHTS: tl.constexpr, WIDEN: tl.constexpr,
+    WEIGHTS: tl.constexpr, CAPPED: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Attention of the query heads of one KV head over its share of the filled slots: output, and LSE in base 2."""
     program, split = tl.program_id(0), tl.program_id(1)
@@ -145,6 +157,8 @@ def slot_decode_program(
         if WIDEN:
             keys_tile = keys_tile.to(tl.float32)
         scores = tl.dot(tile, keys_tile, input_precision="ieee") * factor
+        if CAPPED:
+            scores = pressed(scores, cap)
         if WEIGHTS:
             tl.store(logits + heads[:, None] * slots + at[None, :], scores, mask=real[:, None] & inside[None, :])
         scores = tl.where(inside[None, :], scores, float("-inf"))
@@ -169,16 +183,22 @@ def slot_decode_program(
 @triton.jit
 @no_type_check
 def combine_program(
-    outputs, norms, result, lse, VALUE_DIM: tl.constexpr, VALUE_WIDTH: tl.constexpr, SPLITS: tl.constexpr
-):
-    """One head's output and LSE (base 2) from its splits."""
+    outputs, norms, sinks, result, lse, heads,
+    VALUE_DIM: tl.constexpr, VALUE_WIDTH: tl.constexpr, SPLITS: tl.constexpr, SINKS: tl.constexpr,
+):  # fmt: skip
+    """One head's output and LSE (base 2) from its splits; a sink is one more split, whose values are 0."""
     head = tl.program_id(0).to(tl.int64)
     splits, dims = tl.arange(0, SPLITS), tl.arange(0, VALUE_WIDTH)
     norm = tl.load(norms + head * SPLITS + splits)
     most = tl.max(norm, 0)
+    if SINKS:
+        sink = tl.load(sinks + head % heads) * LOG2E
+        most = tl.maximum(most, sink)
     most = tl.where(most == float("-inf"), 0.0, most)  # an empty head: no slot is filled
     weight = tl.exp2(norm - most)
     total = tl.sum(weight, 0)
+    if SINKS:
+        total += tl.exp2(sink - most)
     total = tl.where(total > 0, total, 1.0)
     places = outputs + (head * SPLITS + splits)[:, None] * VALUE_DIM + dims[None, :]
     parts = tl.load(places, mask=(splits[:, None] >= 0) & (dims[None, :] < VALUE_DIM), other=0.0)
