@@ -65,7 +65,7 @@ def test_two_drawings_and_the_script_give_the_same_bytes(made, tmp_path):
 def test_script_without_results_says_so_and_exits_with_2(tmp_path):
     done = script("nothing", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("figures: there are no results under nothing")
+    assert done.stderr.startswith("pvcbench: there are no results under nothing")
     assert done.stderr.count("\n") == 1
 
 
