@@ -1,5 +1,7 @@
 """The ways a run or a cell ends early, so that the command line and the rows can say which in one line."""
 
+import re
+
 
 class UserError(Exception):
     """Something the user asked for cannot be done; the message says what to do instead (exit code 2)."""
@@ -10,7 +12,20 @@ class Inexact(UserError):
 
 
 class OutOfReach(Exception):
-    """A method cannot get down to the budget asked of it; the message says how far it reaches."""
+    """A method cannot get down to the budget asked of it; `reach` is the smallest share of the cache it can keep.
+
+    Where it is not given, it is the one that the message names ("a reach of 38.0%"), or None.
+    """
+
+    def __init__(self, message: str, reach: float | None = None):
+        super().__init__(message)
+        self.reach = named_reach(message) if reach is None else reach
+
+
+def named_reach(message: str) -> float | None:
+    """The share of the cache that a message names as a method's reach; None where it names none."""
+    found = re.search(r"reach of ([\d.]+)%", message)
+    return float(found[1]) / 100 if found else None
 
 
 class MethodError(Exception):

@@ -27,7 +27,7 @@ from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.engine.observer import clock
 from pvcbench.engine.static_decode import StaticDecoder
-from pvcbench.models import loading
+from pvcbench.models import embedded, random_weights
 
 
 def cells_of(engine, tokens, budget):
@@ -99,7 +99,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     torch.set_num_threads(compose.threads_of(options.threads))
-    build = loading.smollm2 if options.model == "smollm2" else lambda *args: loading.random(options.model, *args)
+    build = (
+        embedded.smollm2 if options.model == "smollm2" else lambda *args: random_weights.random(options.model, *args)
+    )
     engine = Engine(build(options.device, None).model)
     weights = sum(parameter.nbytes for parameter in engine.model.parameters())
     bandwidth = copy_bandwidth(options.device)

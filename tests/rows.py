@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from pvcbench.stats.failures import typed
+
 LAYERS, BYTES = 30, 23040  # of the cache per entry
 BUDGETS = (0.05, 0.1, 0.25, 0.4, 0.55, 0.75)
 REACH = 0.38
@@ -78,7 +80,7 @@ def table(rows):
     frame.insert(1, "experiment", "test")
     frame.insert(2, "model", "SmolLM2-135M-Instruct")
     frame.insert(3, "seed", 0)
-    return frame.assign(folder="test")
+    return typed(frame.assign(folder="test"))
 
 
 def write_run(folder, rows):

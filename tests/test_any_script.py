@@ -11,7 +11,7 @@ import yaml
 
 from pvcbench.errors import UserError
 from pvcbench.models import embedded
-from pvcbench.models.loading import byte_tokenizer
+from pvcbench.models.random_weights import byte_tokenizer
 from pvcbench.plots import needle
 from pvcbench.runs import rescore
 from pvcbench.runs.rows import read_rows

@@ -185,7 +185,7 @@ MISTAKES = {
 }
 ALONE = """
 import io, json, sys, contextlib
-from pvcbench import cli
+from pvcbench.cli import main as cli
 told = {}
 for wrong in json.loads(sys.argv[1]):
     said = io.StringIO()
@@ -239,7 +239,7 @@ def test_the_types_that_are_offered_are_those_that_models_have():
 
 
 def test_a_task_is_validated_before_the_model_is_loaded(tmp_path, monkeypatch):
-    from pvcbench.models import loading
+    from pvcbench.models import random_weights
     from pvcbench.runs import runner
     from pvcbench.tasks.needle.task import Needle
 
@@ -247,7 +247,7 @@ def test_a_task_is_validated_before_the_model_is_loaded(tmp_path, monkeypatch):
         raise UserError("line 3 of the data is wrong")
 
     monkeypatch.setattr(Needle, "validate", refuse)
-    monkeypatch.setattr(loading, "random", lambda **_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(random_weights, "random", lambda **_: pytest.fail("the model was loaded"))
     with pytest.raises(UserError, match="line 3"):
         runner.run(compose.composed(["model=random", f"results={tmp_path}", "wandb.mode=disabled"]))
 
@@ -269,7 +269,7 @@ def own(tmp_path, monkeypatch):
         "@dataclass(frozen=True)\nclass Newest(Method):\n"
         "    def scores(self, seen):\n        return seen.positions.double()\n",
         "conf/task/mine.yaml": "# My data.\n_target_: pvcbench.tasks.jsonl.Jsonl\npath: mine.jsonl\n",
-        "conf/model/little.yaml": "# Little.\n_target_: pvcbench.models.loading.random\nshape: tiny\n",
+        "conf/model/little.yaml": "# Little.\n_target_: pvcbench.models.random_weights.random\nshape: tiny\n",
         "conf/experiment/trial.yaml": "# @package _global_\n# My trial.\ndefaults:\n  - override /model: little\n"
         "  - override /task: mine\n  - override /method: [newest, h2o]\nexperiment: trial\nbudgets: [0.5]\n",
         "conf/results/old/rows.jsonl": "",

@@ -17,7 +17,7 @@ from pvcbench.analyses.attention_consistency import tables as report
 from pvcbench.analyses.attention_consistency.task import AttentionConsistency
 from pvcbench.errors import OutOfReach, UserError
 from pvcbench.evaluation.cells import OBSERVATION
-from pvcbench.models.loading import random
+from pvcbench.models.random_weights import random
 from pvcbench.runs.rows import load_table
 from pvcbench.tasks.prompts import Prompt
 

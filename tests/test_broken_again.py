@@ -10,7 +10,8 @@ import torch
 
 from pvcbench.engine import answers
 from pvcbench.errors import MethodError
-from pvcbench.models.loading import byte_tokenizer, tokenizer_id
+from pvcbench.models.loaded import tokenizer_id
+from pvcbench.models.random_weights import byte_tokenizer
 from pvcbench.policy import Method, Observation, Shape
 from pvcbench.runs.identity import of_method
 

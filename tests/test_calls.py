@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from pvcbench.config import compose, extras
 from pvcbench.errors import UserError
-from pvcbench.models import loading
+from pvcbench.models import hub, loaded, random_weights
 from pvcbench.runs import from_python
 
 ROOT = Path(__file__).parent.parent
@@ -83,7 +83,7 @@ WRONG = {
     "methods is empty": lambda: {"methods": []},
     "seed: an object of type Generator cannot be a setting": lambda: {"settings": {"seed": np.random.default_rng(0)}},
     "model__name: model was given as an object": lambda: {
-        "model": loading.random("tiny", "cpu", None),
+        "model": random_weights.random("tiny", "cpu", None),
         "settings": {"model__name": "x"},
     },
 }
@@ -102,7 +102,7 @@ def test_what_cannot_be_understood_is_one_line(message):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("here") / "small"
-    loaded = loading.random("tiny", "cpu", None)
+    loaded = random_weights.random("tiny", "cpu", None)
     loaded.model.save_pretrained(made)
     loaded.tokenizer.save_pretrained(made)
     return made
@@ -111,7 +111,7 @@ def folder(tmp_path_factory):
 def refused(name, **options):
     """The one line that a model's name gets."""
     with pytest.raises(UserError) as caught:
-        loading.hf(str(name), "cpu", options.pop("dtype", None), **options)
+        hub.hf(str(name), "cpu", options.pop("dtype", None), **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -160,8 +160,8 @@ def test_paths_that_do_not_exist_never_reach_the_hub(folder, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("this asks the hub")
 
-    monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", never)
-    monkeypatch.setattr(loading, "get_hf_file_metadata", never)
+    monkeypatch.setattr(hub.AutoTokenizer, "from_pretrained", never)
+    monkeypatch.setattr(hub, "get_hf_file_metadata", never)
     monkeypatch.chdir(folder.parent.parent)
     here = folder.parent.name
     for name in (
@@ -189,8 +189,8 @@ def test_the_hub_is_asked_once(monkeypatch):
         asked.append(url)
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(loading, "get_hf_file_metadata", fails)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "get_hf_file_metadata", fails)
     assert "the hub cannot be reached (no network)" in refused("nosuchorg/nosuchmodel") and len(asked) == 1
 
 
@@ -199,8 +199,8 @@ def test_the_hub_is_asked_once(monkeypatch):
 
 def test_attention_is_one_of_a_list(folder, monkeypatch):
     for load in (
-        lambda **one: loading.random("tiny", "cpu", None, **one),
-        lambda **one: loading.hf(folder, "cpu", None, **one),
+        lambda **one: random_weights.random("tiny", "cpu", None, **one),
+        lambda **one: hub.hf(folder, "cpu", None, **one),
     ):
         with pytest.raises(UserError, match=r"unknown model\.attention 'flash': did you mean flash_attention_2"):
             load(attention="flash")
@@ -210,19 +210,19 @@ def test_attention_is_one_of_a_list(folder, monkeypatch):
         with pytest.raises(UserError, match="flash_attention_2 needs a GPU"):
             load(attention="flash_attention_2")
     monkeypatch.setitem(sys.modules, "flash_attn", None)
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(loaded.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs flash-attn: pip install 'flash-attn>=2\.8'"):
-        loading.check_attention("flash_attention_2", "cuda")
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: object())
+        loaded.check_attention("flash_attention_2", "cuda")
+    monkeypatch.setattr(loaded.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(UserError, match="cannot compute in float32"):
-        loading.check_attention("flash_attention_2", "cuda", "float32")
-    loading.check_attention("flash_attention_2", "cuda", "bfloat16")
+        loaded.check_attention("flash_attention_2", "cuda", "float32")
+    loaded.check_attention("flash_attention_2", "cuda", "bfloat16")
 
 
 def test_every_dtype_that_works_is_listed(folder):
     for load in (
-        lambda dtype: loading.random("tiny", "cpu", dtype),
-        lambda dtype: loading.hf(str(folder), "cpu", dtype),
+        lambda dtype: random_weights.random("tiny", "cpu", dtype),
+        lambda dtype: hub.hf(str(folder), "cpu", dtype),
     ):
         with pytest.raises(UserError, match=r"float32, bfloat16, float16, float64 or auto"):
             load("fp16")

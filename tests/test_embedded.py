@@ -13,7 +13,7 @@ from pvcbench.engine.engine import Engine
 from pvcbench.engine.model_check import check
 from pvcbench.errors import UserError
 from pvcbench.evaluation.cells import points
-from pvcbench.models import embedded, loading
+from pvcbench.models import embedded
 from pvcbench.runs.rows import load_table
 from pvcbench.tasks.needle.task import Needle
 from pvcbench.tasks.needle.words import WORDS
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def loaded():
-    return loading.smollm2("cpu", None)
+    return embedded.smollm2("cpu", None)
 
 
 @pytest.fixture(scope="module")

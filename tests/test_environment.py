@@ -10,7 +10,7 @@ import yaml
 
 from pvcbench.config import compose
 from pvcbench.errors import UserError
-from pvcbench.models import loading
+from pvcbench.models import random_weights
 from pvcbench.models.checksum import weights_checksum
 from pvcbench.runs import environment, runner, sessions
 
@@ -87,7 +87,7 @@ def test_old_files_are_read(tmp_path):
 
 def test_the_checksum_knows_other_weights():
     def checksum(seed, dtype="float32"):
-        return weights_checksum(loading.random("tiny", "cpu", dtype, seed=seed).model)
+        return weights_checksum(random_weights.random("tiny", "cpu", dtype, seed=seed).model)
 
     assert checksum(0) == checksum(0)
     assert len({checksum(0), checksum(1), checksum(0, "bfloat16")}) == 3

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from pvcbench.config import compose
-from pvcbench.models.loading import byte_tokenizer
+from pvcbench.models.random_weights import byte_tokenizer
 from pvcbench.runs import prompt_excerpts, runner
 from pvcbench.runs.rows import read_rows
 from pvcbench.tasks.base import Sample
@@ -136,5 +136,5 @@ def test_nothing_depends_on_them(tmp_path, capsys):
 def test_models_that_cannot_be_built_are_named():
     with pytest.raises(compose.UserError, match=r"made by 'my.model'"):
         prompt_excerpts.prompter_of({"_target_": "my.model"})
-    known = OmegaConf.create({"_target_": "pvcbench.models.loading.random", "shape": "tiny"})
+    known = OmegaConf.create({"_target_": "pvcbench.models.random_weights.random", "shape": "tiny"})
     assert prompt_excerpts.prompter_of(known).longest == 4096

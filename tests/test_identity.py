@@ -21,7 +21,7 @@ from transformers.utils import chat_template_utils
 import pvcbench
 from pvcbench.config import compose
 from pvcbench.errors import UserError
-from pvcbench.models import loading
+from pvcbench.models import hub, random_weights
 from pvcbench.policy import Method
 from pvcbench.report import repeat
 from pvcbench.runs import code_hash, identity, stored
@@ -279,7 +279,7 @@ TEMPLATE = (
 def folder(tmp_path_factory):
     """A model with random weights and a chat template, as save_pretrained writes it."""
     made = tmp_path_factory.mktemp("models") / "small"
-    loaded = loading.random("tiny", "cpu", None)
+    loaded = random_weights.random("tiny", "cpu", None)
     loaded.model.generation_config.eos_token_id = [0]
     loaded.model.save_pretrained(made)
     loaded.tokenizer.chat_template = TEMPLATE
@@ -298,7 +298,7 @@ def id_of(name, **options):
     )
     task, methods = compose.build(chosen.task, "the task"), compose.build_methods(chosen.methods)
     spec = RunSpec.of(chosen, task, methods)
-    return run_id(spec.identity(loading.hf(str(name), "cpu", None, **options)))
+    return run_id(spec.identity(hub.hf(str(name), "cpu", None, **options)))
 
 
 def test_a_path_and_another_path_are_one_model(folder, tmp_path, monkeypatch):
@@ -308,7 +308,7 @@ def test_a_path_and_another_path_are_one_model(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(folder.parent))
     ids = {id_of(name) for name in (folder, f"{folder}/", "small", "./small", "~/small", tmp_path / "link", other)}
     assert len(ids) == 1
-    assert loading.hf("~/small", "cpu", None).identity["name"] == "small"
+    assert hub.hf("~/small", "cpu", None).identity["name"] == "small"
 
 
 def altered(folder, tmp_path, file, change):
@@ -356,7 +356,7 @@ def test_prompts_of_two_days_are_equal(folder, monkeypatch):
                 return datetime(2026, 9, day)
 
         monkeypatch.setattr(chat_template_utils, "datetime", Day)
-        loaded = loading.hf(str(folder), "cpu", None)
+        loaded = hub.hf(str(folder), "cpu", None)
         written = loaded.tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
         assert f"0{day} Sep 2026" in written  # what the template writes by itself
         found.append((loaded.prompter().before, id_of(folder)))
@@ -367,13 +367,13 @@ def test_prompts_of_two_days_are_equal(folder, monkeypatch):
 
 
 def test_weights_changed_in_memory_are_another_model(folder):
-    loaded = loading.hf(str(folder), "cpu", None)
+    loaded = hub.hf(str(folder), "cpu", None)
     before = identity.of_model(loaded)
     assert identity.of_model(loaded) == before and "in_memory" not in before
     with torch.no_grad():
         loaded.model.model.layers[1].mlp.up_proj.weight[3, 5] += 0.01
     assert identity.of_model(loaded)["in_memory"]
-    unnamed = loading.LoadedModel(loaded.model, loaded.tokenizer, {}, ends=(0,))
+    unnamed = loaded.LoadedModel(loaded.model, loaded.tokenizer, {}, ends=(0,))
     assert identity.of_model(unnamed)["in_memory"] == identity.of_model(loaded)["in_memory"]
 
 
@@ -423,7 +423,7 @@ def test_the_same_objects_measure_once(tmp_path, capsys):
     data = tmp_path / "mine.jsonl"
     line = {"context": "The door is red. " * 40, "question": "Which colour?", "answers": ["red"]}
     data.write_text("".join(json.dumps(line | {"id": str(n)}) + "\n" for n in range(3)), encoding="utf-8")
-    loaded, task = loading.random("tiny", "cpu", None), Jsonl(data, max_new_tokens=2)
+    loaded, task = random_weights.random("tiny", "cpu", None), Jsonl(data, max_new_tokens=2)
     where = {"results": tmp_path, "wandb": {"mode": "disabled"}, "threads": 1}
     first = pvcbench.evaluate(loaded, task, ["h2o"], budgets=[0.5], limit=2, **where)
     assert first.attrs["measured"] == 4 and "nothing was measured" not in capsys.readouterr().err

@@ -24,7 +24,7 @@ from pvcbench.config import compose
 from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
 from pvcbench.evaluation.lm_eval_model import CompressedLM
-from pvcbench.models import loading as models
+from pvcbench.models import random_weights
 from pvcbench.runs import runner
 from pvcbench.runs.rows import read_rows
 from pvcbench.tasks.lm_eval import loading, scoring
@@ -120,7 +120,7 @@ def write_task(path, name, settings):
 
 def loaded_model():
     """A tiny model whose attention is uneven, the same in every call."""
-    loaded = models.random("tiny", "cpu", "float32")
+    loaded = random_weights.random("tiny", "cpu", "float32")
     torch.manual_seed(1)
     for parameter in loaded.model.parameters():
         if parameter.dim() == 2:
@@ -433,7 +433,7 @@ def test_a_failed_context_is_the_documents_error(tmp_path, folder):
 
 @pytest.mark.parametrize("options", [{}, {"num_fewshot": 2}, {"num_fewshot": 1, "apply_chat_template": True}])
 def test_requests_are_those_of_simple_evaluate(folder, options):
-    tokenizer = models.byte_tokenizer()
+    tokenizer = random_weights.byte_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}<{{m.role}}>{{m.content}}{% endfor %}"
     names = ["choice", "inputs", "gen"]
     task = LmEval(names, str(folder), **options)
@@ -459,7 +459,7 @@ def test_scalars():
 )
 def test_the_score_is_the_first_metric_that_is_better_when_higher(folder, monkeypatch, values, score):
     task = LmEval(["gen"], str(folder))
-    task.prepare(Prompter(models.byte_tokenizer(), False, 4096))
+    task.prepare(Prompter(random_weights.byte_tokenizer(), False, 4096))
     lm_evals = task._loaded.tasks["gen"]
     monkeypatch.setattr(lm_evals, "process_results", lambda doc, results: values)
     monkeypatch.setattr(lm_evals, "_higher_is_better", {"perplexity": False, "ter": False, "acc": True})
@@ -471,7 +471,7 @@ def test_documents_about_one_text_are_one_cluster(tmp_path, folder):
     (tmp_path / "docs.jsonl").write_text("\n".join(json.dumps(doc) for doc in [DOCS[0], DOCS[1], DOCS[0]]))
     write_task(tmp_path, "choice", TASKS["choice"])
     task = LmEval("choice", str(tmp_path))
-    task.prepare(Prompter(models.byte_tokenizer(), False, 4096))
+    task.prepare(Prompter(random_weights.byte_tokenizer(), False, 4096))
     assert [task.sample(0, index).cluster for index in range(3)] == ["choice/0", "choice/1", "choice/0"]
 
 
@@ -507,7 +507,7 @@ def test_python_tasks_may_mix_requests(folder):
     try:
         task = LmEval(["mixed"], str(folder))
         assert task.protocols == ("generate", "continuation")
-        task.prepare(Prompter(models.byte_tokenizer(), False, 4096))
+        task.prepare(Prompter(random_weights.byte_tokenizer(), False, 4096))
     finally:
         (folder / "mixed.yaml").unlink()
     parts = task.requests(task.sample(0, 0))

@@ -17,7 +17,7 @@ from rouge import Rouge
 
 from pvcbench.config import compose
 from pvcbench.errors import UserError
-from pvcbench.models.loading import byte_tokenizer
+from pvcbench.models.random_weights import byte_tokenizer
 from pvcbench.runs import runner
 from pvcbench.tasks.longbench import metrics
 from pvcbench.tasks.longbench.datasets import E_SETS, SETS, bucket, prompts

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pvcbench.errors import UserError
-from pvcbench.models.loading import byte_tokenizer
+from pvcbench.models.random_weights import byte_tokenizer
 from pvcbench.tasks.longbench.datasets import SETS
 from pvcbench.tasks.longbench.task import LongBench
 from pvcbench.tasks.prompts import Prompter

@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pvcbench.errors import UserError
-from pvcbench.models import loading
+from pvcbench.models import hub, loaded, random_weights
 
 SMALL = {
     "hidden_size": 32,
@@ -28,7 +28,7 @@ CASES = {
 def test_yarn_counts_stretched(case):
     rope, positions, wanted = CASES[case]
     config = AutoConfig.for_model("llama", **SMALL, rope_parameters=rope, max_position_embeddings=positions)
-    assert loading.usable(config) == wanted
+    assert loaded.usable(config) == wanted
 
 
 def test_the_owner_s_length_is_taken_and_told(tmp_path):
@@ -36,9 +36,9 @@ def test_the_owner_s_length_is_taken_and_told(tmp_path):
     rope = {**YARN, "original_max_position_embeddings": 256}
     config = AutoConfig.for_model("llama", **SMALL, rope_parameters=rope, max_position_embeddings=256)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    loading.byte_tokenizer().save_pretrained(tmp_path)
-    plain, set_ = (loading.hf(str(tmp_path), "cpu", None, longest=longest) for longest in (None, 700))
+    random_weights.byte_tokenizer().save_pretrained(tmp_path)
+    plain, set_ = (hub.hf(str(tmp_path), "cpu", None, longest=longest) for longest in (None, 700))
     assert (plain.longest, plain.identity["longest"]) == (1024, 1024)
     assert (set_.longest, set_.identity["longest"]) == (700, 700)
     with pytest.raises(UserError, match=r"model.longest must be a whole number"):
-        loading.hf(str(tmp_path), "cpu", None, longest="many")
+        hub.hf(str(tmp_path), "cpu", None, longest="many")

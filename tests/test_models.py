@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.model_check import check
 from pvcbench.errors import UserError
-from pvcbench.models import loading
+from pvcbench.models import hub, random_weights
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99}
 GROUPED = SMALL | {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
@@ -80,19 +80,19 @@ def test_release_gives_the_model_back():
 def test_local_folder_loads_and_its_checksum_follows_the_weights(tmp_path):
     model = tiny("llama", **GROUPED | {"vocab_size": 300})
     model.save_pretrained(tmp_path)
-    loading.byte_tokenizer().save_pretrained(tmp_path)
-    first = loading.hf(str(tmp_path), "cpu", None)
+    random_weights.byte_tokenizer().save_pretrained(tmp_path)
+    first = hub.hf(str(tmp_path), "cpu", None)
     assert first.identity["dtype"] == "float32" and first.ends
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1
     model.save_pretrained(tmp_path)
-    second = loading.hf(str(tmp_path), "cpu", None)
+    second = hub.hf(str(tmp_path), "cpu", None)
     assert first.identity["weights"] != second.identity["weights"]
     assert first.identity["tokenizer"] == second.identity["tokenizer"]
 
 
 def test_byte_tokenizer_round_trips():
-    tokenizer = loading.byte_tokenizer()
+    tokenizer = random_weights.byte_tokenizer()
     text = "Spaces,\n\nnew lines, 123 and ünïcödé."
     coded = tokenizer(text, return_offsets_mapping=True)
     assert tokenizer.decode(coded["input_ids"]) == text
@@ -100,6 +100,6 @@ def test_byte_tokenizer_round_trips():
 
 
 def test_random_weights_are_a_function_of_the_seed():
-    one, two, three = (loading.random("tiny", "cpu", None, seed=seed) for seed in (0, 0, 1))
+    one, two, three = (random_weights.random("tiny", "cpu", None, seed=seed) for seed in (0, 0, 1))
     weights = [loaded.model.lm_head.weight for loaded in (one, two, three)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pvcbench.errors import UserError
-from pvcbench.models.loading import byte_tokenizer
+from pvcbench.models.random_weights import byte_tokenizer
 from pvcbench.tasks.metrics import exact, rouge1_recall, share_found, token_f1, token_overlap
 from pvcbench.tasks.needle import haystack
 from pvcbench.tasks.needle.task import SANDWICH_ANSWER, Needle

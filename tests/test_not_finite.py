@@ -14,7 +14,7 @@ from pvcbench.engine.evict import Cell
 from pvcbench.errors import MethodError, NotFinite
 from pvcbench.evaluation.shared_prefill import finite
 from pvcbench.evaluation.throughput import decode
-from pvcbench.models import loading
+from pvcbench.models import random_weights
 from pvcbench.policy import Method
 from pvcbench.runs.rows import load_table
 
@@ -30,14 +30,14 @@ def _no_pictures(monkeypatch):
 
 def broken(value, token):
     """The tiny random model, one token of which is embedded as numbers that are not finite."""
-    loaded = loading.random("tiny", "cpu", None)
+    loaded = random_weights.random("tiny", "cpu", None)
     with torch.no_grad():
         loaded.model.get_input_embeddings().weight[token] = value
     return loaded
 
 
 def token_of(text):
-    return loading.byte_tokenizer()(text)["input_ids"][0]
+    return random_weights.byte_tokenizer()(text)["input_ids"][0]
 
 
 def rows_of(tmp_path, loaded, task, **settings):
@@ -187,7 +187,7 @@ def test_a_broken_method_ends_the_run_at_once(tmp_path):
 
 def test_a_refused_model_is_given_back(tmp_path):
     """Neither hooks nor attention are left on a model whose check failed."""
-    loaded = loading.random("tiny", "cpu", None)
+    loaded = random_weights.random("tiny", "cpu", None)
     before = loaded.model.config._attn_implementation
 
     class Now(Late):

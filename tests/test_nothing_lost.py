@@ -297,7 +297,7 @@ def test_two_processes_on_one_run(server, whole, tmp_path):
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 PLACES = {
-    "loading": "pvcbench.models.loading.random",
+    "loading": "pvcbench.models.random_weights.random",
     "drawing": "pvcbench.plots.run_figures.save",
     "mirroring": "pvcbench.runs.wandb_mirror.track",
 }
@@ -368,7 +368,7 @@ def test_a_signal_while_a_fresh_process_imports(tmp_path, library, number):
 
 def small(code, *signals):
     """A few lines in a fresh process that handles signals; each comes when the one before has been swallowed."""
-    head = "import os, signal, sys, time\nfrom pvcbench import stopping\n"
+    head = "import os, signal, sys, time\nfrom pvcbench.runs import signals as stopping\n"
     with subprocess.Popen(
         [sys.executable, "-c", head + textwrap.dedent(code)],
         cwd=ROOT,

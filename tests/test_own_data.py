@@ -7,7 +7,7 @@ import pytest
 
 from pvcbench.config import compose
 from pvcbench.errors import UserError
-from pvcbench.models.loading import byte_tokenizer
+from pvcbench.models.random_weights import byte_tokenizer
 from pvcbench.tasks.jsonl import Jsonl
 from pvcbench.tasks.needle.task import Needle
 from pvcbench.tasks.perplexity import Perplexity

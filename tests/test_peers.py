@@ -20,7 +20,7 @@ from pvcbench.evaluation.cells import points
 from pvcbench.evaluation.generation import Generate
 from pvcbench.evaluation.progress import Meter
 from pvcbench.evaluation.shared_prefill import Protocol, run_batch
-from pvcbench.models import loading
+from pvcbench.models import random_weights
 from pvcbench.tasks.base import Sample
 from pvcbench.tasks.needle.task import Needle
 from pvcbench.tasks.prompts import Prompter
@@ -63,7 +63,7 @@ def worker(tmp_path):
 @pytest.fixture
 def task():
     needle = Needle()
-    needle.prepare(Prompter(loading.byte_tokenizer()))
+    needle.prepare(Prompter(random_weights.byte_tokenizer()))
     return needle
 
 
@@ -181,7 +181,7 @@ def test_the_window_method_sums_the_last_rows(tokens):
 
 @pytest.mark.skipif(not REAL.is_file(), reason="kvpress is not set up: scripts/peers/setup.sh")
 def test_kvpress_says_what_we_say(tmp_path):
-    loaded = loading.random("tiny", "cpu", "float32", seed=3)
+    loaded = random_weights.random("tiny", "cpu", "float32", seed=3)
     turn = "{% for message in messages %}[{{ message['role'] }}]{{ message['content'] }}{% endfor %}[assistant]"
     loaded.tokenizer.chat_template = turn
     loaded.model.save_pretrained(tmp_path)

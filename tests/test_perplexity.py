@@ -14,7 +14,7 @@ import pvcbench
 from pvcbench.config import compose
 from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
-from pvcbench.models.loading import byte_tokenizer, random
+from pvcbench.models.random_weights import byte_tokenizer, random
 from pvcbench.plots import run_figures
 from pvcbench.runs.rows import load_table
 from pvcbench.stats import perplexity

@@ -10,7 +10,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pvcbench.config import compose
-from pvcbench.models import loading
+from pvcbench.models import loading, random_weights
 from pvcbench.runs import receipts, runner
 from pvcbench.runs.result import report
 from pvcbench.runs.rows import run_folders
@@ -33,7 +33,7 @@ def asked(tmp_path, monkeypatch):
     monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
     shape = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, eos_token_id=0)).save_pretrained(tmp_path / "model")
-    loading.byte_tokenizer().save_pretrained(tmp_path / "model")
+    random_weights.byte_tokenizer().save_pretrained(tmp_path / "model")
     line = {"context": "The sky is blue. " * 9, "question": "What colour?", "answers": ["blue"], "needle": "sky"}
     (tmp_path / "data.jsonl").write_text(json.dumps(line) + "\n")
     own = tmp_path / "conf"
@@ -131,7 +131,8 @@ def test_a_model_of_the_hub_leaves_none():
 def test_a_finished_command_line_imports_no_torch(tmp_path):
     line = ["model=random", "method=h2o", "budgets=[0.5]", "limit=1", "task.lengths=[300]", "wandb.mode=disabled"]
     line += ["threads=1", f"results={tmp_path}", "task.max_new_tokens=2"]
-    code = "import sys; from pvcbench import cli; sys.exit(cli.main(sys.argv[1:]) or 10 * ('torch' in sys.modules))"
+    code = "import sys; from pvcbench.cli.main import main; "
+    code += "sys.exit(main(sys.argv[1:]) or 10 * ('torch' in sys.modules))"
     ask = [sys.executable, "-c", code, *line]
     own = {**os.environ, "PYTHONPATH": str(ROOT)}
     first, again = (subprocess.run(ask, capture_output=True, text=True, env=own, check=False) for _ in range(2))

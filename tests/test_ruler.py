@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pvcbench.config import compose
 from pvcbench.errors import UserError
-from pvcbench.models.loading import byte_tokenizer
+from pvcbench.models.random_weights import byte_tokenizer
 from pvcbench.runs import runner
 from pvcbench.runs.rows import load_table
 from pvcbench.tasks import ruler
@@ -353,7 +353,7 @@ def test_full_cache_answers_and_scores_equal_stock_lm_eval(tmp_path):
 
     import pvcbench
 
-    loaded = pvcbench.models.loading.random("tiny", "cpu", "float32", seed=3)
+    loaded = pvcbench.models.random_weights.random("tiny", "cpu", "float32", seed=3)
     for weight in loaded.model.parameters():  # wide enough for answers to vary
         if weight.dim() == 2:
             torch.nn.init.normal_(weight, std=0.25)

@@ -180,10 +180,10 @@ def plans():
     shape = every_layer(2000, 16)
     pruner = scale.settled(scale.PvC(), 0.6, shape)
     return [
-        sweep_cost.Plan.of("full", Method(), 1.0, shape),
-        sweep_cost.Plan.of("H2O", H2O(), 0.1, shape),
-        sweep_cost.Plan.of("window", bench_costs.Window(32), 0.5, shape),
-        sweep_cost.Plan.of("PvC", pruner, 0.6, shape, scale.profile_of(pruner, shape).reaching),
+        sweep_cost.CellCost.of("full", Method(), 1.0, shape),
+        sweep_cost.CellCost.of("H2O", H2O(), 0.1, shape),
+        sweep_cost.CellCost.of("window", bench_costs.Window(32), 0.5, shape),
+        sweep_cost.CellCost.of("PvC", pruner, 0.6, shape, scale.profile_of(pruner, shape).reaching),
     ]
 
 

@@ -6,7 +6,7 @@ import pytest
 from pvcbench.analyses.observed_task import Observed
 from pvcbench.config import compose
 from pvcbench.errors import UserError
-from pvcbench.models.loading import byte_tokenizer
+from pvcbench.models.random_weights import byte_tokenizer
 from pvcbench.tasks.base import Sample, Task
 from pvcbench.tasks.longbench.task import LongBench
 from pvcbench.tasks.needle.task import Needle

@@ -4,7 +4,7 @@ import pytest
 
 from pvcbench.config import compose
 from pvcbench.errors import UserError
-from pvcbench.models import loading
+from pvcbench.models import loading, random_weights
 from pvcbench.runs import runner
 from pvcbench.tasks.prompts import Prompter
 
@@ -62,7 +62,7 @@ STYLES = {  # a template, what the frame ends with when thoughts are off, and wh
 
 
 def tokenizer(text):
-    made = loading.byte_tokenizer()
+    made = random_weights.byte_tokenizer()
     made.chat_template = text
     return made
 
@@ -110,8 +110,8 @@ def test_templates_without_thoughts_are_left_alone():
 
 def test_a_template_that_nothing_turns_off_is_named(capsys):
     text = template("") + "{% if false %}{{ content.split('</think>')[-1] }}{% endif %}"
-    loaded = loading.random("tiny", "cpu", None)
-    loading._told(loading.LoadedModel(loaded.model, tokenizer(text), {}))
+    loaded = random_weights.random("tiny", "cpu", None)
+    loading._told(loaded.LoadedModel(loaded.model, tokenizer(text), {}))
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "no switch to turn them off" in said
     loading._told(loaded)
@@ -147,19 +147,19 @@ def test_templates_that_fit_no_question_are_refused(message):
 
 @pytest.mark.parametrize("setting", ["thinking", "chat", "evict_sliding"])
 def test_words_are_no_truth_values(setting):
-    loaded = loading.random("tiny", "cpu", None)
+    loaded = random_weights.random("tiny", "cpu", None)
     with pytest.raises(UserError, match=rf"model.{setting} must be true"):
-        loading.LoadedModel(loaded.model, tokenizer(template("")), {}, **{setting: "no"}).prompter()
+        loaded.LoadedModel(loaded.model, tokenizer(template("")), {}, **{setting: "no"}).prompter()
 
 
 def test_rows_say_what_became_of_thoughts(tmp_path):
-    loaded = loading.random("tiny", "cpu", None)
+    loaded = random_weights.random("tiny", "cpu", None)
     text = STYLES["Qwen3"][0]
     common = ["task=needle", "task.lengths=[300]", "task.max_new_tokens=2", "limit=1", "method=h2o", "budgets=[0.5]"]
     asked = compose.composed([*common, "threads=1", "wandb.mode=disabled", f"results={tmp_path}"])
     found = {}
     for thinking in (False, True):
-        made = loading.LoadedModel(loaded.model, tokenizer(text), loaded.identity, ends=(0,), thinking=thinking)
+        made = loaded.LoadedModel(loaded.model, tokenizer(text), loaded.identity, ends=(0,), thinking=thinking)
         result = runner.run(asked, model=made)
         found[result.folder] = {row["thinking"] for row in result.rows["protocol"]}, set(result.rows["prompt_sha256"])
     (off, first), (on, second) = found.values()

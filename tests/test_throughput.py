@@ -25,7 +25,7 @@ from pvcbench.engine.static_decode import StaticDecoder, fastest
 from pvcbench.errors import UserError
 from pvcbench.evaluation import peak_memory
 from pvcbench.evaluation import throughput as measure
-from pvcbench.models.loading import byte_tokenizer
+from pvcbench.models.random_weights import byte_tokenizer
 from pvcbench.plots import run_figures
 from pvcbench.runs import runner, wandb_mirror
 from pvcbench.runs.run_id import run_id
@@ -38,7 +38,7 @@ TINY = ["model=random", "threads=1", "wandb.mode=disabled", "task=throughput", "
 SMALL = [*TINY, "task.new_tokens=[6]", "task.batches=[2]", "method=[h2o,streaming_llm]", "budgets=[0.5]"]
 EXPERIMENT = ["+experiment=pyramidinfer_throughput", "model.shape=tiny", "dtype=float32", "task.batches=[2]"]
 LINUX = pytest.mark.skipif(
-    peak_memory.Meter(torch.device("cpu")).peak() is None, reason="no peak memory of the process"
+    peak_memory.PeakMemory(torch.device("cpu")).peak() is None, reason="no peak memory of the process"
 )
 
 
@@ -94,7 +94,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path, monkeypatch):
     for override, expected in refused:
         with pytest.raises(UserError, match=expected):
             run(tmp_path, override)
-    monkeypatch.setattr(peak_memory.Meter, "peak", lambda self: None)
+    monkeypatch.setattr(peak_memory.PeakMemory, "peak", lambda self: None)
     with pytest.raises(UserError, match="peak memory"):
         run(tmp_path, "task.batches=[largest]", "task.memory_gib=1")
 
@@ -287,7 +287,7 @@ def test_memory_that_runs_out_and_memory_that_jumps():
 
 @LINUX
 def test_the_peak_is_that_of_the_process():
-    meter = peak_memory.Meter(torch.device("cpu"))
+    meter = peak_memory.PeakMemory(torch.device("cpu"))
     meter.reset()
     before = meter.peak()
     block = torch.ones(64 * 2**20, dtype=torch.uint8)
@@ -302,7 +302,7 @@ def test_the_peak_is_that_of_the_process():
 def test_the_largest_batch_for_real(tmp_path, undrawn):
     """32 MiB beyond what the process holds: some prompts of 64 tokens fit, more do not, and each cell runs its own."""
     run(tmp_path / "warm", "method=h2o")
-    meter = peak_memory.Meter(torch.device("cpu"))
+    meter = peak_memory.PeakMemory(torch.device("cpu"))
     meter.reset()
     gib = meter.peak() / 2**30 + 1 / 32
     result = run(tmp_path, "task.batches=[largest]", f"task.memory_gib={gib}", "method=h2o", "task.repeats=1")

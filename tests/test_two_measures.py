@@ -10,7 +10,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from pvcbench.analyses.throughput import tables
 from pvcbench.config import compose
-from pvcbench.models import loading
+from pvcbench.models import random_weights
 from pvcbench.plots import cautions, run_figures
 from pvcbench.report import paper_tables, samples, scores
 from pvcbench.runs import runner, wandb_mirror
@@ -25,7 +25,7 @@ WINDOW, LONG, SHARE = 373, 600, 0.1  # five layers that slide and one that does 
 def sliding(tmp_path_factory):
     """The rows of a run on a Gemma 3 whose sliding layers hold most of the cache, asked for 10%."""
     folder = tmp_path_factory.mktemp("gemma")
-    tokenizer = loading.byte_tokenizer()
+    tokenizer = random_weights.byte_tokenizer()
     kinds = ["sliding_attention"] * 5 + ["full_attention"]
     shape = {
         "hidden_size": 32,

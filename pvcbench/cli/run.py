@@ -93,6 +93,22 @@ def told_of(result) -> int:
     return 1 if failed else 0
 
 
+def checked(overrides: list[str], folders: list[str]) -> list[dict]:
+    """The configurations of all runs of a multirun; raises UserError where one of them is wrong."""
+    from omegaconf import OmegaConf
+
+    from pvcbench.config import compose as configuration
+    from pvcbench.config import settings
+    from pvcbench.sweeps.manifest import combinations
+
+    runs = []
+    for run in combinations(overrides, folders):
+        config = configuration.composed(run, folders)
+        settings.check(config)
+        runs.append(OmegaConf.to_container(config))
+    return runs
+
+
 def multirun(asked: Namespace) -> int:
     """One run per combination, by Hydra's own sweeper and launcher; where one fails, the others go on.
 
@@ -104,17 +120,10 @@ def multirun(asked: Namespace) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from pvcbench.config import compose as configuration
-    from pvcbench.config import settings
-    from pvcbench.sweeps.manifest import combinations
 
     own = [one for one in asked.overrides if one.startswith(("hydra.", "hydra/", "+hydra.", "++hydra.", "+hydra/"))]
     folders = [os.path.abspath(folder) for folder in asked.config_dir]
-    runs = []
-    for run in combinations([one for one in asked.overrides if one not in own], folders):
-        config = configuration.composed(run, folders)
-        settings.check(config)
-        runs.append(OmegaConf.to_container(config))
-
+    runs = checked([one for one in asked.overrides if one not in own], folders)
     parent, codes = os.getpid(), []
 
     def job(config):  # submitit's launchers pickle it: it may hold nothing but plain data

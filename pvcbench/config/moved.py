@@ -1,9 +1,11 @@
-"""Modules whose classes and functions configurations name by `_target_`, and where they have moved since."""
+"""Modules, and functions of modules, that configurations name by `_target_`, and where they have moved since."""
 
 from collections.abc import Mapping
 
 MOVED = {
-    "pvcbench.models": "pvcbench.models.loading",
+    "pvcbench.models.hf": "pvcbench.models.hub.hf",
+    "pvcbench.models.random": "pvcbench.models.random_weights.random",
+    "pvcbench.models.smollm2": "pvcbench.models.embedded.smollm2",
     "pvcbench.tasks.attention_consistency": "pvcbench.analyses.attention_consistency.task",
     "pvcbench.tasks.attention_patterns": "pvcbench.analyses.attention_patterns.task",
     "pvcbench.tasks.context_redundancy": "pvcbench.analyses.context_redundancy.task",
@@ -16,6 +18,8 @@ MOVED = {
 
 def target_now(target: str) -> str:
     """The place of today of what a `_target_` names."""
+    if target in MOVED:
+        return MOVED[target]
     module, dot, name = target.rpartition(".")
     return MOVED.get(module, module) + dot + name
 

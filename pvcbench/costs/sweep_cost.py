@@ -1,6 +1,6 @@
 """What evaluating many methods at many budgets costs, point by point and with shared prefills, by the cost model.
 
-cells = [Plan.of("h2o", H2O(), share, shape) for share in shares]
+cells = [CellCost.of("h2o", H2O(), share, shape) for share in shares]
 apart, together = per_point(model, cells, new_tokens, 2), shared(model, cells, new_tokens, 2)
 """
 
@@ -40,7 +40,7 @@ TOKENS_PER_WORD = {"en": 1.35, "zh": 0.75, "code": 2.5}  # assumed: of Llama 3's
 
 
 @dataclass(frozen=True)
-class Plan:
+class CellCost:
     """What a cell of a sweep needs for one prompt: its prefill, and what it keeps of each layer."""
 
     name: str
@@ -50,7 +50,9 @@ class Plan:
     own_prefill: bool
 
     @classmethod
-    def of(cls, name: str, method: Method, share: float, shape: Shape, reaching: Sequence[int] | None = None) -> "Plan":
+    def of(
+        cls, name: str, method: Method, share: float, shape: Shape, reaching: Sequence[int] | None = None
+    ) -> "CellCost":
         """A method at a share of the cache; `reaching` where it prunes during a prefill of its own."""
         profile = Profile.of(method, shape, reaching)
         if reaching is not None:
@@ -62,14 +64,14 @@ class Plan:
         return cls(name, profile, kept, ranked, False)
 
 
-def decoding(model: Architecture, cells: Sequence[Plan], new_tokens: int, element: int) -> Work:
+def decoding(model: Architecture, cells: Sequence[CellCost], new_tokens: int, element: int) -> Work:
     """Greedy steps of some cells as one batch; the first token is the prefill's, so there is one step fewer."""
     steps = new_tokens - 1
     grown = len(cells) * model.layers * (steps + 1) / 2  # mean entries added so far, the step's own included
     return times(steps, step(model, sum(sum(cell.kept) for cell in cells) + grown, len(cells), element))
 
 
-def per_point(model: Architecture, cells: Sequence[Plan], new_tokens: int, element: int) -> dict[str, Work]:
+def per_point(model: Architecture, cells: Sequence[CellCost], new_tokens: int, element: int) -> dict[str, Work]:
     """One prompt, each cell alone: its prefill, its fork, its steps."""
     return {
         "prefill": add(*(prefill(model, cell.profile, element) for cell in cells)),
@@ -78,7 +80,7 @@ def per_point(model: Architecture, cells: Sequence[Plan], new_tokens: int, eleme
     }
 
 
-def shared(model: Architecture, cells: Sequence[Plan], new_tokens: int, element: int) -> dict[str, Work]:
+def shared(model: Architecture, cells: Sequence[CellCost], new_tokens: int, element: int) -> dict[str, Work]:
     """One prompt, all cells: a prefill for all that compress after it, pruned ones beside it, steps in one batch."""
     common = [cell for cell in cells if not cell.own_prefill]
     own = [cell.profile for cell in cells if cell.own_prefill]
@@ -105,7 +107,7 @@ def longbench(longest: int) -> list[tuple[str, int, int, int]]:
 
 def hours(
     model: Architecture,
-    cells_of: Callable[[int], Sequence[Plan]],
+    cells_of: Callable[[int], Sequence[CellCost]],
     rates: Mapping[str, float],
     element: int,
     longest: int = 7950,

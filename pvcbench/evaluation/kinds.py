@@ -13,7 +13,7 @@ from pvcbench.evaluation.observation import run_observations
 from pvcbench.evaluation.row import Protocol, Row, finite
 from pvcbench.evaluation.shared_prefill import run_batch
 from pvcbench.evaluation.throughput import run_measurements
-from pvcbench.models.loading import LoadedModel
+from pvcbench.models.loaded import LoadedModel
 from pvcbench.tasks.base import Task
 
 

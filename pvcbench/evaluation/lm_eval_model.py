@@ -19,7 +19,7 @@ from pvcbench.evaluation.cells import parse_budgets, points
 from pvcbench.evaluation.lm_eval_requests import respond, together
 from pvcbench.evaluation.preflight import prepare
 from pvcbench.evaluation.row import Protocol
-from pvcbench.models import loading
+from pvcbench.models import embedded, loaded
 from pvcbench.tasks.base import Sample, Task
 from pvcbench.tasks.lm_eval.recorder import Tokens
 
@@ -54,13 +54,13 @@ class CompressedLM(Tokens):
         )  # lm-eval says cuda:0
         device = configuration.device_of(device if here else "auto")
         if pretrained == "smollm2":
-            embedded = loading.smollm2(device, options.pop("dtype", None))
-            pretrained, options = embedded.model, {"tokenizer": embedded.tokenizer, **options}
+            own = embedded.smollm2(device, options.pop("dtype", None))
+            pretrained, options = own.model, {"tokenizer": own.tokenizer, **options}
         super().__init__(pretrained, device=device, **options)
         if self.backend != "causal":
             raise UserError("the pvcbench model runs decoder-only models")
-        ends = loading.ends_of(self.model, self.tokenizer)
-        self._loaded = loading.LoadedModel(self.model, self.tokenizer, {}, ends=ends)
+        ends = loaded.ends_of(self.model, self.tokenizer)
+        self._loaded = loaded.LoadedModel(self.model, self.tokenizer, {}, ends=ends)
         self._protocol = Protocol(True, refeed_last, decode, seed)
         self._engine = Engine(self.model)
         try:

@@ -23,7 +23,7 @@ from pvcbench.evaluation.item import WorkItem
 from pvcbench.evaluation.likelihood import Streaming
 from pvcbench.evaluation.row import Protocol, broken
 from pvcbench.evaluation.shared_prefill import Attempt, run_batch
-from pvcbench.models.loading import LoadedModel
+from pvcbench.models.loaded import LoadedModel
 from pvcbench.tasks.base import Sample, Task
 from pvcbench.tasks.lm_eval.requests import Part
 from pvcbench.tasks.lm_eval.task import LmEval

@@ -10,7 +10,7 @@ from pvcbench.errors import OutOfReach, UserError
 from pvcbench.evaluation.item import WorkItem
 from pvcbench.evaluation.row import Protocol, base_row, explain
 from pvcbench.evaluation.shared_prefill import draw_of
-from pvcbench.models.loading import LoadedModel
+from pvcbench.models.loaded import LoadedModel
 from pvcbench.tasks.base import Task
 
 
@@ -41,7 +41,7 @@ def _sample_rows(engine, task, item, protocol, meter) -> list[dict]:
     rows = []
     for point in points:
         own = found.get(point, "it was not observed")
-        reason = error or (str(own) if isinstance(own, OutOfReach | str) else None)
+        reason = error or (own if isinstance(own, OutOfReach | str) else None)
         row = base_row(task, item, point, protocol, shape, reason) | {"observed": None}
         row |= {"prompt_tokens": prompt.context_tokens, "question_tokens": 0}
         rows.append(row if reason else row | own)

@@ -1,6 +1,6 @@
 """Peak memory of a device, and the largest batch whose peak fits.
 
-meter = Meter(torch.device("cpu")); meter.reset(); ...; meter.peak()
+meter = PeakMemory(torch.device("cpu")); meter.reset(); ...; meter.peak()
 """
 
 import ctypes
@@ -17,7 +17,7 @@ MOST = 4096  # the largest batch that is searched for
 TRIALS = 24  # at most: a bisection of MOST takes 12
 
 
-class Meter:
+class PeakMemory:
     """Peak bytes since the last reset: tensors on a GPU; on Linux CPUs the whole process, the interpreter included."""
 
     def __init__(self, device: torch.device):

@@ -17,7 +17,7 @@ from pvcbench.errors import MethodError, NotFinite, OutOfReach, UserError
 from pvcbench.evaluation.cells import Point
 from pvcbench.evaluation.item import WorkItem
 from pvcbench.evaluation.row import Protocol
-from pvcbench.models.loading import LoadedModel
+from pvcbench.models.loaded import LoadedModel
 from pvcbench.policy import Method, Shape
 from pvcbench.tasks.base import Task
 

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypedDict
 
-from pvcbench.errors import NOT_FINITE, NotFinite
+from pvcbench.errors import NOT_FINITE, NotFinite, OutOfReach
 from pvcbench.evaluation.cells import Point
 from pvcbench.evaluation.item import WorkItem
 from pvcbench.policy import Shape
+from pvcbench.stats.failures import FAILED, OUT_OF_REACH
 from pvcbench.tasks.base import Task
 
 SCHEMA = 1  # raised when a key of `Row` changes its meaning
@@ -46,7 +47,9 @@ class Row(TypedDict, total=False):
     peak_bytes: int | None  # the largest memory in use, where it is measured
     answers: list[str]  # the right answers
     prefill_s: float | None  # seconds of the prefill, its share of a batch
-    error: str | None  # why there is no result
+    error: str | None  # why there is no result, in a sentence
+    reason: str | None  # the same as a word: "out of reach" or "failed"
+    reach: float | None  # the smallest share of the cache that the method can keep, where that is the reason
     token_nll: list[float]  # perplexity: the negative log-likelihood of each token, in nats
     responses: list  # lm-eval: the response to each request of a document
     observed: dict[str, object]  # analyses: what was observed
@@ -82,9 +85,11 @@ def label(point: Point) -> dict:
     return known | {"reference": method.reference, "reads": method.reads or "prompt"}
 
 
-def base_row(task: Task, item: WorkItem, point: Point, protocol: Protocol, shape: Shape, error: str | None) -> Row:
+def base_row(
+    task: Task, item: WorkItem, point: Point, protocol: Protocol, shape: Shape, error: OutOfReach | str | None
+) -> Row:
     """The columns known before a cell runs; the others null."""
-    sample, prompt = item.sample, item.prompt
+    sample, prompt, unreached = item.sample, item.prompt, isinstance(error, OutOfReach)
     return {
         "schema": SCHEMA,
         "task": task.name,
@@ -108,13 +113,16 @@ def base_row(task: Task, item: WorkItem, point: Point, protocol: Protocol, shape
         **EMPTY,
         "answers": list(sample.answers),
         "prefill_s": None,
-        "error": error,
+        "error": None if error is None else str(error),
+        "reason": None if error is None else OUT_OF_REACH if unreached else FAILED,
+        "reach": error.reach if unreached else None,
     }
 
 
 def broken(row: Row, error: Exception | None = None) -> Row:
     """The row of a cell that gave no result: by default because the model's logits were not finite."""
-    return row | EMPTY | {"error": explain(NotFinite(NOT_FINITE) if error is None else error)}
+    said = explain(NotFinite(NOT_FINITE) if error is None else error)
+    return row | EMPTY | {"error": said, "reason": FAILED, "reach": None}
 
 
 def finite(row: Row) -> Row:

@@ -15,7 +15,7 @@ from pvcbench.errors import Inexact, OutOfReach, UserError
 from pvcbench.evaluation.cells import Point
 from pvcbench.evaluation.item import WorkItem
 from pvcbench.evaluation.row import Protocol, Row, base_row, broken, explain
-from pvcbench.models.loading import LoadedModel
+from pvcbench.models.loaded import LoadedModel
 from pvcbench.tasks.base import Sample, Task
 from pvcbench.tasks.prompts import Prompt
 
@@ -39,7 +39,7 @@ def run_batch(
         try:
             cells[point] = point.cell(shape, protocol.decode == "hold")
         except OutOfReach as error:
-            rows += [base_row(task, item, point, protocol, shape, str(error)) for item in batch]
+            rows += [base_row(task, item, point, protocol, shape, error) for item in batch]
     attempt = kind(engine, loaded, task, batch, protocol, shape)
     rows += attempt.run(cells, meter)
     for points, error in attempt.failed:

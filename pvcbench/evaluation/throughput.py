@@ -23,10 +23,10 @@ from pvcbench.engine.static_decode import StaticDecoder, fastest
 from pvcbench.errors import Inexact, OutOfReach, UserError
 from pvcbench.evaluation.cells import Point
 from pvcbench.evaluation.item import WorkItem
-from pvcbench.evaluation.peak_memory import Meter, Search, largest_batch
+from pvcbench.evaluation.peak_memory import PeakMemory, Search, largest_batch
 from pvcbench.evaluation.row import Protocol, base_row, explain
 from pvcbench.evaluation.shared_prefill import draw_of
-from pvcbench.models.loading import LoadedModel
+from pvcbench.models.loaded import LoadedModel
 from pvcbench.tasks.throughput import GIB, LARGEST, Throughput
 
 FEW = 9  # tokens that a warm-up and a trial of a batch generate, in caches with room for all
@@ -83,16 +83,16 @@ class Turns:
         self.engine, self.task, self.item, self.protocol = engine, task, item, protocol
         self.sample = item.sample
         self.shape, self.new = engine.shape(len(item.prompt.ids)), self.sample.max_new_tokens
-        self.memory = Meter(engine.device)
+        self.memory = PeakMemory(engine.device)
         self.cells: dict[Point, Cell] = {}
-        self.failed: dict[Point, str] = {}
+        self.failed: dict[Point, OutOfReach | str] = {}
         self.searches: dict[Point, Search] = {}
         self.steps: dict[Point, str] = {}  # how each cell's steps run
         for point in item.points:
             try:
                 self.cells[point] = point.cell(self.shape, protocol.decode == "hold")
             except OutOfReach as error:
-                self.failed[point] = str(error)
+                self.failed[point] = error
 
     def run(self, meter) -> list[dict]:
         """The rows of all cells; one that fails becomes a row that says why, and sinks no other."""

@@ -10,15 +10,22 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
 from pvcbench.errors import UserError
+from pvcbench.models.loaded import PROBE, LoadedModel
+from pvcbench.models.loading import check_settings, files_of, load
 from pvcbench.places import user_path
+from pvcbench.tasks.chat import DATE
+from pvcbench.tasks.prompts import Prompter
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CONVERTER = 1  # raised when the conversion changes: a new folder, a new checksum
-PROBE = "Spaces between words,\n\nnew lines and 1234567890 digits.\n\tTabs too."
 
 
 def cache_folder() -> Path:
@@ -79,9 +86,6 @@ def ensure() -> Path:
 
 def convert(source: Path, folder: Path) -> None:
     """Dequantises the GGUF file to float32 and saves model and tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
-
     options = {"gguf_file": source.name}
     model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **options)
     settings = model.config.to_dict()
@@ -105,8 +109,6 @@ def convert(source: Path, folder: Path) -> None:
 
 def tokenizer_of(folder: Path):
     """The embedded tokenizer, by the one class that loads it the same in every supported transformers."""
-    from transformers import PreTrainedTokenizerFast
-
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
@@ -115,6 +117,32 @@ def round_trips(folder: Path) -> bool:
     tokenizer = tokenizer_of(folder)
     ids = tokenizer(PROBE, add_special_tokens=False).input_ids
     return tokenizer.decode(ids) == PROBE and tokenizer.convert_tokens_to_ids("<|im_end|>") == 2
+
+
+def smollm2(
+    device: str,
+    dtype: str | None,
+    chat: bool | None = None,
+    attention: str = "sdpa",
+    thinking: bool = False,
+    date: str = DATE,
+) -> LoadedModel:
+    """SmolLM2-135M-Instruct, converted on first use."""
+    check_settings(dtype, attention, device)
+    folder = ensure()
+    asked = {"chat": chat, "attention": attention, "thinking": thinking, "date": date, "files": files_of(folder)}
+    return load(folder, tokenizer_of(folder), "smollm2", device, dtype or "float32", asked)
+
+
+def prompter(node: Mapping) -> Prompter:
+    """What writes prompts for this model, by its configuration and without its weights."""
+    folder = ensure()
+    longest = AutoConfig.from_pretrained(folder).max_position_embeddings
+    thinking, date = node.get("thinking", False), node.get("date", DATE)
+    return Prompter(tokenizer_of(folder), node.get("chat"), longest, thinking, date)
+
+
+smollm2.prompter = prompter
 
 
 if __name__ == "__main__":

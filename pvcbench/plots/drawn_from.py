@@ -19,7 +19,7 @@ from pvcbench.plots import published
 
 LIST = "drawn.json"
 KEY = "data-sha256"
-PLACES = ("folder", "experiment", "leaks")  # columns that the loader adds: where rows lie, what their methods read
+PLACES = ("folder", "experiment", "leaks", "reason", "reach")  # columns that the loader adds, and which say nothing new
 Table = pd.DataFrame | Iterable[Mapping]
 
 

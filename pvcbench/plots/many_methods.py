@@ -20,9 +20,9 @@ from pvcbench.plots.style import (
     looks,
     mark_incomplete,
     panels_of,
-    reach,
 )
 from pvcbench.stats import ranking, sizes
+from pvcbench.stats.failures import reach
 
 MANY = 8  # methods beside the full cache that one picture still tells apart
 
@@ -88,7 +88,7 @@ def _own(axes, own: pd.DataFrame, columns: Sequence[str], look: tuple, measure: 
 
 def _mark_reach(axes, cells: pd.DataFrame, table: pd.DataFrame, colour: str) -> None:
     """Where a method's curve has to end: no smaller cache can be had from it."""
-    end = reach(cells["error"])
+    end = reach(cells)
     if end is not None:
         place = 100 * sizes.placed(table, end / 100)
         axes.axvline(place, color=colour, linewidth=0.9, linestyle=DOTTED, zorder=1)

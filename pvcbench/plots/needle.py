@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from pvcbench.plots.style import BLACK, DASHED, SEQUENTIAL, asked, budgets_of, looks, metric, panels_of, reach, subject
+from pvcbench.plots.style import BLACK, DASHED, SEQUENTIAL, asked, budgets_of, looks, metric, panels_of, subject
 from pvcbench.stats import sizes
+from pvcbench.stats.failures import reach
 from pvcbench.stats.intervals import proportion_interval
 
 BINS = ("0", "0-20", "20-40", "40-60", "60-80", "80-100", "100")  # % of the needle; the first and last are exact
@@ -66,7 +67,7 @@ def square_panel(axes, cell: pd.DataFrame, depths: list, lengths: list) -> None:
     axes.set_xticks(np.arange(len(lengths)) + 0.5, [f"{length:,}" for length in lengths], fontsize=7)
     axes.set_yticks(np.arange(len(depths)) + 0.5, [f"{depth:g}" for depth in depths], fontsize=7)
     axes.tick_params(length=0)
-    good, end = cell[cell["score"].notna()], reach(cell["error"])
+    good, end = cell[cell["score"].notna()], reach(cell)
     if good.empty:
         why = "not\nasked" if cell.empty else "failed" if end is None else f"out of\nreach\n({end:.0f}%)"
         axes.set_facecolor("#EEEEEE")
@@ -83,7 +84,7 @@ def square_panel(axes, cell: pd.DataFrame, depths: list, lengths: list) -> None:
         if len(scores):
             look = {"facecolor": SEQUENTIAL(scores.mean()), "edgecolor": "white"}
             ink, label = "black" if scores.mean() > 0.55 else "white", f"{round(scores.sum(), 1):g}/{len(scores)}"
-        elif reach(square["error"]) is not None:
+        elif reach(square) is not None:
             look, label = {"facecolor": "#EEEEEE", "edgecolor": "white"}, "reach"
         axes.text(x + 0.5, y + 0.5, label, ha="center", va="center", fontsize=7, color=ink)
         axes.add_patch(Rectangle((x, y), 1, 1, linewidth=0.5, **look))

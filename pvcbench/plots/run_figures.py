@@ -31,10 +31,10 @@ from pvcbench.plots.style import (
     mark_incomplete,
     metric,
     panels_of,
-    reach,
     subject,
 )
 from pvcbench.stats import floor, perplexity, ranking, sizes, summaries
+from pvcbench.stats.failures import reach
 
 
 def pictures(rows: pd.DataFrame) -> Iterator[tuple[str, Figure | None]]:
@@ -138,7 +138,7 @@ def _line(axes, name: str, points: pd.DataFrame, look: tuple, size: int, measure
 
 def _absences(axes, name: str, cells: pd.DataFrame, table: pd.DataFrame, look: tuple) -> list[Line2D]:
     """Marks where a method's curve has to end, and returns legend entries for all that has no score."""
-    handles, end, (colour, *_, size) = [], reach(cells["error"]), look
+    handles, end, (colour, *_, size) = [], reach(cells), look
     known = cells[cells["complete"]].sort_values(measure := sizes.axis(table))
     if end is not None:
         place = 100 * sizes.placed(table, end / 100)
@@ -148,7 +148,7 @@ def _absences(axes, name: str, cells: pd.DataFrame, table: pd.DataFrame, look: t
         axes.plot(100 * first[measure], first["score"], clip_on=False, label=f"{name}: smallest", **ring)
         label = f"{name}: reach {place:.0f}%, nothing smaller"
         handles.append(Line2D([], [], linestyle=DOTTED, linewidth=0.9, label=label, **ring))
-    failed = ~cells["complete"] & ((cells["samples"] > 0) | cells["error"].map(lambda error: reach([error]) is None))
+    failed = ~cells["complete"] & ((cells["samples"] > 0) | cells["reach"].isna())
     for cell in cells[failed].itertuples():
         lost = f"{name} at {asked(cell.budget)}: no score for {cell.asked - cell.samples} of {cell.asked}"
         handles.append(Line2D([], [], linestyle="none", label=lost))

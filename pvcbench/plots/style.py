@@ -56,13 +56,6 @@ def looks(names: Iterable[str]) -> dict[str, tuple]:
     return chosen
 
 
-def reach(errors: pd.Series) -> float | None:
-    """The share of the cache, in %, that a method cannot get below, if its error rows name one."""
-    found = [re.search(r"reach of ([\d.]+)%", error) for error in errors if isinstance(error, str)]
-    known = [float(match[1]) for match in found if match]
-    return float(np.mean(known)) if known else None
-
-
 def amount(budget: str) -> float | None:
     """A budget as a number (entries, or a share up to 1); None if the method's own settings fix its size."""
     return float(budget) if re.fullmatch(r"[\d.]+(e-?\d+)?", budget) else None

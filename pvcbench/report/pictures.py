@@ -11,8 +11,9 @@ from plotly import graph_objects
 from plotly.subplots import make_subplots
 
 from pvcbench.plots import drawn_from
-from pvcbench.plots.style import asked, budgets_of, reach
+from pvcbench.plots.style import asked, budgets_of
 from pvcbench.runs import result
+from pvcbench.stats.failures import reach
 
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
 PANEL, ROW, EDGES = 120, 26, 150  # pixels: a panel's width for one length, a depth's height, what surrounds the panels
@@ -61,7 +62,7 @@ def panel(panels, cell: pd.DataFrame, axes: tuple[list, list], place: tuple[int,
     panels.add_trace(heat, row=down, col=across)
     good = cell[cell["score"].notna()]
     if good.empty:
-        end = reach(cell["error"])
+        end = reach(cell)
         why = "not asked" if cell.empty else "failed" if end is None else f"out of reach<br>(below {end:.0f}%)"
         middle = {"xref": "x domain", "yref": "y domain", "x": 0.5, "y": 0.5}  # categories here would become numbers
         panels.add_annotation(text=why, showarrow=False, font_size=10, **middle, row=down, col=across)

@@ -8,10 +8,11 @@ import pandas as pd
 
 from pvcbench.plots import cautions
 from pvcbench.plots.needle import needle_shares
-from pvcbench.plots.style import DASHED, DOTTED, MIXED, asked, budgets_of, looks, metric, reach, subject
+from pvcbench.plots.style import DASHED, DOTTED, MIXED, asked, budgets_of, looks, metric, subject
 from pvcbench.report.numbers import interval, number, scale_of
 from pvcbench.stats import floor, ranking, sizes, summaries
 from pvcbench.stats import perplexity as likelihood
+from pvcbench.stats.failures import reach
 
 SYMBOLS = {"*": "star", "o": "circle", "s": "square", "^": "triangle-up", "X": "x", "D": "diamond", "P": "cross"}
 SYMBOLS |= {"v": "triangle-down", "p": "pentagon", "h": "hexagon", "d": "diamond-tall", "<": "triangle-left"}
@@ -60,11 +61,11 @@ def methods_of(rows: pd.DataFrame, summary: pd.DataFrame) -> list[dict]:
 
     `reach` is where a method's curve ends, in % of the bytes, `reach_entries` of the entries.
     """
-    found, errors, leaks = [], rows.groupby("method")["error"], ranking.leaking(rows)
+    found, leaks = [], ranking.leaking(rows)
     for name, (colour, marker, line) in looks(rows["method"].unique()).items():
         own = rows["method"] == name
         known = {"name": name, "reference": bool(rows[own]["reference"].any()), "leaks": name in leaks}
-        known["reach_entries"] = end = reach(errors.get_group(name))
+        known["reach_entries"] = end = reach(rows[own])
         known["reach"] = None if end is None else round(100 * sizes.placed(summary, end / 100), 6)
         found.append(known | {"colour": colour, "symbol": SYMBOLS[marker], "dash": DASHES[line]})
     return sorted(found, key=lambda method: (not method["reference"], method["name"]))
@@ -81,9 +82,10 @@ def cells_of(table: pd.DataFrame, rows: pd.DataFrame, scale: float) -> list[dict
     found = []
     for line in table.to_dict("records"):
         key = line["method"], line["budget"]
-        names = ("method", "budget", "reference", "leaks", "samples", "complete", "errors", "error")
+        names = ("method", "budget", "reference", "leaks", "samples", "complete", "errors", "error", "reach")
         cell = {name: line[name] for name in names} | {"of": line["asked"]}
         cell["error"] = cell["error"] if isinstance(cell["error"], str) else None  # pandas makes None NaN
+        cell["reach"] = None if pd.isna(cell["reach"]) else float(cell["reach"])
         cell |= {"asked": asked(line["budget"]), "kept": value(line["kept_bytes"], 100)}
         cell["entries"] = value(line["kept_fraction"], 100)
         cell |= {name: value(line[name]) for name in SIZES}
@@ -162,5 +164,6 @@ def size_of(cell: Mapping) -> str:
 
 def absent(cell: Mapping) -> str:
     """Why a cell has no score, short."""
-    end = reach([cell["error"]])
-    return f"out of reach (below {end:.1f}%)" if end is not None else f"no score: {cell['error'] or 'none was given'}"
+    if cell["reach"] is not None:
+        return f"out of reach (below {100 * cell['reach']:.1f}%)"
+    return f"no score: {cell['error'] or 'none was given'}"

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pvcbench.config import compose as configuration
 from pvcbench.errors import UserError
-from pvcbench.models.loading import LoadedModel
+from pvcbench.models.loaded import LoadedModel
 from pvcbench.policy import Method
 from pvcbench.runs.result import Result
 from pvcbench.tasks.base import Task
@@ -46,7 +46,7 @@ def understood(model, task, methods, budgets, settings: Mapping) -> tuple[DictCo
 ADVICE = {
     "model": (
         "the name of a file in conf/model or a LoadedModel (a folder or a model of the hub is model='hf', "
-        "model__name=FOLDER; for a model in memory see pvcbench.models.loading.LoadedModel)"
+        "model__name=FOLDER; for a model in memory see pvcbench.models.loaded.LoadedModel)"
     ),
     "task": "the name of a file in conf/task or a Task object (a file of your own is task='jsonl', task__path=FILE)",
 }

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from omegaconf import DictConfig, OmegaConf
 
 from pvcbench.config import compose as configuration
-from pvcbench.models.loading import LoadedModel, fingerprint, tokenizer_id
+from pvcbench.models.loaded import LoadedModel, fingerprint, tokenizer_id
 from pvcbench.policy import Method
 from pvcbench.runs.code_hash import Description, brief
 from pvcbench.runs.stored import FROM_PYTHON

@@ -6,7 +6,7 @@ from pvcbench.evaluation.item import WorkItem
 from pvcbench.evaluation.preflight import check_prompts, check_reach, prepare
 from pvcbench.evaluation.progress import Meter
 from pvcbench.evaluation.row import Row
-from pvcbench.models.loading import LoadedModel
+from pvcbench.models.loaded import LoadedModel
 from pvcbench.runs.spec import RunSpec
 
 

@@ -12,18 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from omegaconf import OmegaConf
-from transformers import AutoConfig, AutoTokenizer
+from hydra.utils import get_method
 
 from pvcbench.errors import UserError
 from pvcbench.evaluation.item import WorkItem
 from pvcbench.evaluation.kinds import KINDS
-from pvcbench.models import embedded, loading
 from pvcbench.runs import rescore
 from pvcbench.runs.rows import load_table
 from pvcbench.runs.stored import stored
 from pvcbench.tasks.base import Sample
-from pvcbench.tasks.chat import DATE
 from pvcbench.tasks.prompts import Prompt, Prompter
 
 ENDS, AROUND = 60, 40  # tokens shown at each end, and on each side of a span's ends
@@ -96,33 +93,15 @@ def written(lines: Iterable[Mapping]) -> str:
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def config_of(folder: Path):
-    """The configuration that a run's folder stores."""
-    return OmegaConf.create(stored(folder)["config"])
-
-
-def prompter_of(model) -> Prompter:
-    """The prompter of a model's configuration, without its weights."""
-    kind, asked = model.get("_target_"), (model.get("thinking", False), model.get("date", DATE))
-    if kind == "pvcbench.models.loading.smollm2":
-        folder = embedded.ensure()
-        tokenizer, shape = embedded.tokenizer_of(folder), AutoConfig.from_pretrained(folder)
-        return Prompter(tokenizer, model.get("chat"), shape.max_position_embeddings, *asked)
-    if kind == "pvcbench.models.loading.random":
-        own = model.get("tokenizer")
-        tokenizer = loading.byte_tokenizer() if own is None else AutoTokenizer.from_pretrained(own)
-        return Prompter(tokenizer, None, loading.SHAPES[model.shape][6])
-    if kind == "pvcbench.models.loading.hf":
-        options = {"revision": model.get("revision"), "trust_remote_code": model.get("trust_remote_code", False)}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(model.get("tokenizer") or model.name, **options)
-            shape = AutoConfig.from_pretrained(model.name, **options).get_text_config()
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"cannot load the tokenizer of {model.name!r}: {str(error).strip().splitlines()[0]}"
-            ) from error
-        return Prompter(tokenizer, model.get("chat"), getattr(shape, "max_position_embeddings", None), *asked)
-    raise UserError(f"a model made by {kind!r} has no tokenizer that can be built from config.yaml: leave the run out")
+def prompter_of(model: Mapping) -> Prompter:
+    """The prompter of a model's configuration, without its weights, as its loader makes it."""
+    target = model.get("_target_")
+    make = getattr(get_method(target), "prompter", None)
+    if make is None:
+        raise UserError(
+            f"a model made by {target!r} has no tokenizer that can be built from config.yaml: leave the run out"
+        )
+    return make(model)
 
 
 def fill(folder: Path) -> str:
@@ -134,16 +113,16 @@ def fill(folder: Path) -> str:
     wanted = dict(zip(rows["sample"], rows["prompt_sha256"], strict=True))
     for known in read(folder).values():
         wanted.pop(known["sample"], None)
-    config, task = config_of(folder), rescore.task_of(folder)
+    config, task = stored(folder)["config"], rescore.task_of(folder)
     if not KINDS[task.kind].excerpts:
         return f"a {task.name} run has no prompts to show: nothing to do"
     if not wanted:
         return "has its excerpts: nothing to do"
-    prompter = prompter_of(config.model)
+    prompter = prompter_of(config["model"])
     task.prepare(prompter)
     lines = []
-    for index in range(task.size(config.seed)):
-        sample = task.sample(config.seed, index)
+    for index in range(task.size(config["seed"])):
+        sample = task.sample(config["seed"], index)
         if sample.id in wanted:
             prompt = task.encode(sample)
             if prompt.sha256 != wanted.pop(sample.id):

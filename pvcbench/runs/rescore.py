@@ -21,7 +21,7 @@ from pvcbench.tasks.base import Sample, Task
 
 
 @dataclass
-class Report:
+class Rescoring:
     """What scoring a run again found: counts, and the scores before and after of each cell that changed."""
 
     rows: int
@@ -29,7 +29,7 @@ class Report:
     changed: int = 0
     cells: dict[tuple[str, str], list[tuple[float, float]]] = field(default_factory=dict)
 
-    def add(self, other: "Report") -> None:
+    def add(self, other: "Rescoring") -> None:
         """Counts what another file of the same run has, too."""
         self.rows += other.rows
         self.answers += other.answers
@@ -64,10 +64,10 @@ def sample_of(row: Mapping) -> Sample:
     )
 
 
-def rescored(task: Task, rows: Sequence[Mapping]) -> tuple[list[dict], Report]:
+def rescored(task: Task, rows: Sequence[Mapping]) -> tuple[list[dict], Rescoring]:
     """The rows with new scores, and what changed; rows without an answer stay as they are, as do those of a task
     that does not score answers itself."""
-    made, report = [], Report(len(rows))
+    made, report = [], Rescoring(len(rows))
     scores = type(task).score is not Task.score
     for row in rows:
         if not scores or row.get("output") is None or row.get("error") is not None:
@@ -126,9 +126,9 @@ def replace(path: Path, rows: Sequence[Mapping]) -> None:
     temporary.replace(path)
 
 
-def rescore(folder: Path, write: bool) -> Report:
+def rescore(folder: Path, write: bool) -> Rescoring:
     """Scores one run again, every row file of it, and, if told to and anything changed, stores it."""
-    task, total = task_of(folder), Report(0)
+    task, total = task_of(folder), Rescoring(0)
     with locked(folder) if write else contextlib.nullcontext():
         rows_by_file(folder)  # refuses what two files have
         for path in row_files(folder):

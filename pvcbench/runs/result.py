@@ -1,6 +1,5 @@
 """What a run leaves behind, made of its rows alone: tables, figures and tracking; torch is not needed for it."""
 
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pvcbench import analyses
 from pvcbench.plots import drawn_from, run_figures
 from pvcbench.runs import figure_cache, wandb_mirror
 from pvcbench.runs.rows import load_table
-from pvcbench.stats import perplexity
+from pvcbench.stats import failures, perplexity
 from pvcbench.tasks.base import Task
 
 
@@ -38,23 +37,16 @@ class Result:
         return broken(self.rows)
 
 
-FAULT = re.compile(r"[A-Za-z_]\w*: ")  # how the reason of a failure begins; what is out of reach is said plainly
-
-
 def broken(rows: pd.DataFrame) -> list[str]:
     """A line for every method none of whose cells has a value, for a reason that is a failure."""
-    if rows.empty:
-        return []
     lines = []
-    for method, own in rows.groupby("method", dropna=False, sort=False):
-        faults = own["error"].dropna()
-        faults = faults[faults.map(lambda reason: FAULT.match(reason) is not None)]
-        if own["error"].notna().all() and len(faults):
-            who = "of the observations" if pd.isna(method) else f"of {method}"
-            lines.append(
-                f"no cell {who} has a value ({len(own)} rows): {faults.iloc[0]}; "
-                "the same command with retry_failed=true measures them again"
-            )
+    for method, failed in failures.broken(rows):
+        who = "of the observations" if method is None else f"of {method}"
+        asked = rows["method"].isna() if method is None else rows["method"] == method
+        lines.append(
+            f"no cell {who} has a value ({asked.sum()} rows): {failed['error'].iloc[0]}; "
+            "the same command with retry_failed=true measures them again"
+        )
     return lines
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from pvcbench.errors import UserError
 from pvcbench.places import user_path
 from pvcbench.runs.stored import stored
+from pvcbench.stats.failures import typed
 
 KEY = ("sample", "method", "budget")
 
@@ -129,7 +130,7 @@ def load_table(results: str | Path) -> pd.DataFrame:
         frames.append(frame)
     if not frames:
         raise UserError(f"there are no results under {results}: run `python -m pvcbench` first")
-    return pd.concat(frames, ignore_index=True)
+    return typed(pd.concat(frames, ignore_index=True))
 
 
 @dataclass(frozen=True)

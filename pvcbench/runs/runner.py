@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from pvcbench.config import settings
 from pvcbench.config.shards import Shard
 from pvcbench.evaluation.item import WorkItem
-from pvcbench.models.loading import LoadedModel
+from pvcbench.models.loaded import LoadedModel
 from pvcbench.places import marks
 from pvcbench.policy import Method
 from pvcbench.runs import code_hash, environment, locks, prompt_excerpts, receipts

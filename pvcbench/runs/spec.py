@@ -14,7 +14,7 @@ from pvcbench.evaluation.cells import OBSERVATION, Point, evicts_while_reading, 
 from pvcbench.evaluation.kinds import KINDS, Kind
 from pvcbench.evaluation.preflight import check_question
 from pvcbench.evaluation.row import Protocol
-from pvcbench.models.loading import LoadedModel
+from pvcbench.models.loaded import LoadedModel
 from pvcbench.policy import Method
 from pvcbench.runs import environment, identity
 from pvcbench.tasks.base import Task

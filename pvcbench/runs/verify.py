@@ -28,7 +28,7 @@ SAY = partial(print, flush=True)
 
 
 @dataclass
-class Report:
+class Verdict:
     """What verifying a run found."""
 
     changed: list[str]  # parts of the identity, one line each
@@ -89,7 +89,7 @@ def work_of(spec: RunSpec, chosen: Mapping[str, set[Key]]) -> list[WorkItem]:
     return work
 
 
-def verify(folder: Path, cells: int = 8, seed: int = 0, relative: float | None = None, say=SAY) -> Report:
+def verify(folder: Path, cells: int = 8, seed: int = 0, relative: float | None = None, say=SAY) -> Verdict:
     """Measures at least `cells` cells of a run again; `say` gets every line of the story."""
     then, config, rows = stored(folder), stored_config(folder), stored_rows(folder)
     if not rows:
@@ -107,7 +107,7 @@ def verify(folder: Path, cells: int = 8, seed: int = 0, relative: float | None =
     loaded = spec.load()
     now = spec.identity(loaded)
     today = environment.of_run(now, loaded.model)
-    report = Report(changed(then["identity"], now, recorded, today), machine(known.values(), today, spec.batch), None)
+    report = Verdict(changed(then["identity"], now, recorded, today), machine(known.values(), today, spec.batch), None)
     if report.machine:
         report.tolerance = Tolerance.of(loaded.identity["dtype"], relative)
     say(f"{folder}: task {spec.task.name}, model {loaded.identity['name']}, {len(rows)} rows")
@@ -137,7 +137,7 @@ def machine(known, today: Mapping, batch: int) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def compare(report: Report, then: Mapping[Key, Mapping], now: Mapping[Key, Mapping], ignored: frozenset) -> None:
+def compare(report: Verdict, then: Mapping[Key, Mapping], now: Mapping[Key, Mapping], ignored: frozenset) -> None:
     """Compares the stored rows with those measured now."""
     for key, row in sorted(then.items(), key=lambda item: tuple(map(str, item[0]))):
         report.compared += 1
@@ -151,7 +151,7 @@ def compare(report: Report, then: Mapping[Key, Mapping], now: Mapping[Key, Mappi
             report.answers[key] = row_comparison.text_difference(row["output"], now[key]["output"])
 
 
-def tell_conditions(report: Report, run: str, say) -> None:
+def tell_conditions(report: Verdict, run: str, say) -> None:
     """What is as it was, and what is therefore asked of the rows."""
     if report.changed:
         say(f"identity: not as stored, the same command would now start run {run}")
@@ -168,7 +168,7 @@ def tell_conditions(report: Report, run: str, say) -> None:
         say(f"  {line}")
 
 
-def tell_rows(report: Report, samples: int, say) -> None:
+def tell_rows(report: Verdict, samples: int, say) -> None:
     """What came out."""
     for key, lines in report.rows.items():
         for line in lines:

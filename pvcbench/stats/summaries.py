@@ -66,6 +66,7 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
         line["complete"] = len(good) == len(everyone)
         line["errors"] = int(cell["error"].notna().sum())
         line["error"] = cell["error"].dropna().iloc[0] if line["errors"] else None
+        line["reach"] = next(iter(cell["reach"].dropna()), None) if "reach" in cell else None
         if len(good):
             line |= _measured(good) | _scored(good, everyone, worst, bounded)
             if not line["reference"] and len(reference):

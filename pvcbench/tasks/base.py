@@ -52,6 +52,8 @@ class Task(metaclass=Made):
     shorten: str = "lower task.lengths"  # what to do about samples that are too long
     version: int = 1  # raised whenever a change of the task changes a number
     primary: str = "accuracy"  # the label of the score
+    every: int = 1  # of kind `streaming`: tokens between two evictions
+    uses_methods: bool = False  # of kind `observe`: whether eviction methods are looked at too
     observer: str | None = None  # of kind `observe`: the module with `observe`
 
     @property
@@ -100,6 +102,13 @@ class Task(metaclass=Made):
     def protocol_record(self) -> dict:
         """What rows say of the task's own protocol, beside query awareness and decode policy."""
         return {}
+
+    def measured(self, sample: Sample, found) -> dict:
+        """What a row says of one sample where nothing is generated: score, metrics and the task's own keys.
+
+        `found` are the log-likelihoods of the tokens (kinds `continuation`, `streaming`) or responses (`lm_eval`).
+        """
+        raise TypeError(f"{type(self).__name__} does not say what it measures")
 
     def score(self, sample: Sample, output: str) -> dict[str, float]:
         """All metrics of an output by name; the first is the score of the row."""

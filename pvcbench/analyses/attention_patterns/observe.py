@@ -37,10 +37,11 @@ def observe(
             if point.method is not None:
                 cells[point] = point.cell(shape, False)
         except OutOfReach as error:
-            found[point] = str(error)
+            found[point] = error
     for point in [point for point, cell in cells.items() if cell.reads is not None]:
         del cells[point]
-        found[point] = f"{point.name} reads what follows the prompt, which attention_patterns does not show to a method"
+        reads = f"{point.name} reads what follows the prompt, which attention_patterns does not show to a method"
+        found[point] = OutOfReach(reads)
     plain = [cell.method for cell in cells.values() if cell.pruner is None]
     prefill = engine.prefill(ids[:, :n], plain, draws=draws, capture=task.rows)
     step(0.6)
@@ -57,7 +58,7 @@ def observe(
         try:
             keys = cached_keys(engine, own, cell)
         except ValueError as error:  # a cell that cannot be run at its own positions is not judged at others
-            found[point] = str(error)
+            found[point] = OutOfReach(str(error))
             continue
         judged = {name: rows for name, rows in looked.items() if name != "mean"}
         found[point] = _cut(cell, kept_entries(own, cell, n), judged, keys, prompt, shape)
