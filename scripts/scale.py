@@ -91,15 +91,15 @@ def reached(method: Method, layers: int) -> tuple[float, ...]:
     return tuple(found)
 
 
-def cells_of(model: Architecture, tokens: int) -> list[sweep_cost.Plan]:
+def cells_of(model: Architecture, tokens: int) -> list[sweep_cost.CellCost]:
     """Eight methods at eight budgets and the full cache, without what a method cannot reach."""
     shape = every_layer(tokens, model.layers)
-    plans = [sweep_cost.Plan.of("full", Method(), 1.0, shape)]
+    plans = [sweep_cost.CellCost.of("full", Method(), 1.0, shape)]
     for name, method in SWEPT.items():
         for share in reached(method, model.layers):
             found = settled(method, share, shape)
             reaching = profile_of(found, shape).reaching if found.prunes else None
-            plans.append(sweep_cost.Plan.of(name, found, share, shape, reaching))
+            plans.append(sweep_cost.CellCost.of(name, found, share, shape, reaching))
     return plans
 
 
