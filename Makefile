@@ -24,6 +24,7 @@ test: setup
 
 figures: setup
 	$(BIN)/python scripts/figures.py results/
+	$(BIN)/python scripts/doc_images.py
 
 clean:
 	rm -rf .venv dist build *.egg-info

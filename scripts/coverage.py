@@ -222,6 +222,13 @@ def picture(lines: list[dict]) -> Figure:
     return figure
 
 
+def draw(source: Path, folder: Path) -> list[Path]:
+    """Draws what a file of this script's shows into a folder and returns the paths."""
+    found = json.loads(source.read_text(encoding="utf-8"))
+    made = [(source.stem, picture(found["lines"]))].copy
+    return save(made, folder, fingerprint([found]), [source.name])
+
+
 def main() -> None:
     """Simulates, writes and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -230,9 +237,7 @@ def main() -> None:
     options = parser.parse_args()
     result = {"replicates": options.replicates, "lines": simulate(KINDS, NUMBERS, options.replicates)}
     bench_document.finish(result, options.out)
-    data = fingerprint([json.loads(options.out.read_text(encoding="utf-8"))])
-    made = [("coverage", picture(result["lines"]))].copy
-    save(made, options.out.parent / "figures", data, [options.out.name])
+    draw(options.out, options.out.parent / "figures")
 
 
 if __name__ == "__main__":

@@ -188,6 +188,16 @@ def throughput(rows: pd.DataFrame) -> str:
     return table(head, lines)
 
 
+FIGURES = {"scoring": scoring_figure, "curve": curve_figure, "decode": decode_figure}
+
+
+def draw(source: Path, folder: Path) -> list[Path]:
+    """Draws what one file of results/bench shows into a folder and returns the paths."""
+    found = json.loads(source.read_text(encoding="utf-8"))
+    made = [(source.stem, FIGURES[source.stem](found))].copy
+    return save(made, folder, fingerprint([found]), [source.name])
+
+
 def main() -> int:
     """Rewrites tables and figures and prints their paths; 2 where a file is missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -205,14 +215,13 @@ def main() -> int:
         print(f"performance: {error}; the benchmark scripts write these files with --out", file=sys.stderr)
         return 2
     print(options.doc)
-    for name, make in (("scoring", scoring_figure), ("curve", curve_figure), ("decode", decode_figure)):
-        made = [(name, make(found[name]))].copy
-        for path in save(made, folder / "figures", fingerprint([found[name]]), [f"{name}.json"]):
+    for name in NAMES:
+        for path in draw(folder / f"{name}.json", folder / "figures"):
             print(path)
     return 0
 
 
 if __name__ == "__main__":
-    from pvcbench.cli.main import program
+    from pvcbench.cli.exits import program
 
     sys.exit(program(main))

@@ -91,15 +91,15 @@ def reached(method: Method, layers: int) -> tuple[float, ...]:
     return tuple(found)
 
 
-def cells_of(model: Architecture, tokens: int) -> list[sweep_cost.Plan]:
+def cells_of(model: Architecture, tokens: int) -> list[sweep_cost.CellCost]:
     """Eight methods at eight budgets and the full cache, without what a method cannot reach."""
     shape = every_layer(tokens, model.layers)
-    plans = [sweep_cost.Plan.of("full", Method(), 1.0, shape)]
+    plans = [sweep_cost.CellCost.of("full", Method(), 1.0, shape)]
     for name, method in SWEPT.items():
         for share in reached(method, model.layers):
             found = settled(method, share, shape)
             reaching = profile_of(found, shape).reaching if found.prunes else None
-            plans.append(sweep_cost.Plan.of(name, found, share, shape, reaching))
+            plans.append(sweep_cost.CellCost.of(name, found, share, shape, reaching))
     return plans
 
 
@@ -142,10 +142,10 @@ def scaled(models: Mapping[str, Architecture], lengths, rates, element: int, blo
     return table([*head, "KV, GiB", "peak, GiB", "peak, every row, GiB"], rows)
 
 
-def figures(
-    measured: Measured, rates: Mapping[str, float], title: str, folder: Path, files: Sequence[Path]
-) -> list[Path]:
+def figures(measured: Measured, gpu: Measured | None, folder: Path, files: Sequence[Path]) -> list[Path]:
     """The two figures, drawn from these files: the check of the model, and what it says of longer prompts."""
+    title = "One H100, constants assumed, not measured" if gpu is None else f"{gpu.about}, constants measured"
+    rates = ASSUMED if gpu is None else gpu.constants
     points = [
         (point["kind"], role, *(point[key] for key in ("median", "least", "most")), measured.predicted(point))
         for role in ("fit", "check")
@@ -162,6 +162,11 @@ def figures(
     data = fingerprint(*([json.loads(path.read_text(encoding="utf-8"))] for path in files))
     drawings = lambda: ((name, make(*what)) for name, (make, *what) in made.items())  # noqa: E731
     return save(drawings, folder, data, [path.name for path in files])
+
+
+def draw(costs: Path, folder: Path) -> list[Path]:
+    """Draws the two figures with the assumed constants of a GPU, and returns the paths."""
+    return figures(Measured(costs, profile_of_point), None, folder, [costs])
 
 
 def tables(measured: Measured, gpu: Measured | None) -> dict[str, str]:
@@ -204,15 +209,13 @@ def main() -> int:
     except UserError as error:
         print(f"scale: {error}", file=sys.stderr)
         return 2
-    title = "One H100, constants assumed, not measured" if gpu is None else f"{gpu.about}, constants measured"
-    rates = ASSUMED if gpu is None else gpu.constants
     files = [options.costs] if gpu is None else [options.costs, options.constants]
-    for path in [options.doc, *figures(measured, rates, title, options.figures, files)]:
+    for path in [options.doc, *figures(measured, gpu, options.figures, files)]:
         print(path)
     return 0
 
 
 if __name__ == "__main__":
-    from pvcbench.cli.main import program
+    from pvcbench.cli.exits import program
 
     sys.exit(program(main))

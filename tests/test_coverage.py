@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pvcbench.plots import drawn_from
 from pvcbench.stats import intervals
 from scripts import coverage
 
@@ -52,8 +51,6 @@ def test_the_committed_simulation_lies_in_the_band():
     low, high = coverage.BAND
     assert (table["coverage"] + 2 * table["standard_error"] >= low).all()
     assert set(table[table["coverage"] - 2 * table["standard_error"] > high]["kind"]) <= RARE
-    picture = COMMITTED.parent / "figures" / "coverage.png"
-    assert drawn_from.embedded(picture) == drawn_from.source_hash(picture.parent, picture.name)
 
 
 def test_a_picture_has_a_panel_for_each_kind():

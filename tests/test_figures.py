@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from rows import needle_rows, table, write_run
 
 from pvcbench.plots import needle, run_figures
-from pvcbench.plots.style import LOOKS, OTHERS, asked, budgets_of, looks, reach, subject
+from pvcbench.plots.style import LOOKS, OTHERS, asked, budgets_of, looks, subject
 from pvcbench.runs.rows import load_table
-from pvcbench.stats import summaries
+from pvcbench.stats import failures, summaries
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "figures.py"
 METHODS, BUDGETS = ("full", "pvc", "h2o"), (0.1, 0.25, 0.55)
@@ -65,7 +65,7 @@ def test_two_drawings_and_the_script_give_the_same_bytes(made, tmp_path):
 def test_script_without_results_says_so_and_exits_with_2(tmp_path):
     done = script("nothing", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("figures: there are no results under nothing")
+    assert done.stderr.startswith("pvcbench: there are no results under nothing")
     assert done.stderr.count("\n") == 1
 
 
@@ -155,6 +155,7 @@ def test_grid_tells_zero_missing_and_out_of_reach_apart(rows):
     cell = cell[cell["depth"] != 50]
     far = cell["depth"] == 75
     cell.loc[far, "error"], cell.loc[far, "score"] = "below PvC's reach of 38.0%", None
+    cell.loc[far, "reach"] = 0.38
     axes = Figure().add_subplot()
     needle.square_panel(axes, cell, [0, 25, 50, 75], [1024])
     zero, one, missing, beyond = axes.patches
@@ -247,5 +248,6 @@ def test_budgets_are_ordered_by_size_and_named_in_words(rows):
 
 
 def test_reach_is_read_from_the_errors():
-    assert reach(["below PvC's reach of 38.0%", None, "below PvC's reach of 40.0%"]) == 39.0
-    assert reach([None, "CUDA out of memory"]) is None
+    found = [["below PvC's reach of 38.0%", None, "below PvC's reach of 40.0%"], [None, "CUDA out of memory"]]
+    typed = [failures.typed(pd.DataFrame({"error": errors})) for errors in found]
+    assert [failures.reach(rows) for rows in typed] == [39.0, None]

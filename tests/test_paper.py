@@ -1,7 +1,6 @@
 """Pictures and tables over runs: what they show, what they are named, and that --check finds what is not fresh."""
 
 import json
-import sys
 
 import numpy as np
 import pandas as pd
@@ -10,7 +9,7 @@ import yaml
 from matplotlib.colors import to_rgba
 from rows import PROTOCOL, needle_rows, table, write_run
 
-import figures as command
+from pvcbench.cli.main import main
 from pvcbench.plots import drawn_from, experiment, published, run_figures
 from pvcbench.report import paper, paper_tables
 from pvcbench.runs.rows import load_table
@@ -22,12 +21,11 @@ PICTURES = ("pareto", "differences")
 
 @pytest.fixture
 def script(tmp_path, monkeypatch, capsys):
-    """The script's main function in a folder of its own: exit code, lines on stdout, stderr."""
+    """The command in a folder of its own: exit code, lines on stdout, stderr."""
 
     def run(*arguments):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["figures.py", *arguments])
-        code = command.main()
+        code = main(["figures", *arguments])
         said = capsys.readouterr()
         return code, said.out.splitlines(), said.err
 
@@ -97,11 +95,29 @@ def test_runs_that_are_gone_leave_orphans_until_the_next_drawing(tmp_path):
     assert not list(tmp_path.rglob("*two.*"))
 
 
-def test_what_was_never_drawn_is_missing(tmp_path):
-    write_run(tmp_path / "one" / "0123456789ab", needle_rows(repeats=1, methods=("full", "h2o"), budgets=(0.55,)))
+def test_what_was_never_drawn_is_missing_only_where_something_was(tmp_path):
+    made = needle_rows(repeats=1, methods=("full", "h2o"), budgets=(0.55,))
+    write_run(tmp_path / "one" / "0123456789ab", made)
+    assert list(paper.complaints(load_table(tmp_path), tmp_path)) == []
+    assert list(paper.draw(load_table(tmp_path), tmp_path))
+    write_run(tmp_path / "two" / "0123456789ab", made)
     found = list(paper.complaints(load_table(tmp_path), tmp_path))
-    names = ["figures/differences_one", "figures/pareto_one", "tables/one"]
+    names = ["figures/differences_two", "figures/pareto_two", "tables/two"]
     assert found == [f"missing: {tmp_path / name} (never drawn)" for name in names]
+
+
+def test_a_folder_never_drawn_into_is_told_in_one_line_and_no_fault(script, tmp_path):
+    """As in a fresh clone, where git holds rows and no pictures; one run's failures alone give no picture at all."""
+    made = needle_rows(repeats=1, methods=("full", "h2o"), budgets=(0.55,))
+    made = [row | {"sample_info": {}, "spans_kept": {}} for row in made]
+    for name in ("one", "two"):
+        write_run(tmp_path / "results" / name / "0123456789ab", made)
+    write_run(tmp_path / "results" / "lost" / "0123456789ab", [row | {"score": None, "error": "x"} for row in made])
+    line = "pvcbench: nothing has been drawn yet in {} of 4 folders; `pvcbench figures results` draws it\n".format
+    assert script("results", "--check") == (0, [], line(4))
+    assert script("results/one")[0] == 0
+    assert script("results", "--check") == (0, [], line(3))
+    assert script("results")[0] == 0 and script("results", "--check") == (0, [], "")
 
 
 def write(results, name, seed, rows, lengths=1, **methods):
@@ -174,7 +190,7 @@ def test_a_leaking_reference_is_on_no_front(rows, compared):
     """It is drawn, hollow, and neither the front nor who else stands on it changes with it."""
     leak = compared[compared["method"] == "h2o"].assign(method="oracle_answer", score=1.0, low=1.0, high=1.0)
     figure = experiment.pareto(
-        pd.concat([rows, rows[rows["method"] == "h2o"].assign(method="oracle_answer")]),
+        pd.concat([rows, rows[rows["method"] == "h2o"].assign(method="oracle_answer", reads="answer")]),
         pd.concat([compared, leak], ignore_index=True),
         experiment.decode_times(rows, rows),
     )

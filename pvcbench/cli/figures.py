@@ -12,12 +12,14 @@ def parser(**options) -> Parser:
     made = Parser(
         "pvcbench figures",
         description="Draws all figures and tables again from rows alone: each run's into its folder, those over all "
-        "runs into RESULTS/figures and RESULTS/tables.",
+        "runs into RESULTS/figures and RESULTS/tables. A folder that nothing was ever drawn into is no fault.",
         epilog="example: pvcbench figures results --check",
         **options,
     )
     made.add_argument("results", type=Path, nargs="?", default=Path("results"), help="a folder with runs below it")
-    made.add_argument("--check", action="store_true", help="draw nothing, say what is not fresh; 1 if anything is not")
+    made.add_argument(
+        "--check", action="store_true", help="draw nothing, say what is no longer fresh; 1 if anything is"
+    )
     return made
 
 
@@ -33,4 +35,9 @@ def run(asked: Namespace) -> int:
             count += 1
     if asked.check and count:
         print(f"pvcbench: {count} not fresh; `pvcbench figures {asked.results}` draws them again", file=sys.stderr)
+    elif asked.check:
+        missing, number = everything.undrawn(rows, asked.results)
+        if missing:
+            told = f"nothing has been drawn yet in {len(missing)} of {number} folders"
+            print(f"pvcbench: {told}; `pvcbench figures {asked.results}` draws it", file=sys.stderr)
     return int(asked.check and count > 0)

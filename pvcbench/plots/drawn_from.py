@@ -123,6 +123,11 @@ def complaints(folder: Path, expected: Callable[[str], str | None]) -> Iterator[
                 yield f"orphaned: {path} ({LIST} does not list it)"
 
 
+def fresh(folder: Path, data: str) -> bool:
+    """Whether a folder has drawings, all of them of this data and none missing."""
+    return bool(listed(folder)) and not any(complaints(folder, lambda stem: data))
+
+
 def source_hash(folder: Path, name: str) -> str | None:
     """The hash of the JSON files that one listed drawing shows; None where it shows none or one of them is gone."""
     sources = [folder.parent / source for source in listed(folder).get(name, [])]

@@ -6,7 +6,7 @@ Sizes are measured, never the ones asked for. What has no value (out of reach, f
 so that nobody takes it for a zero; what has values of some samples only is hollow, with a cross in it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -37,11 +37,15 @@ from pvcbench.stats import floor, perplexity, ranking, sizes, summaries
 from pvcbench.stats.failures import reach
 
 
+def pictures(rows: pd.DataFrame) -> Iterator[tuple[str, Figure | None]]:
+    """The figures of one run by name; None where its rows have nothing to show of it."""
+    scored = rows[rows["method"].notna()]
+    yield from ((make.__name__, make(scored)) for make in FIGURES if len(scored))
+
+
 def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
     """Draws every figure that the rows of one run allow, as PNG and SVG, and returns the paths."""
-    scored = rows[rows["method"].notna()]
-    made = lambda: ((make.__name__, make(scored)) for make in FIGURES if len(scored))  # noqa: E731
-    return save(made, folder, drawn_from.data_of(rows))
+    return save(lambda: pictures(rows), folder, drawn_from.data_of(rows))
 
 
 def save(

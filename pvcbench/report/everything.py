@@ -24,16 +24,23 @@ def draw(rows: pd.DataFrame, results: Path) -> Iterator[Path]:
         yield from paper.draw(rows, results)
 
 
+def undrawn(rows: pd.DataFrame, results: Path) -> tuple[list[Path], int]:
+    """The folders that nothing was ever drawn into, and how many there are that would be drawn into."""
+    measured = rows[rows["error"].isna()]
+    folders = [Path(folder) / "figures" for folder in measured["folder"].unique()]
+    if whole(rows, results):
+        folders += [results / name for name in sorted({drawing.folder for drawing in paper.drawings(rows)})]
+    return [folder for folder in folders if not drawn_from.listed(folder)], len(folders)
+
+
 def complaints(rows: pd.DataFrame, results: Path) -> Iterator[str]:
-    """Everything below a folder that is not as it would be drawn now, in a line each."""
+    """What was drawn below a folder and is not as it would be drawn now, in a line each."""
     folders = set()
     for folder, run in rows.groupby("folder"):
         own = Path(folder) / "figures"
         folders.add(own)
         data = drawn_from.data_of(run)
         yield from drawn_from.complaints(own, lambda stem, data=data: data)
-        if not drawn_from.listed(own) and run["error"].isna().any():
-            yield f"missing: {own} (never drawn)"
     if whole(rows, results):
         folders |= {results / "figures", results / "tables"}
         yield from paper.complaints(rows, results)

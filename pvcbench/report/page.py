@@ -78,7 +78,7 @@ def analysed_run(rows: pd.DataFrame, folder: Path) -> dict:
         texts = [["" if pd.isna(value) else cell(value) for value in line] for line in shown.itertuples(index=False)]
         heads = [str(name).replace("_", " ") for name in shown.columns]
         tables.append({"group": str(group), "heads": heads, "lines": texts})
-    return {"tables": tables, "told": report.intervals, "figures": pictures.own_figures(folder)}
+    return {"tables": tables, "told": report.intervals, "figures": pictures.own_figures(rows, folder)}
 
 
 def cell(value: object) -> str:

@@ -174,7 +174,7 @@ def _write(drawing: Drawing, folder: Path) -> list[Path]:
 
 
 def complaints(rows: pd.DataFrame, results: Path) -> Iterator[str]:
-    """What is stale, missing or orphaned in `results/figures` and `results/tables`; draws nothing."""
+    """What is stale, missing or orphaned in `results/figures` and `results/tables`, where anything was drawn."""
     expected: dict[str, dict[str, str]] = {"figures": {}, "tables": {}}
     for drawing in drawings(rows):
         expected[drawing.folder][drawing.name] = drawing.data
@@ -182,5 +182,5 @@ def complaints(rows: pd.DataFrame, results: Path) -> Iterator[str]:
         folder = results / name
         yield from drawn_from.complaints(folder, hashes.get)
         known = {Path(file).stem for file in drawn_from.listed(folder)}
-        for stem in sorted(set(hashes) - known):
+        for stem in sorted(set(hashes) - known) if known else ():
             yield f"missing: {folder / stem} (never drawn)"

@@ -1,15 +1,18 @@
-"""Pictures of the page: needle grids as Plotly figures, and a run's own figures as they lie in its folder."""
+"""Pictures of the page: needle grids as Plotly figures, and a run's own figures."""
 
 import base64
 import html
 import json
+import tempfile
 from pathlib import Path
 
 import pandas as pd
 from plotly import graph_objects
 from plotly.subplots import make_subplots
 
+from pvcbench.plots import drawn_from
 from pvcbench.plots.style import asked, budgets_of
+from pvcbench.runs import result
 from pvcbench.stats.failures import reach
 
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
@@ -79,10 +82,20 @@ def dress(panels, tall: int, wide: int, axes: tuple[list, list]) -> None:
     )  # fmt: skip
 
 
-def own_figures(folder: Path) -> list[dict]:
-    """The pictures in a run's figures folder, each in the smaller of its formats, as data URIs with a name."""
+def own_figures(rows: pd.DataFrame, folder: Path) -> list[dict]:
+    """The pictures of a run: those in its folder where they show these rows, else drawn for the page alone."""
+    own = folder / "figures"
+    if drawn_from.fresh(own, drawn_from.data_of(rows)):
+        return in_folder(own)
+    with tempfile.TemporaryDirectory() as place:
+        result.draw(rows, Path(place))
+        return in_folder(Path(place))
+
+
+def in_folder(folder: Path) -> list[dict]:
+    """The pictures in a folder, each in the smaller of its formats, as data URIs with a name."""
     found = {}
-    for path in sorted((folder / "figures").glob("*")):
+    for path in sorted(folder.glob("*")):
         if path.suffix in KINDS and (path.stem not in found or path.stat().st_size < found[path.stem].stat().st_size):
             found[path.stem] = path
     return [{"name": name.replace("_", " "), "uri": uri(path)} for name, path in found.items()]

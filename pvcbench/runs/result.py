@@ -1,11 +1,12 @@
 """What a run leaves behind, made of its rows alone: tables, figures and tracking; torch is not needed for it."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
 from pvcbench import analyses
@@ -101,15 +102,17 @@ def tables(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame
     return found["summary"], found["summary"]
 
 
+def pictures(rows: pd.DataFrame) -> Iterator[tuple[str, Figure | None]]:
+    """The figures of one run by name, a curve's or an analysis'; None where its rows have nothing to show of it."""
+    report = analyses.reporter(rows)
+    return run_figures.pictures(rows) if report is None else report.figures(rows)
+
+
 def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
     """Draws every figure that the rows of one run allow, as PNG and SVG, and returns the paths.
 
     Figures of earlier drawings that these rows no longer give are removed.
     """
-    report = analyses.reporter(rows)
-    if report is None:
-        paths = run_figures.draw(rows, folder)
-    else:
-        paths = run_figures.save(lambda: report.figures(rows), folder, drawn_from.data_of(rows))
+    paths = run_figures.save(lambda: pictures(rows), folder, drawn_from.data_of(rows))
     drawn_from.tidy(folder, paths)
     return paths
