@@ -3,8 +3,8 @@
     python examples/own_method.py
 
 A method is a frozen dataclass that gives each cache entry a score; the highest scores stay. The model has random
-weights, which load at once and show that the method runs and what it keeps, not how well it answers: write
-`model="smollm2"` for answers. A method that stays gets a file in a folder of yours and a YAML beside it (README).
+weights, which load at once and show that the method runs and how much it keeps. Its answers mean nothing, as a warning
+says: write `model="smollm2"` for answers that do.
 """
 
 from dataclasses import dataclass

@@ -2,8 +2,8 @@
 
     python examples/own_task.py
 
-A list of people and their towns is hidden from view by nothing but its length; one town is asked for. The model has
-random weights, which load at once and show that the task runs; its answers mean nothing: write `model="smollm2"` for
+The context lists people and where they live, and the question asks for one of the towns. The model has random weights,
+which load at once and show that the task runs. Its answers mean nothing, as a warning says: write `model="smollm2"` for
 answers that do.
 """
 
