@@ -21,9 +21,10 @@ PAGE = ROOT / "docs" / "reference" / "rows.md"
 NAME = "Row"
 HEAD = """# Rows: what one line of `rows.jsonl` says
 
-This page is written by `scripts/row_reference.py` from `pvcbench/evaluation/row.py`. A row is one sample in one cell, that
-is one method at one budget, as a JSON object on a line of `rows.jsonl` in the run's folder. `pvcbench.load(FOLDER)` gives
-all rows below a folder as one table. What was not measured is null, and where a cell gave no result, `error` says why.
+This page is written by `scripts/row_reference.py` from `pvcbench/evaluation/row.py`. A row is one sample in one cell,
+that is one method at one budget, as a JSON object on a line of `rows.jsonl` in the run's folder. All rows below a
+folder are one table by `pvcbench.load(FOLDER)`. What was not measured is null, and where a cell gave no result, `error`
+says why.
 """
 OWN = "A key that only some tasks write names them first.\n"
 LOADED = """## What the table adds

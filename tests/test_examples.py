@@ -15,9 +15,8 @@ EXAMPLES = {path.stem: path for path in sorted((ROOT / "examples").glob("*.py"))
 def printed(name, folder):
     """The lines that an example prints, run in a folder of its own."""
     known = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, EXAMPLES[name]], cwd=folder, env=known, capture_output=True, text=True, timeout=600, check=False
-    )
+    command = [sys.executable, EXAMPLES[name]]
+    done = subprocess.run(command, cwd=folder, env=known, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert list((folder / "example_results").rglob("rows.jsonl"))
     return done.stdout.splitlines()

@@ -3,8 +3,9 @@
 import re
 from graphlib import CycleError
 
-import package_map
 import pytest
+
+import package_map
 
 KNOWN = package_map.packages()
 

@@ -1,8 +1,8 @@
 """docs/reference/rows.md lists every key of a row, as the class `Row` declares them."""
 
 import pytest
-import row_reference
 
+import row_reference
 from pvcbench.config import compose
 from pvcbench.runs import runner
 from pvcbench.runs.rows import load_table, read_rows
@@ -27,8 +27,8 @@ def test_a_key_without_a_comment_is_refused():
 
 
 RUNS = {
-    "generate": ["task=needle", "task.lengths=[300]", "method=[h2o,streaming_llm]", "budgets=[0.5,2]"],
-    "continuation": ["task=perplexity", "task.prefix=64", "task.continuation=16", "task.documents=1", "method=h2o", "budgets=[0.5]"],
+    "generate": ["task=needle", "task.lengths=[300]", "method=[h2o,streaming_llm]", "budgets=[0.5,0.001]"],
+    "continuation": [*"task=perplexity task.prefix=64 task.continuation=16 task.documents=1".split(), "method=h2o"],
     "observe": ["task=context_redundancy", "task.tokens=[128]", "task.documents=1", "task.needles=0"],
     "measure": ["task=throughput", "task.prompts=[64]", "task.new_tokens=[4]", "method=h2o", "budgets=[0.5]"],
 }
