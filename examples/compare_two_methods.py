@@ -2,13 +2,13 @@
 
     python examples/compare_two_methods.py
 
-It runs the embedded model on four short prompts, in under a minute on two idle cores. Four prompts tell nothing apart:
-raise LIMIT before you believe a difference. The rows stay in the folder RESULTS, and a second call measures nothing.
+It runs the embedded model on three short prompts, in under a minute on two idle cores. Three prompts tell nothing apart:
+raise REPEATS before you believe a difference. The rows stay in the folder RESULTS, and a second call measures nothing.
 """
 
 import pvcbench
 
-RESULTS, LIMIT = "example_results", 4
+RESULTS, REPEATS = "example_results", 1
 
 
 def main() -> None:
@@ -19,10 +19,9 @@ def main() -> None:
         methods=["h2o", "streaming_llm"],
         budgets=[0.25, 0.5],
         task__lengths=[256],
-        task__depths=[25, 75],
-        task__max_new_tokens=8,
-        task__repeats=2,
-        limit=LIMIT,
+        task__depths=[20, 50, 80],
+        task__max_new_tokens=16,
+        task__repeats=REPEATS,
         results=RESULTS,
         wandb={"mode": "disabled"},
     )

@@ -38,7 +38,7 @@ def test_two_methods_are_compared(tmp_path):
     assert table["full", "1.0"][:2] == [1.0, 1.0]  # all is kept, and every prompt answered
     assert all(abs(kept - float(budget)) < 0.01 for (_, budget), (kept, *_) in table.items())
     assert lines[lines.index("") + 1].startswith("Scores of each prompt")
-    assert len([line for line in lines if line.startswith("0-")]) == 4
+    assert len([line for line in lines if line.startswith("0-")]) == 3
 
 
 def test_a_method_of_your_own_is_measured(tmp_path):
