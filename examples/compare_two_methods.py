@@ -2,8 +2,9 @@
 
     python examples/compare_two_methods.py
 
-It runs the embedded model on three short prompts, in under a minute on two idle cores. Three prompts tell nothing apart:
-raise REPEATS before you believe a difference. The rows stay in the folder RESULTS, and a second call measures nothing.
+It runs the embedded model on three short prompts, in under a minute on two idle cores. Three prompts tell nothing
+apart: raise REPEATS before you believe a difference. The rows stay in the folder RESULTS, and a second call measures
+nothing.
 """
 
 import pvcbench
