@@ -59,7 +59,7 @@ def test_rows_count_what_recurrent_layers_carry(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name, holding", [("gemma4_text", 4), ("gemma3n_text", 4), ("gemma4_text:moe", 4)])
 def test_rows_of_shared_caches_and_of_heads_by_layer(name, holding, tmp_path, monkeypatch):
     """The full cache is as large as transformers' own; of an evicted layer's bytes its share of entries is left."""
-    monkeypatch.setattr("pvcbench.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
     _, rows = run(name, tmp_path, ["h2o", "pvc_kv", "ada_snapkv", "pyramidkv"])
     assert rows["error"].isna().all()
     rows = rows[rows["sample"] == rows["sample"].iloc[0]].set_index("method")

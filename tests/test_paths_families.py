@@ -66,7 +66,7 @@ def folder_of(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
     """No pictures; random weights answer nothing, and are not warned of."""
-    monkeypatch.setattr("pvcbench.runs.outcome.draw", lambda rows, folder: [])
+    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
