@@ -27,7 +27,11 @@ from pvcbench.errors import UserError
 from pvcbench.places import user_path
 
 PACKAGE = Path(__file__).parent.parent
+# of a wheel, of the sources
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+METHODS = (
+    PACKAGE / "methods" if (PACKAGE / "methods").is_dir() else PACKAGE.parent / "methods"
+)  # of a wheel, of the sources
 LAUNCHERS = ("basic", "submitit_local", "submitit_slurm")
 CHOSEN = ("model", "task", "method")  # groups that every run chooses from
 
@@ -35,18 +39,17 @@ ConfigStore.instance().store("pvcbench_schema", Config)
 
 
 def load_methods_package() -> None:
-    """Makes `methods` mean ours, by its place beside this package, whatever folder the user runs in."""
-    folder = PACKAGE.parent / "methods"
+    """Makes `methods` mean ours, by its place, whatever folder the user runs in."""
     known = sys.modules.get("methods")
-    if known is not None and Path(getattr(known, "__file__", None) or "").parent == folder:
+    if known is not None and Path(getattr(known, "__file__", None) or "").parent == METHODS:
         return
     for name in [name for name in sys.modules if name == "methods" or name.startswith("methods.")]:
         del sys.modules[name]
     spec = importlib.util.spec_from_file_location(
-        "methods", folder / "__init__.py", submodule_search_locations=[str(folder)]
+        "methods", METHODS / "__init__.py", submodule_search_locations=[str(METHODS)]
     )
-    if spec is None or not (folder / "__init__.py").is_file():
-        raise UserError(f"the methods package is missing beside {PACKAGE}: install pvcbench again")
+    if spec is None or not (METHODS / "__init__.py").is_file():
+        raise UserError(f"there are no methods in {METHODS}: install pvcbench again")
     module = importlib.util.module_from_spec(spec)
     sys.modules["methods"] = module
     spec.loader.exec_module(module)
@@ -57,9 +60,9 @@ def add_folder(folder: Path) -> None:
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     own = folder / "methods"
-    if own.is_dir() and own != PACKAGE.parent / "methods":
+    if own.is_dir() and own != METHODS:
         for path in own.glob("*.py"):
-            refuse_shadow(path, PACKAGE.parent / "methods" / path.name)
+            refuse_shadow(path, METHODS / path.name)
         load_methods_package()
         places = sys.modules["methods"].__path__
         if str(own) not in places:

@@ -152,10 +152,9 @@ class Decoder:
     ) -> list[list[list[int] | None]]:
         """Generates greedily; returns the tokens as [cell in order of groups][sample], end tokens left out.
 
-        None stands where a row's logits were not finite: its tokens mean nothing (see `NOT_FINITE`).
-
-        Without `feed` the first token comes from the uncompressed prefill's logits. `stopped` is asked after each
-        token whether a row's text is complete; `barred` tokens cannot come first.
+        None stands where a row's logits were not finite: its tokens mean nothing (see `NOT_FINITE`). Without `feed` the
+        first token comes from the uncompressed prefill's logits. `stopped` is asked after each token whether a row's
+        text is complete; `barred` tokens cannot come first.
         """
         if feed is None:
             logits = self.spread([group.prefill.logits for group in self.groups])
@@ -166,20 +165,17 @@ class Decoder:
             logits = logits.index_fill(1, torch.tensor(list(barred), device=logits.device), float("-inf"))
         tokens: list[list[int] | None] = [[] for _ in range(self.rows)]
         done = [False] * self.rows
-        active = [
-            (group, range(part.start, part.stop)) for group, part in zip(self.groups, self.cache.parts, strict=True)
-        ]
+        active = list(zip(self.groups, (range(part.start, part.stop) for part in self.cache.parts), strict=True))
         while True:
             chosen = logits.argmax(-1).tolist()
             now = [row for _, rows in active for row in rows]
             for row, token, good in zip(now, chosen, sound, strict=True):
                 if not (done[row] or good):
                     tokens[row] = None
-                if not done[row] and good and token not in ends:
+                done[row] = done[row] or not good or token in ends
+                if not done[row]:
                     tokens[row].append(token)
                     done[row] = len(tokens[row]) >= new_tokens or (stopped is not None and stopped(tokens[row]))
-                else:
-                    done[row] = True
             going, feeding = unfinished(active, done, chosen)
             if not going:
                 return [tokens[start : start + self.batch] for start in range(0, self.rows, self.batch)]

@@ -233,13 +233,23 @@ class Engine:
         windows = [None if window is None or window >= ids.shape[1] else window for window in self.windows]
         cache = PrefillCache(self.layout, observer, windows, self.kernel, pruner, capture)
         cache.reach, cache.first, cache.turns = max(reach, ids.shape[1]), first, turns
-        started, self.active = clock(ids), cache
+        started = clock(ids)
+        logits = self._feed(ids, cache, watch)
+        cache.windows = self.windows
+        if capture:
+            require_finite(logits)
+        return replace(cache.finished(logits, clock(ids) - started), evicts_sliding=self.evict_sliding, turns=turns)
+
+    def _feed(self, ids, cache: PrefillCache, watch) -> Float[Tensor, "batch vocabulary"]:
+        """Feeds a prompt to its cache, in pieces where one is set; returns the logits after its last token."""
+        pruner, self.active = cache.pruner, cache
         try:
             for part in ids.split(self._piece(ids, pruner, watch is not None), 1):
                 logits = self.call(part, cache, None if watch is None else part.shape[1])
                 if watch is not None:
                     watch(logits)
                     logits = logits[:, -1].clone()  # a view would keep all of them
+            return logits
         except RuntimeError as error:
             if pruner is None or len(cache.stored) < len(self.windows) or isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -249,10 +259,6 @@ class Engine:
             ) from error
         finally:
             self.active = None
-        cache.windows = self.windows
-        if capture:
-            require_finite(logits)
-        return replace(cache.finished(logits, clock(ids) - started), evicts_sliding=self.evict_sliding, turns=turns)
 
     def _turns_for(self, methods: Sequence[Method], ids: Int[Tensor, "batch tokens"], reach: int) -> list[Turns | str]:
         """How each layer turns, where one of the methods has to know; raises Inexact where positions do more."""

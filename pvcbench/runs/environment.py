@@ -87,7 +87,8 @@ def determinism() -> dict:
 def source(package: Path = Path(__file__).parent.parent) -> str:
     """A hash of the code that ran: every .py of pvcbench and methods, so that two dirty checkouts can be told apart."""
     digest = hashlib.sha256()
-    for root in (package, package.parent / "methods"):
+    inside = (package / "methods").is_dir()  # of a wheel
+    for root in (package,) if inside else (package, package.parent / "methods"):
         for path in sorted(root.rglob("*.py")):
             digest.update(f"{root.name}/{path.relative_to(root).as_posix()}\0".encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())

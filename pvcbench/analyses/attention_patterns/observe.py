@@ -23,6 +23,8 @@ from pvcbench.tasks.prompts import Prompt
 BINS = 256  # positions of a drawn head are summed in as many bins
 Spans = Mapping[str, tuple[int, int]]
 
+READS = "{} reads what follows the prompt, which attention_patterns does not show to a method"
+
 
 def observe(
     engine: Engine,
@@ -43,10 +45,9 @@ def observe(
             found[point] = error
     for point in [point for point, cell in cells.items() if cell.reads is not None]:
         del cells[point]
-        reads = f"{point.name} reads what follows the prompt, which attention_patterns does not show to a method"
-        found[point] = OutOfReach(reads)
-    plain = [cell.method for cell in cells.values() if cell.pruner is None]
-    prefill = engine.prefill(ids[:, :n], plain, draws=draws, capture=task.rows)
+        found[point] = OutOfReach(READS.format(point.name))
+    watching = [cell.method for cell in cells.values() if cell.pruner is None]
+    prefill = engine.prefill(ids[:, :n], watching, draws=draws, capture=task.rows)
     step(0.6)
     looked = {"last": _last_rows(prefill, shape.evicted, 1), "mean": _last_rows(prefill, shape.evicted, task.rows)}
     if "answer" in prompt.spans:
