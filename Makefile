@@ -1,10 +1,11 @@
-# make demo: set everything up and run the main job. make test: set everything up and run the tests.
+# make demo: set everything up and run the main job. make test: set everything up and run the tests that take minutes.
+# make test-all: every test; those on SLURM skip where there is none, those in a browser where there is no Chromium.
 PYTHON ?= python3
 PIP_FLAGS ?=
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test figures setup clean
+.PHONY: demo test test-all figures setup clean
 
 setup: .venv/.ready
 
@@ -21,6 +22,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-all: test
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "slow or long"
 
 figures: setup
 	$(BIN)/python scripts/figures.py results/

@@ -31,8 +31,10 @@ from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
 from pvcbench.evaluation.cells import points
 from pvcbench.evaluation.generation import Generate
+from pvcbench.evaluation.item import WorkItem
 from pvcbench.evaluation.progress import Meter
-from pvcbench.evaluation.shared_prefill import Protocol, run_batch
+from pvcbench.evaluation.row import Protocol
+from pvcbench.evaluation.shared_prefill import run_batch
 from pvcbench.models import embedded
 
 BUDGETS = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75]
@@ -84,7 +86,7 @@ class Curves:
         seconds, kept = {}, []
         for name, cells in self.cells.items():
             started = time.perf_counter()
-            batch = [(sample, prompt, cells)]
+            batch = [WorkItem(sample, prompt, cells)]
             rows = run_batch(Generate, self.engine, self.loaded, self.task, batch, self.protocol, Meter(1))
             seconds[name] = time.perf_counter() - started
             if any(row["error"] for row in rows) or len(rows) != len(cells):

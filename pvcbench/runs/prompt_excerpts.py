@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from hydra.errors import InstantiationException
 from hydra.utils import get_method
 
 from pvcbench.errors import UserError
@@ -96,7 +97,10 @@ def written(lines: Iterable[Mapping]) -> str:
 def prompter_of(model: Mapping) -> Prompter:
     """The prompter of a model's configuration, without its weights, as its loader makes it."""
     target = model.get("_target_")
-    make = getattr(get_method(target), "prompter", None)
+    try:
+        make = getattr(get_method(target), "prompter", None)
+    except InstantiationException:  # there is no such function here
+        make = None
     if make is None:
         raise UserError(
             f"a model made by {target!r} has no tokenizer that can be built from config.yaml: leave the run out"

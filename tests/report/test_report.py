@@ -1,0 +1,365 @@
+"""The report: its numbers are those of `stats` and `likelihood`, its texts cannot become markup, its page is whole."""
+
+import copy
+import hashlib
+import html
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from base64 import b64decode, b64encode
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from pvcbench.cli.main import main as command
+from pvcbench.config import compose
+from pvcbench.plots.style import LOOKS, OTHERS
+from pvcbench.report import page, pictures, provenance, repeat, samples, scores, write
+from pvcbench.runs import result
+from pvcbench.runs.rows import load_table
+from pvcbench.stats import perplexity, summaries
+from rows import needle_rows, table, write_run
+
+RESULTS = Path(__file__).parents[2] / "results"
+METHODS, BUDGETS = ("full", "pvc", "h2o"), (0.1, 0.25, 0.55)
+EVIL = "</script><script>window.owned=1</script><!--<script> & \u2028\u2029 <img src=x onerror=owned=1>"
+STORED = {"identity": {"methods": {name: {} for name in METHODS}, "budgets": [repr(one) for one in BUDGETS]}}
+
+
+@pytest.fixture(scope="module")
+def made():
+    return needle_rows(repeats=2, methods=METHODS, budgets=BUDGETS)
+
+
+@pytest.fixture
+def rows(made):
+    return table(copy.deepcopy(made))
+
+
+def perplexity_rows():
+    """Rows of a continuation run: 12 documents, 64 scored tokens, h2o worse than full by 0.1 to 0.3 nats."""
+    found = []
+    for number in range(12):
+        rng = np.random.default_rng(number)
+        nll = rng.gamma(2, 1.5, 64)
+        for method, budget, more in (("full", "1.0", 0), ("h2o", "0.25", 0.3), ("h2o", "0.5", 0.1)):
+            own = (nll + more + (method == "h2o") * rng.normal(0, 0.05, 64)).round(4).tolist()
+            kept = float(budget)
+            made = {"task": "perplexity", "sample": f"doc{number}#0", "sample_info": {"bytes": 300, "scored": 64}}
+            made |= {"cluster": f"doc{number}", "stratum": "", "prompt_sha256": f"{number:064x}", "method": method}
+            made |= {"budget": budget, "reference": method == "full", "prompt_tokens": 577, "question_tokens": 65}
+            made |= {"protocol": {"name": "continuation", "decode": "grow", "query_aware": None}, "spans_kept": {}}
+            made |= {"budget_entries": None if method == "full" else int(512 * kept), "kept_entries": 512 * kept}
+            made |= {"kept_fraction": kept, "kv_bytes": int(512 * kept) * 1000, "score": -float(np.mean(own))}
+            made |= {"metrics": {"perplexity": float(np.exp(np.mean(own)))}, "output": None, "answers": []}
+            found.append(made | {"prefill_s": 1.0, "decode_s": None, "error": None, "token_nll": own})
+    return found
+
+
+def cell(run, method, budget, part=0):
+    return next(one for one in run["parts"][part]["cells"] if (one["method"], one["budget"]) == (method, budget))
+
+
+def said(capsys, *arguments):
+    """The exit code and what was printed."""
+    code = command(["report", *(str(argument) for argument in arguments)])
+    return code, capsys.readouterr()
+
+
+def data_of(text):
+    """The data that a page holds, as a browser reads it: up to the first end of a script."""
+    start = text.index('id="data">') + len('id="data">')
+    return json.loads(text[start : text.index("</script", start)])["runs"]
+
+
+# ---------------------------------------------------------------------------------------------- numbers
+
+
+def test_cells_are_the_summarys(rows):
+    run, summary = scores.run_of(rows), summaries.summarize(rows)
+    assert (run["metric"], run["scale"], run["bounded"], run["lower"]) == ("accuracy, %", 100, True, False)
+    assert len(run["parts"][0]["cells"]) == len(summary)
+    for line in summary.itertuples():
+        one = cell(run, line.method, line.budget)
+        for name in ("score", "low", "high", "difference", "difference_low", "difference_high"):
+            expected = getattr(line, name)
+            assert one[name] == (None if np.isnan(expected) else pytest.approx(100 * expected, abs=1e-6)), name
+        assert (one["samples"], one["errors"], one["error"]) == (line.samples, line.errors, one["error"] or None)
+    lost = cell(run, "pvc", "0.1")
+    assert lost["score"] is None and lost["kept"] is None and lost["error"] == "below PvC's reach of 38.0%"
+    own = rows[(rows["method"] == "h2o") & (rows["budget"] == "0.25")]["spans_kept"].map(lambda spans: spans["needle"])
+    assert cell(run, "h2o", "0.25")["needle"] == pytest.approx((100 * np.mean(list(own), 0)).tolist(), abs=1e-4)
+
+
+def test_methods_look_as_in_the_figures(rows):
+    found = {method["name"]: method for method in scores.run_of(rows)["methods"]}
+    assert list(found) == ["full", "h2o", "pvc"] and {name: one["colour"] for name, one in found.items()} == {
+        name: LOOKS[name][0] for name in found
+    }
+    pvc = found["pvc"]
+    assert (found["h2o"]["symbol"], found["h2o"]["dash"], pvc["reach_entries"]) == ("square", "dash", 38.0)
+    assert pvc["reach"] == pytest.approx(38.0, abs=0.01)  # of bytes: entries are whole
+
+
+def test_likelihoods_are_perplexities(tmp_path):
+    rows = table(perplexity_rows())
+    run, shown = scores.run_of(rows), perplexity.shown(rows).set_index(["method", "budget"])
+    assert run["lower"] and not run["bounded"] and run["metric"] == "perplexity"
+    for key in (("h2o", "0.25"), ("h2o", "0.5")):
+        one = cell(run, *key)
+        assert one["score"] == pytest.approx(shown.loc[key, "perplexity"], abs=1e-6)
+        assert one["difference"] == pytest.approx(shown.loc[key, "nll_difference"], abs=1e-6)
+        assert one["difference_low"] < one["difference"] < one["difference_high"]
+    entry = scores.board(run)["lines"][1]["entries"][0]
+    assert entry["difference"] == f"{shown.loc[('h2o', '0.25'), 'nll_difference']:+.3f}"
+    assert entry["sort"] == -cell(run, "h2o", "0.25")["score"]
+    one = samples.samples_of(rows, {}, 1)["samples"][0]["cells"]
+    nll = rows[(rows["sample"] == "doc0#0") & (rows["budget"] == "0.25")]["token_nll"].iloc[0]
+    assert one[1]["nll"]["nll"] == pytest.approx([np.mean(nll[:32]), np.mean(nll[32:])], abs=1e-6)
+    assert one[1]["nll"]["position"] == [513 + 15.5, 513 + 47.5]
+
+
+def test_every_data_set_has_its_part(rows):
+    rows["stratum"] = np.where(rows["cluster"].str.endswith(("0", "2", "4", "6", "8")), "even", "odd")
+    run = scores.run_of(rows)
+    assert [part["name"] for part in run["parts"]] == ["all samples", "set even", "set odd"]
+    own = rows[(rows["method"] == "h2o") & (rows["budget"] == "0.55") & (rows["stratum"] == "even")]
+    assert cell(run, "h2o", "0.55", 1)["score"] == pytest.approx(100 * own["score"].astype(float).mean())
+
+
+def test_the_board_says_best_and_why_not(rows):
+    run = scores.run_of(rows)
+    board = {line["name"]: line["entries"] for line in scores.board(run)["lines"]}
+    assert len(board["full"]) == 1 and not board["full"][0]["best"] and board["full"][0]["difference"] == ""
+    assert board["pvc"][0] == {"score": None, "why": "out of reach (below 38.0%)"}
+    pvc, h2o = (cell(run, name, "0.55")["score"] for name in ("pvc", "h2o"))
+    assert pvc != h2o and board["pvc"][2]["best"] == (pvc > h2o) and board["h2o"][2]["best"] == (h2o > pvc)
+    assert not board["h2o"][0]["best"]  # alone at its size
+    assert board["h2o"][2]["n"] == "n = 10" and board["h2o"][2]["size"].startswith("55.0% kept, 12.")
+    gone = scores.run_of(rows[~((rows["method"] == "h2o") & (rows["budget"] == "0.25"))])
+    assert scores.board(gone)["lines"][1]["entries"][1]["why"] == "not asked"
+
+
+def test_every_look_of_the_figures_is_one_of_the_page():
+    for _, marker, line in (*LOOKS.values(), *OTHERS):
+        assert scores.SYMBOLS[marker] and scores.DASHES[line]
+
+
+def test_what_leaks_is_never_the_best():
+    cell = {"reference": False, "leaks": False, "complete": True, "score": 1.0}
+    cells = [cell | {"method": "mine", "leaks": True}, cell | {"method": "h2o", "score": 0.4}]
+    cells.append(cell | {"method": "pvc", "score": 0.2})
+    assert scores.best_of({"lower": False}, cells) == "h2o" and scores.best_of({"lower": True}, cells) == "pvc"
+
+
+def test_grids_hold_every_square(rows):
+    grid = pictures.needle_grid(rows)
+    assert len(grid["data"]) == 2 * 4  # h2o and pvc; the full cache and three budgets
+    own = rows[(rows["method"] == "h2o") & (rows["budget"] == "0.55")]
+    depth = own["sample_info"].map(lambda info: info["depth"])
+    expected = [[own[depth == one]["score"].astype(float).mean()] for one in (0, 25, 50, 75, 100)]
+    assert grid["data"][3]["z"] == expected and grid["data"][3]["y"] == ["0", "25", "50", "75", "100"]
+    assert grid["data"][3]["text"][0] == [f"{round(2 * expected[0][0])}/2"]
+    assert grid["data"][5]["z"] == [[None]] * 5  # pvc at 10%
+    assert [note["text"] for note in grid["layout"]["annotations"]].count("out of reach<br>(below 38%)") == 2
+    assert pictures.needle_grid(table(perplexity_rows())) is None
+
+
+# ---------------------------------------------------------------------------------------------- samples
+
+
+def test_samples_show_their_own_prompt_only(rows):
+    sha = rows[rows["sample"] == "0-1"]["prompt_sha256"].iloc[0]
+    known = {"question": "What?", "excerpt": [{"from": 0, "to": 3, "text": "The", "span": None}]}
+    prompts = {"0-0": known | {"prompt_sha256": "another"}, "0-1": known | {"prompt_sha256": sha}}
+    found = samples.samples_of(rows, prompts, 3)
+    assert (len(found["samples"]), found["total"]) == (3, 10)
+    assert [one["prompt"] is None for one in found["samples"]] == [True, False, True]
+    assert found["samples"][1]["prompt"] == {"question": "What?", "pieces": known["excerpt"]}
+    keys = [(one["method"], one["budget"]) for one in found["cells"]]
+    assert keys[0] == ("full", "1.0") and len(keys) == 7
+    row = rows[(rows["sample"] == "0-1") & (rows["method"] == "h2o") & (rows["budget"] == "0.25")].iloc[0]
+    own = found["samples"][1]["cells"][keys.index(("h2o", "0.25"))]
+    assert own["spans"]["needle"] == pytest.approx([100 * share for share in row["spans_kept"]["needle"]])
+    assert (own["score"], own["output"], own["mib"]) == (row["score"], row["output"], round(row["kv_bytes"] / 2**20, 6))
+    lost = found["samples"][1]["cells"][keys.index(("pvc", "0.1"))]
+    assert lost["error"] == "below PvC's reach of 38.0%" and lost["output"] is None and lost["kept"] is None
+
+
+def test_long_outputs_are_cut_and_missing_rows_are_none(rows):
+    rows.loc[(rows["sample"] == "0-0") & (rows["method"] == "full"), "output"] = "x" * 5000
+    rows = rows[~((rows["sample"] == "0-0") & (rows["method"] == "h2o"))]
+    cells = samples.samples_of(rows, {}, 1)["samples"][0]["cells"]
+    assert len(cells[0]["output"]) == 2000 and cells[0]["cut"]
+    assert cells[1:4] == [None] * 3
+
+
+# ---------------------------------------------------------------------------------------------- where from, what not
+
+
+def test_absences_are_named(rows):
+    found = provenance.absences(rows, STORED, [])
+    assert found == [
+        f"pvc at {budget}: 10 of 10 rows have no score: below PvC's reach of 38.0%" for budget in ("10%", "25%")
+    ]
+    rows = rows[(rows["method"] != "pvc") & ~((rows["method"] == "h2o") & (rows["budget"] == "0.25"))]
+    rows = rows[~((rows["sample"] == "0-3") & (rows["method"] == "h2o"))]
+    stored = STORED | {"config": {"limit": 30}}
+    assert provenance.absences(rows, stored, [f"0-{number}" for number in range(14)]) == [
+        "pvc: no row at all",
+        "h2o: no row at 25%",
+        "1 of 10 samples lack rows of some of the 3 cells: 0-3",
+        "4 of 14 samples asked for are not measured yet",
+        "limit=30 asked for more samples than the 10 measured (or than the task has)",
+    ]
+
+
+def test_runs_without_rows_are_found(made, tmp_path):
+    write_run(tmp_path / "default" / "aaaa", made)
+    write_run(tmp_path / "default" / "bbbb", [])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_text("a: b: c")  # nobody's run
+    assert provenance.without_rows(tmp_path) == ["default/bbbb"]
+    assert "default/bbbb" in page.build(tmp_path, 1)[0].split('id="absent"')[1].split('id="origins"')[0]
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in RESULTS.rglob("config.yaml")), ids=lambda p: p.name)
+def test_commands_ask_for_the_same_again(folder):
+    stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    found, problem = repeat.command(stored)
+    assert problem is None
+    words = shlex.split(found)
+    assert words[:3] == ["python", "-m", "pvcbench"]
+    again = OmegaConf.to_container(compose.composed(words[3:]))
+    assert again["experiment"] == stored["config"]["experiment"]
+    for name in ("model", "task", "methods", "budgets", "seed", "query_aware", "decode", "engine"):
+        left, right = dict(repeat.leaves({name: stored["config"][name]})), dict(repeat.leaves({name: again[name]}))
+        assert left.items() <= right.items(), name
+
+
+def test_the_quickstarts_command_is_the_readmes():
+    stored = yaml.safe_load((RESULTS / "quickstart" / "38204906e0bf" / "config.yaml").read_text(encoding="utf-8"))
+    words = shlex.split(repeat.command(stored)[0])[3:]
+    assert words == [
+        "task=needle",
+        "method=[pvc,h2o,streaming_llm,random]",
+        "task.repeats=6",
+        "experiment=quickstart",
+    ]
+
+
+def test_what_no_command_can_say():
+    stored = yaml.safe_load((RESULTS / "quickstart" / "38204906e0bf" / "config.yaml").read_text(encoding="utf-8"))
+    own = copy.deepcopy(stored)
+    own["identity"]["task"]["name"] = "mine"
+    assert repeat.command(own) == (None, "measured from Python with a task of its own")
+    old = copy.deepcopy(stored)
+    old["config"]["methods"]["pvc"]["gone"] = 1
+    assert repeat.command(old)[0] is None and "gone" in repeat.command(old)[1]
+    assert repeat.command({"config": {}, "identity": {"task": {"name": "x"}}})[0] is None
+
+
+# ---------------------------------------------------------------------------------------------- the page
+
+
+def test_texts_of_models_stay_texts(made, tmp_path):
+    hostile = copy.deepcopy(made)
+    for row in hostile:
+        row["output"] = None if row["output"] is None else EVIL
+        row["answers"], row["method"] = [EVIL], row["method"].replace("h2o", "h2o<script>")
+        row["error"] = row["error"] and EVIL
+    write_run(tmp_path / "x<script>y" / "aaaa", hostile)
+    text, runs = page.build(tmp_path, 10)
+    assert runs == 1 and "<script>window" not in text and "<img src=x" not in text
+    before = text.split("<script>")[0]
+    assert len(re.findall(r"<script\b", before)) == 1  # the data, which no browser runs
+    assert before.split('id="data">')[1].isascii()
+    [run] = data_of(text)
+    outputs = {cell["output"] for one in run["samples"]["samples"] for cell in one["cells"] if cell["output"]}
+    assert outputs == {EVIL} and run["samples"]["samples"][0]["answers"] == [EVIL]
+    assert "h2o&lt;script&gt;" in text and html.escape("x<script>y", quote=False) in text
+
+
+def test_the_policy_names_our_scripts_and_nothing_else(made, tmp_path):
+    write_run(tmp_path / "default" / "aaaa", made)
+    text, _ = page.build(tmp_path, 10)
+    policy = html.unescape(re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1])
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.S)
+    assert len(scripts) == 4
+    allowed = re.findall(r"'sha256-([^']+)'", policy)
+    assert allowed == [b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert "default-src 'none'" in policy and "http" not in policy and "connect" not in policy
+    outside = re.sub(r"<script.*?</script>", "", text, flags=re.S)
+    assert not re.findall(r"(?:src|href)=[\"'](?!#|data:)", outside)
+
+
+def test_the_same_results_give_the_same_page(made, tmp_path):
+    for place in ("one/results", "two/results"):
+        write_run(tmp_path / place / "default" / "aaaa", made)
+    assert page.build(tmp_path / "one" / "results", 5) == page.build(tmp_path / "two" / "results", 5)
+    assert str(tmp_path) not in page.build(tmp_path / "one" / "results", 5)[0]
+
+
+def test_speeds_have_their_table_and_figures(tmp_path):
+    source = RESULTS / "pyramidinfer_throughput"
+    shutil.copytree(source, tmp_path / source.name)
+    drawn = result.draw(load_table(source), tmp_path / "drawn")
+    shutil.rmtree(tmp_path / source.name / "c850763c70fe" / "figures", ignore_errors=True)  # as in a fresh clone
+    text, _ = page.build(tmp_path, 10)
+    assert not (tmp_path / source.name / "c850763c70fe" / "figures").exists()
+    part = text.split('id="speed"')[1].split('id="absent"')[0]
+    assert "batch 4, 512 + 24 tokens" in part and "<td>1.05 [1.02, 1.07]</td>" in part and "tok/s" in part
+    pictures_ = re.findall(r'<img src="data:image/([a-z+]+);base64,([^"]+)" alt="([^"]+)"', part)
+    assert [name for _, _, name in pictures_] == ["decode speed", "paper speed", "peak memory"]
+    for _, coded, name in pictures_:
+        both = [path.read_bytes() for path in drawn if path.stem == name.replace(" ", "_")]
+        assert len(both) == 2 and b64decode(coded) == min(both, key=len)
+    assert "paper_speedup" not in part and 'id="leaderboard"' not in text
+
+
+# ---------------------------------------------------------------------------------------------- the command
+
+
+def test_the_command_writes_one_file(made, tmp_path):
+    write_run(tmp_path / "results" / "default" / "aaaa", made)
+    words, env = [sys.executable, "-m", "pvcbench.report", "results", "--out", "deep/report"], {"PATH": ""}
+    env["PYTHONPATH"] = str(RESULTS.parent)
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert re.fullmatch(r"deep/report/index.html: 1 run, \d\.\d MB\n", done.stdout)
+    assert [path.name for path in (tmp_path / "deep" / "report").iterdir()] == ["index.html"]
+    assert load_table(tmp_path / "results").shape[0] == len(made)
+
+
+def test_mistakes_are_one_line(made, tmp_path, capsys, monkeypatch):
+    write_run(tmp_path / "good" / "default" / "aaaa", made)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    for arguments, expected in (
+        ([tmp_path / "none"], "there is no folder"),
+        ([tmp_path / "empty"], "there are no results"),
+        ([tmp_path / "good", "--out", tmp_path / "file" / "x"], "choose another folder with --out"),
+        ([tmp_path / "good", "--samples", -1], "--samples must be 0 or more"),
+    ):
+        code, printed = said(capsys, *arguments)
+        assert code == 2 and expected in printed.err and printed.err.count("\n") == 1, printed.err
+    monkeypatch.setattr(write.importlib.util, "find_spec", lambda name: None)
+    code, printed = said(capsys, tmp_path / "good", "--out", tmp_path / "out")
+    assert code == 2 and "pip install 'plotly>=6' 'jinja2>=3.1'" in printed.err and not (tmp_path / "out").exists()
+
+
+def test_failures_are_one_line_too(made, tmp_path, capsys, monkeypatch):
+    write_run(tmp_path / "default" / "aaaa", made)
+
+    def broken(*_):
+        raise RuntimeError("no\nluck")
+
+    monkeypatch.setattr(page, "build", broken)
+    code, printed = said(capsys, tmp_path, "--out", tmp_path / "out")
+    assert code == 1 and printed.err == "pvcbench: RuntimeError: no luck (PVCBENCH_DEBUG=1 shows where)\n"
