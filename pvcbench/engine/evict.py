@@ -247,7 +247,7 @@ def _with_sinks(entries, prefill, layer, sinks):
         )
     turns = prefill.turns[layer]
     if isinstance(turns, str):
-        raise UserError(unmovable(turns))
+        raise ValueError(unmovable(turns))
     if sinks == 0 or turns.keys.form is UNTURNED:  # a bare window, or a layer whose keys know no position
         return entries
     sinks = entries.keys[:, :, :sinks].clone()
