@@ -117,7 +117,7 @@ def test_a_budget_that_keeps_everything_moves_nothing():
 
 
 def test_what_cannot_be_judged_is_an_error_row(monkeypatch):
-    """Leaking references read what is not shown to them here; sinks cannot move in a model whose rotation is not known."""
+    """Leaking references read what is not shown to them here; sinks cannot move where no rotation is known."""
     host = engine("llama")
     prefill = host.prefill
     monkeypatch.setattr(host, "prefill", lambda *args, **kw: replace(prefill(*args, **kw), turns=["it is made up"] * 4))
