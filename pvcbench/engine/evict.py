@@ -13,7 +13,6 @@ from pvcbench.engine.prefill import Prefill
 from pvcbench.engine.rotary import UNTURNED
 from pvcbench.engine.states import State
 from pvcbench.engine.turning import unmovable
-from pvcbench.errors import UserError
 from pvcbench.policy import Method, protect
 
 
