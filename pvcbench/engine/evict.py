@@ -13,7 +13,6 @@ from pvcbench.engine.prefill import Prefill
 from pvcbench.engine.rotary import UNTURNED
 from pvcbench.engine.states import State
 from pvcbench.engine.turning import unmovable
-from pvcbench.errors import UserError
 from pvcbench.policy import Method, protect
 
 
@@ -247,7 +246,7 @@ def _with_sinks(entries, prefill, layer, sinks):
         )
     turns = prefill.turns[layer]
     if isinstance(turns, str):
-        raise UserError(unmovable(turns))
+        raise ValueError(unmovable(turns))
     if sinks == 0 or turns.keys.form is UNTURNED:  # a bare window, or a layer whose keys know no position
         return entries
     sinks = entries.keys[:, :, :sinks].clone()

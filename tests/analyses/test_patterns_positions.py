@@ -117,12 +117,12 @@ def test_a_budget_that_keeps_everything_moves_nothing():
 
 
 def test_what_cannot_be_judged_is_an_error_row(monkeypatch):
-    """Leaking references read what is not shown to them here; sinks cannot move in a model without rotary tables."""
+    """Leaking references read what is not shown to them here; sinks cannot move where no rotation is known."""
     host = engine("llama")
     prefill = host.prefill
-    monkeypatch.setattr(host, "prefill", lambda *args, **kw: replace(prefill(*args, **kw), rotary=[None] * 4))
+    monkeypatch.setattr(host, "prefill", lambda *args, **kw: replace(prefill(*args, **kw), turns=["it is made up"] * 4))
     _, [reason, row] = judged({"streaming_llm": METHODS["streaming_llm"], "h2o": METHODS["h2o"]})
-    assert "use positions=original" in reason and row["kept_entries"] == BUDGET
+    assert "it is made up: set methods.<name>.positions=original" in reason and row["kept_entries"] == BUDGET
     leaking = {name: method for name, method in METHODS.items() if method.reads is not None}
     _, reasons = judged(leaking)
     assert len(reasons) == 2 and all("reads what follows the prompt" in reason for reason in reasons)
