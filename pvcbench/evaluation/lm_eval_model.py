@@ -1,6 +1,6 @@
 """An lm-eval model whose every request goes through the compressed cache.
 
-    python -m pvcbench.cli.lm_eval run --model pvcbench --model_args method=h2o,budget=0.25 --tasks arc_easy
+    pvcbench lm-eval run --model pvcbench --model_args method=h2o,budget=0.25 --tasks arc_easy
 
 From Python: `lm_eval.simple_evaluate(CompressedLM("ORG/NAME", method="h2o", budget=0.25), tasks=[...])`. lm-eval's own
 `hf` model calls the network once without a cache for log-likelihoods, so no patch of the cache changes its numbers.
@@ -45,7 +45,7 @@ class CompressedLM(Tokens):
         **options,
     ):
         if not method:
-            raise UserError("which method? name one of `python -m pvcbench list` as method=NAME, and a budget=")
+            raise UserError("which method? name one of `pvcbench list` as method=NAME, and a budget=")
         if str(batch_size) != "1":
             raise UserError("the pvcbench model answers one request at a time: leave batch_size=1")
         self._point = point_of(method, budget, decode)

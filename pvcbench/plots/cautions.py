@@ -12,10 +12,8 @@ from pvcbench.plots.style import amount, asked
 from pvcbench.stats import floor, ranking, sizes, summaries
 
 THINKING = "set model.thinking=false, or allow more tokens (task.max_new_tokens=...)"
-LOOK = "look at the prompts and answers (python -m pvcbench.report) before you use these numbers"
-EASIER = (
-    "Look at its answers (python -m pvcbench.report): an easier task, other prompts or another model may show more."
-)
+LOOK = "look at the prompts and answers (pvcbench report) before you use these numbers"
+EASIER = "Look at its answers (pvcbench report): an easier task, other prompts or another model may show more."
 
 
 def of(rows: pd.DataFrame, table: pd.DataFrame) -> list[str]:

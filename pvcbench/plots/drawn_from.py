@@ -1,7 +1,7 @@
 """What a picture or a table was drawn from: a hash of its data inside it, and beside it a list of what was drawn.
 
 The hash is of data alone, rows and published numbers, in whatever order and file they come and wherever they lie.
-`scripts/figures.py --check` computes it again from the rows and compares, without drawing.
+`pvcbench figures --check` computes it again from the rows and compares, without drawing.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """Pictures of one run, functions of its rows alone: the same rows give the same bytes.
 
-    figures.draw(store.load("results/default/0123456789ab"), Path("figures"))
+    run_figures.draw(load_table("results/default/0123456789ab"), Path("figures"))
 
 Sizes are measured, never the ones asked for. What has no value (out of reach, failed, not measured) is marked as such,
 so that nobody takes it for a zero; what has values of some samples only is hollow, with a cross in it.

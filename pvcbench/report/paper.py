@@ -1,6 +1,6 @@
 """All pictures and tables over runs: `results/figures` and `results/tables`, functions of the rows below `results`.
 
-    paper.draw(store.load("results"), Path("results"))
+    paper.draw(load_table("results"), Path("results"))
 
 Runs of one experiment that differ in seed, methods and budgets alone are joined. What an experiment's folder holds in
 several settings gets pictures and tables each, named after the experiment and a run.

@@ -1,7 +1,7 @@
 """What may be ranked: cells that answered every sample of their run, of methods that read the prompt alone.
 
 A cell with scores of some samples only is incomplete: its mean is of other samples than the others' means. It is shown
-with both numbers and best of nothing, on no front and in no test (docs of `stats.summarize`).
+with both numbers and best of nothing, on no front and in no test (see `stats.summaries`).
 """
 
 from collections.abc import Iterator

@@ -83,7 +83,7 @@ def test_the_end_of_a_run_is_loud(rows, tmp_path, capsys):
     said = shown(rows, tmp_path, capsys)
     assert ONE in said.split("┏")[0].replace("\n", " ")  # above the table
     last = said.strip().splitlines()[-1]
-    assert last.startswith(f"WARNING: {ONE}") and "python -m pvcbench.report" in last
+    assert last.startswith(f"WARNING: {ONE}") and "pvcbench report" in last
     assert "+0.0" not in said and "floor" in said
 
 

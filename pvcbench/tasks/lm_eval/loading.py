@@ -52,7 +52,7 @@ class Loaded:
             if getattr(task, "MULTIMODAL", False):
                 raise UserError(f"lm-eval task {name} asks about more than text: leave it out")
             if getattr(task, "UNSAFE_CODE", False):
-                raise UserError(f"lm-eval task {name} runs generated code: use python -m pvcbench.cli.lm_eval for it")
+                raise UserError(f"lm-eval task {name} runs generated code: use `pvcbench lm-eval` for it")
             own = task.get_config("num_fewshot")
             if own != 0 and (num_fewshot is not None or own is None):  # a task that says 0 keeps it
                 task.set_config("num_fewshot", num_fewshot or 0)
