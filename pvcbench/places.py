@@ -1,4 +1,4 @@
-"""Paths as users write them, whose files they are, and marks that every change of a file moves."""
+"""Helpers for paths: they expand ~, tell library files from the user's, and detect whether a file has changed."""
 
 import os
 import sysconfig

@@ -1,4 +1,4 @@
-"""Why accuracy is lost, and what speed is won: tables and figures of tasks that have more to show than a curve.
+"""Tables and figures of tasks that report more than a curve: analyses of lost accuracy, and throughput.
 
 A folder is a question: `task.py` says what is looked at, `observe.py` looks at it in the engine, `tables.py` and
 `figures.py` make tables and figures of the rows.

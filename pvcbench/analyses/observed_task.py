@@ -1,4 +1,4 @@
-"""What analyses look at: texts read up to a point, with the tokens that follow it.
+"""Base class of the four analyses: a sample is a context and the tokens that really follow it.
 
 Windows of documents (`perplexity`'s), and needle prompts (`needle`'s) followed by the sentence that was hidden, which
 is the right answer; the span `answer` is its value. Lengths are those of the context; ids hold what follows as well.

@@ -1,4 +1,4 @@
-"""The trial of an architecture: its tiny model through the engine's check, every method, and beside `generate`.
+"""Tries one architecture: its tiny model must pass the engine's check, run every method and match `generate`.
 
 family = run("qwen3_next", methods)
 """

@@ -11,7 +11,7 @@ from pvcbench.cli.exits import Parser, printing
 
 ABOUT = """Is one method better than another at the same measured size? Paired differences, corrected by Holm.
 
-Every comparison of the call, in every folder, is one of a single family. A difference is the method's score minus the
+P-values are corrected over all comparisons of the call, in all folders. A difference is the method's score minus the
 other's over the samples both answered: needles as accuracy, perplexity as minus the mean NLL, so above 0 is better.
 Runs of one experiment are joined as in the figures. Sizes are shares of the full cache's bytes on the same samples, and
 entries in the layers that evict; where either differs by more than 1% the comparison is refused. A method that failed
@@ -28,7 +28,9 @@ def parser(**options) -> Parser:
     looks = {"formatter_class": RawDescriptionHelpFormatter}
     made = Parser("pvcbench compare", description=ABOUT, epilog=MORE, **looks, **options)
     made.add_argument("folders", type=Path, nargs="+", help="folders of results; one experiment each")
-    made.add_argument("--method", required=True)
+    made.add_argument(
+        "--method", required=True, help="the method that is compared, at the size that each METHOD@BUDGET kept"
+    )
     made.add_argument("--against", nargs="+", required=True, metavar="METHOD@BUDGET")
     made.add_argument("--out", type=Path, default=None, help="a CSV file to write the lines to")
     return made

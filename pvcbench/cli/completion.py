@@ -1,4 +1,4 @@
-"""`pvcbench completion`: what a shell needs to complete the commands and their options."""
+"""`pvcbench completion`: prints a completion script for a shell."""
 
 from argparse import Namespace, RawDescriptionHelpFormatter
 
@@ -17,7 +17,7 @@ def parser(**options) -> Parser:
     """What can be asked."""
     made = Parser(
         "pvcbench completion",
-        description="Prints what a shell needs to complete these commands.",
+        description="Prints a completion script; a new shell that reads it completes these commands.",
         epilog=MORE,
         formatter_class=RawDescriptionHelpFormatter,
         **options,

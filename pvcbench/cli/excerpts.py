@@ -12,7 +12,7 @@ def parser(**options) -> Parser:
     made = Parser(
         "pvcbench excerpts",
         description="Writes samples.jsonl, the excerpts of prompts, for runs that have none: made again from their "
-        "config.yaml. Nothing is written where a prompt is another today; the exit code is then 1.",
+        "config.yaml. Where today's prompt differs from the one measured nothing is written, and the exit code is 1.",
         epilog="example: pvcbench excerpts results/needle_grid",
         **options,
     )

@@ -16,7 +16,9 @@ def parser(**options) -> Parser:
         epilog="example: pvcbench figures results --check",
         **options,
     )
-    made.add_argument("results", type=Path, nargs="?", default=Path("results"), help="a folder with runs below it")
+    made.add_argument(
+        "results", type=Path, nargs="?", default=Path("results"), help="a folder with runs below it (default: results)"
+    )
     made.add_argument(
         "--check", action="store_true", help="draw nothing, say what is no longer fresh; 1 if anything is"
     )

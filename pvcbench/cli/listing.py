@@ -10,11 +10,18 @@ def parser(**options) -> Parser:
     """What can be asked."""
     made = Parser(
         "pvcbench list",
-        description="Prints what can be chosen, with what each says of itself.",
+        description="Prints what can be chosen, with one line about each. `pvcbench models` tells of architectures.",
         epilog="example: pvcbench list --config-dir my_conf",
         **options,
     )
-    made.add_argument("--config-dir", "-cd", action="append", default=[], metavar="DIR", help="your own configuration")
+    made.add_argument(
+        "--config-dir",
+        "-cd",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder of your own YAML files and modules",
+    )
     return made
 
 

@@ -10,6 +10,9 @@ from pvcbench.config.extras import pip_install
 from pvcbench.errors import UserError
 
 MORE = """
+arguments of --model_args: method (required), budget, decode, refeed_last, seed, device, pretrained (default: smollm2),
+and those of lm-eval's own hf model
+
 example:
   pvcbench lm-eval run --model pvcbench --model_args pretrained=ORG/NAME,method=h2o,budget=0.25 --tasks piqa
 """

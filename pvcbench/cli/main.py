@@ -20,9 +20,9 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 SUMMARY = "pvcbench measures what a language model still knows when its KV cache is cut."
 COMMANDS = {  # each a module of this package with `parser()` and `run(asked)`
-    "run": "measures: methods at budgets on a task (the default: its name may be left out)",
-    "list": "methods, tasks, models and experiments there are",
-    "models": "which architectures of transformers run, and why others do not",
+    "run": "measures methods at budgets on a task; `run` may be left out",
+    "list": "the names that method=, task=, model= and +experiment= take",
+    "models": "which model architectures of transformers run, and why others do not",
     "report": "one HTML page of all results",
     "figures": "draws all figures and tables again from rows alone, or says what is stale",
     "compare": "is one method better than another at the same measured size?",
@@ -39,7 +39,8 @@ examples:
   pvcbench 'method=[pvc,h2o,streaming_llm]' task=needle 'budgets=[64,0.5]'
   pvcbench COMMAND --help
 
-exit codes: 0; 1 a failure, also of a method in all its cells; 2 a mistake in what was asked; 130 and 143 stopped
+exit codes: 0; 1 a failure, also of a method in all its cells; 2 a mistake in what was asked; 75 the time limit of a
+sweep's task came near; 130 and 143 stopped by a signal
 """
 
 

@@ -22,12 +22,14 @@ def parser(**options) -> Parser:
     """What can be asked."""
     made = Parser(
         "pvcbench models",
-        description="Every architecture of the installed transformers, or one: whether it runs, and if not why.",
+        description="Lists every architecture of the installed transformers, or one: does it run, and if not, why.",
         epilog="example: pvcbench models gpt_oss --try",
         **options,
     )
     made.add_argument("name", nargs="?", help="a model type or class of transformers, or a folder with a config.json")
-    made.add_argument("--try", dest="tried", action="store_true", help="try it now, on a random model")
+    made.add_argument(
+        "--try", dest="tried", action="store_true", help="try it now, on a tiny model with random weights"
+    )
     made.add_argument("--json", action="store_true", help="print JSON")
     return made
 

@@ -14,7 +14,9 @@ def parser(**options) -> Parser:
         epilog="example: pvcbench report results --out report",
         **options,
     )
-    made.add_argument("results", type=Path, nargs="?", default=Path("results"), help="a folder with runs below it")
+    made.add_argument(
+        "results", type=Path, nargs="?", default=Path("results"), help="a folder with runs below it (default: results)"
+    )
     made.add_argument("--out", type=Path, default=Path("report"), help="the folder for index.html (default: report)")
     made.add_argument("--samples", type=int, default=200, help="samples of each run shown one by one (default: 200)")
     return made

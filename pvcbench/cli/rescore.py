@@ -11,7 +11,8 @@ def parser(**options) -> Parser:
     """What can be asked."""
     made = Parser(
         "pvcbench rescore",
-        description="Scores stored answers again, after a metric has changed: needs neither the model nor its data.",
+        description="Scores stored answers again, after a metric has changed: needs neither the model nor its data. "
+        "Says what would change; with --write it replaces the row files and keeps the first as rows.jsonl.bak.",
         epilog="example: pvcbench rescore results/longbench_table --write",
         **options,
     )

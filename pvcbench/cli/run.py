@@ -18,7 +18,9 @@ examples:
 
 A VALUE that names a file or folder needs no quotes but the shell's: 'task.path=my data (1)/a=b.jsonl' is taken as it
 stands, as is every text that Hydra's grammar cannot read. In a multirun commas separate values: write a name that has
-one in quotes of its own, "task.path='a,b.jsonl'". `pvcbench list` names what can be chosen.
+one in quotes of its own, "task.path='a,b.jsonl'". `pvcbench list` names what can be
+chosen. Results go to RESULTS/EXPERIMENT/RUN (results=FOLDER, experiment=NAME); the same command again goes on where it
+stopped.
 """
 
 
@@ -37,9 +39,21 @@ def parser(**options) -> Parser:
         **options,
     )
     made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, such as method=pvc task=needle")
-    made.add_argument("--config-dir", "-cd", action="append", default=[], metavar="DIR", help="your own configuration")
+    made.add_argument(
+        "--config-dir",
+        "-cd",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder of your own YAML files and modules, laid out as conf/",
+    )
     made.add_argument("--multirun", "-m", action="store_true", help="one run per combination of values with commas")
-    made.add_argument("--cfg", "-c", metavar="job", help="show the configuration and stop")
+    made.add_argument(
+        "--cfg",
+        "-c",
+        metavar="job",
+        help="print the whole configuration, all keys of it, and stop (`job` is its only value)",
+    )
     return made
 
 

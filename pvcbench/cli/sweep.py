@@ -24,7 +24,7 @@ ABOUT = "Many runs as one array of SLURM jobs, which can be stopped at any time;
 
 def parser(**options) -> Parser:
     """What can be asked."""
-    made = Parser("pvcbench sweep", description=ABOUT, **options)
+    made = Parser("pvcbench sweep", description=ABOUT, epilog="example: pvcbench sweep status grid", **options)
     commands = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (add, _, about, example) in COMMANDS.items():
         epilog = f"example: pvcbench sweep {example}"
@@ -50,23 +50,38 @@ def run(asked: Namespace) -> int:
 
 def asks_submit(one: Parser) -> None:
     """The arguments of `submit`."""
-    one.add_argument("name", help="of the sweep: its folder is RESULTS/sweeps/NAME")
-    one.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings; commas make one run of each value")
-    one.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own configuration")
-    one.add_argument("--shards", type=int, default=1, help="cut the samples of every run into this many tasks")
-    one.add_argument("--array-limit", type=int, metavar="K", help="tasks that run at the same time")
-    one.add_argument("--time", default="4:00:00", help="limit of a task, which then goes on in a new turn")
-    one.add_argument("--warning", type=int, default=120, help="seconds before that limit to stop at")
-    one.add_argument("--gpus", type=int, default=1, help="for each task; 0: CPUs only")
-    one.add_argument("--sbatch", default="", metavar="OPTIONS", help="more: --sbatch='--mem=64G -p long'")
+    one.add_argument("name", help="name of the sweep, whose folder is RESULTS/sweeps/NAME")
+    one.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="settings, results= and experiment= among them; commas make one run of each value",
+    )
+    one.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="a folder of your own YAML files")
+    one.add_argument(
+        "--shards", type=int, default=1, help="cut the samples of every run into this many tasks (default 1)"
+    )
+    one.add_argument("--array-limit", type=int, metavar="K", help="at most K tasks at the same time")
+    one.add_argument(
+        "--time", default="4:00:00", help="time limit of a task, which then goes on in a new turn (default 4:00:00)"
+    )
+    one.add_argument(
+        "--warning", type=int, default=120, help="seconds before that limit at which a task stops (default 120)"
+    )
+    one.add_argument("--gpus", type=int, default=1, help="GPUs of each task (default 1); 0: CPUs only")
+    one.add_argument(
+        "--sbatch", default="", metavar="OPTIONS", help="more options of sbatch: --sbatch='--mem=64G -p long'"
+    )
     one.add_argument("--retry-failed", action="store_true", help="submit lines with failed cells again, too")
     one.add_argument("--dry-run", action="store_true", help="show the array's script and submit nothing")
 
 
 def asks_status(one: Parser) -> None:
     """The arguments of `status`."""
-    one.add_argument("name", help="of the sweep: its folder is RESULTS/sweeps/NAME")
-    one.add_argument("results", nargs="?", default="results=results", metavar="results=FOLDER")
+    one.add_argument("name", help="name of the sweep, whose folder is RESULTS/sweeps/NAME")
+    one.add_argument(
+        "results", nargs="?", default="results=results", metavar="results=FOLDER", help="default: results=results"
+    )
 
 
 def asks_run(one: Parser) -> None:
@@ -196,11 +211,16 @@ COMMANDS = {  # what each asks, what it does, and how it is told
         "checks every run, writes the manifest and submits what is not finished",
         "submit grid task=needle method=pvc,h2o seed=0,1,2 --gpus 1",
     ),
-    "status": (asks_status, status, "shows how far every line is", "status grid"),
+    "status": (
+        asks_status,
+        status,
+        "shows the done, running, failed and missing cells of every run or shard",
+        "status grid",
+    ),
     "run": (
         asks_run,
         run_one,
-        "runs one line of a manifest, as a task of the array does; needs no SLURM",
+        "runs one line of a manifest, as every task of the array does; exits with 75 if its time was up",
         "run results/sweeps/grid/manifest.jsonl 0",
     ),
 }

@@ -20,10 +20,16 @@ def parser(**options) -> Parser:
     """What can be asked."""
     made = Parser("pvcbench verify", description=ABOUT, epilog=EXAMPLE, **options)
     made.add_argument("folder", type=Path, metavar="RUN", help="the folder of one run")
-    made.add_argument("--cells", type=int, default=8, help="measure at least so many cells again (default 8)")
-    made.add_argument("--seed", type=int, default=0, help="which ones (default 0)")
-    made.add_argument("--tolerance", type=float, help="relative, elsewhere; 1e-3, or 1e-2 in sixteen bits")
-    made.add_argument("--rows-only", action="store_true", help="a changed identity is told but does not count")
+    made.add_argument(
+        "--cells", type=int, default=8, help="measure at least so many cells again, whole samples (default 8)"
+    )
+    made.add_argument("--seed", type=int, default=0, help="the seed that chooses them (default 0)")
+    made.add_argument(
+        "--tolerance",
+        type=float,
+        help="relative tolerance on another machine (default 1e-3; 1e-2 for bfloat16 and float16)",
+    )
+    made.add_argument("--rows-only", action="store_true", help="tell a changed identity, but do not fail for it")
     made.add_argument("--config-dir", metavar="DIR", help="a folder with your own methods or tasks, as the run had it")
     return made
 

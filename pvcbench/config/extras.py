@@ -1,4 +1,4 @@
-"""What installs the packages that some parts need: named one by one, which works from a checkout and a wheel alike."""
+"""The `pip install` commands that error messages suggest for optional packages; they fit a checkout and a wheel."""
 
 import shlex
 

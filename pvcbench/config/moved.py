@@ -1,4 +1,4 @@
-"""Modules, and functions of modules, that configurations name by `_target_`, and where they have moved since."""
+"""Old places of classes and functions that a configuration's `_target_` may still name, and their places of today."""
 
 from collections.abc import Mapping
 

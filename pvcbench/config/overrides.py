@@ -1,4 +1,4 @@
-"""Settings as they are written, KEY=VALUE, made ready for Hydra: names of files and folders need no quotes of its own.
+"""Prepares KEY=VALUE settings for Hydra, so that names of files need no quotes but the shell's.
 
 A value is plain text, taken as it stands, where Hydra's grammar cannot read it (`task.path=a=b (1).jsonl`), and where
 the key holds text and Hydra would make something else of it (`experiment=001`, `results=[1]`). Everything else is

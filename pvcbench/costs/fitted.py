@@ -1,4 +1,4 @@
-"""Measured costs: the points of scripts/bench_costs.py, what each did by the cost model, and constants fitted to some.
+"""The points measured by scripts/bench_costs.py, their work in the cost model's terms, and constants fitted to them.
 
 measured = Measured(Path("results/bench/costs.json"), profile_of)
 measured.predicted(measured.points[0])  # seconds

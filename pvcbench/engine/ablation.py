@@ -1,4 +1,4 @@
-"""Reading on after a prompt while some of its entries are hidden, layer by layer: what each part of a cache is for.
+"""Continues after a prompt with chosen cache entries hidden in chosen layers, to measure what they contribute.
 
 reading = engine.read(prefill, entries, fed, wanted, [Variant({3: hidden})])
 reading.logprobs[0]  # nothing hidden

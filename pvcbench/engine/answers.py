@@ -1,4 +1,4 @@
-"""What methods answer, held to their contract wherever it enters the engine.
+"""Checks everything that a method returns to the engine (scores, plans, row weights) against its contract.
 
 Shapes, kinds of numbers and sums are looked at in every run. In a trial (`Engine.strict`, see
 `evaluation/preflight.py`) methods are also asked twice, and what they drop is looked at slot by slot, which would make

@@ -1,4 +1,4 @@
-"""Which decoder layers hold entries, which carry a state instead or beside them, which slide, and which read another's.
+"""Layers by kind: which keep a KV cache, a recurrent state or both, which slide, which read another layer's cache.
 
 A layer that reads the entries of another stores none and evicts none: it attends to what its source has kept. Methods
 see the source's own queries alone. (Of a prompt transformers gives some readers the last token only, so what readers

@@ -1,4 +1,4 @@
-"""The entries of one layer as steps of one shape see them: a new entry takes the slot that was freed before it."""
+"""Fixed-size cache slots of one layer, for steps of one shape: a new entry reuses the slot freed before it."""
 
 from dataclasses import dataclass, field
 

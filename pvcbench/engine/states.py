@@ -1,4 +1,4 @@
-"""What a layer carries from token to token in the place of entries or beside them: convolutions and recurrences.
+"""The recurrent and convolution states that some layers keep instead of cache entries or beside them.
 
 A state sums up all tokens so far, whatever is evicted elsewhere: every cell takes a copy along, and no budget changes
 its size.

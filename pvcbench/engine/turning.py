@@ -1,4 +1,4 @@
-"""How the keys and queries of each layer turn with their positions, found by moving the same tokens to other positions.
+"""Finds how each layer rotates keys and queries with position, by running the same tokens at other positions.
 
 Tokens that stand elsewhere have the same hidden states in a model whose only position embedding is a rotary one, so
 their keys and queries differ by rotation alone. No model is asked for its name.

@@ -1,4 +1,4 @@
-"""Work items: what is measured together of one sample."""
+"""Work items: one sample, its tokens, and the cells that still have to be measured."""
 
 from dataclasses import dataclass, replace
 

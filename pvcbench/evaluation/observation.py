@@ -1,4 +1,4 @@
-"""Observations as rows: one for what a sample shows by itself, and one for each method and budget that is looked at."""
+"""Rows of analyses: one per sample without a method, and one per method and budget that is compared."""
 
 from collections.abc import Sequence
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""One try at some cells of a batch of samples: one prefill per distinct need, forks of it, one row per sample and cell.
+"""Runs some cells of a batch once: each distinct prefill once, forks of it, a row per sample and cell.
 
 What happens on the forked caches is the kind's: `generation.py` decodes, `likelihood.py` scores given tokens.
 """

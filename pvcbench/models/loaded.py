@@ -1,4 +1,4 @@
-"""A loaded model: its weights, its tokenizer, and what of them changes a number."""
+"""A loaded model: its weights, its tokenizer, and the properties of both that can change a result."""
 
 import difflib
 import hashlib

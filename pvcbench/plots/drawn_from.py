@@ -1,4 +1,4 @@
-"""What a picture or a table was drawn from: a hash of its data inside it, and beside it a list of what was drawn.
+"""Marks each figure and table with a hash of its data, and lists beside it what was drawn, to find stale ones.
 
 The hash is of data alone, rows and published numbers, in whatever order and file they come and wherever they lie.
 `pvcbench figures --check` computes it again from the rows and compares, without drawing.

@@ -1,4 +1,4 @@
-"""Pictures over all runs of an experiment, one per claim: what is worth its bytes and its time, what differs from full.
+"""Figures over all runs of an experiment: the Pareto front by bytes and time, and differences to the full cache.
 
 Rows of several seeds may be joined; `compared` is `significance.compared` of them.
 """

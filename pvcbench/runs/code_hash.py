@@ -1,4 +1,4 @@
-"""What a value or a class is, as text that is equal in every process: settings, state and code.
+"""Describes a value or class (settings, state, code) as text that is the same in every process, for hashing.
 
 Code is hashed by its syntax tree without docstrings, comments and places: the modules of a class and of its bases, and
 every module that they import, outside the standard library and installed packages (the package of the class itself

@@ -1,8 +1,8 @@
 """Results on disk: `<results>/<experiment>/<run id>/{config.yaml, environment.json, rows.jsonl, figures/}`.
 
 A row is one sample in one cell. Rows are appended and flushed per sample, so a kill costs at most one sample; what is
-torn is dropped on resume, what is finished is never overwritten. `load` gives all rows of all runs as one table. Shards
-of a run (`shard=2/4`) have row files of their own in the same folder, `rows-2of4.jsonl`, and are read as one.
+torn is dropped on resume, what is finished is never overwritten. Shards of a run (`shard=2/4`) have row files of their
+own in the same folder, `rows-2of4.jsonl`, and are read as one. `load_table` (runs/rows.py) gives all rows as one table.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What `pvcbench.evaluate` is given, as a configuration and objects: every mistake is one line that says what to do."""
+"""Turns the arguments of `pvcbench.evaluate` into a configuration and objects; mistakes become one-line errors."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""The id of a run: a hash of everything that changes its numbers."""
+"""The id of a run: a hash of its identity (`identity.py`), which is everything that changes its numbers."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Why cells have no result: out of their method's reach, or failed. Rows say it; of older rows their sentences do."""
+"""Why a cell has no result: out of its method's reach, or failed. In older rows the error's sentence tells which."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Which context entries are pivotal for recent tokens, for ensembles of them and for later tokens; rank-size laws.
+"""Finds the context entries that matter to recent and to later tokens; fits laws of attention by rank.
 
 The context's last R tokens are recent; sets are of the entries before them, which all these and all later rows see.
 Overlap of a set with the one to be predicted is the share of the latter that it holds; a random set of the same size

@@ -1,4 +1,4 @@
-"""Pictures of attention patterns: maps, entropy by layer, the clearest heads, and what a verdict predicts."""
+"""Figures of attention patterns: maps, entropy by layer, example heads, and how well verdicts predict eviction."""
 
 from collections.abc import Iterator
 

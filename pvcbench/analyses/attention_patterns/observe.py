@@ -1,4 +1,4 @@
-"""Observes where each head's attention goes, as it is and by values' norms, and what eviction does to its output.
+"""Measures where each head attends, with and without value norms, and how eviction changes the head's output.
 
 Where a model has learnt sinks, attention is taken as shares of what the entries get, and `given` says how much that is.
 """

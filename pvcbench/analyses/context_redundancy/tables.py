@@ -1,4 +1,4 @@
-"""What cutting a layer's context costs: by layer and share, its trend with depth, and the words that trend allows.
+"""Tables of context redundancy: cost by layer and share, its trend with depth, and the verdict on the claim.
 
 A claim "holds" where the 95% interval over documents lies on its side, "does not hold" where it lies on the other, and
 is "not told apart" between; fewer than ten documents or needles give no interval and no word.

@@ -1,4 +1,4 @@
-"""Shared PvCs, non-shared PvCs and the rest of a context: their shares, and what hiding each costs which token.
+"""Splits a context into shared PvCs, non-shared PvCs and the rest; measures their sizes and the cost of hiding each.
 
 PvC (pivotal context) of a row are the entries it attends to most, by attention averaged over query heads and
 restricted to the entries before the recent rows (S_c). Two readings of "top 80%": `mass`, the smallest set with that

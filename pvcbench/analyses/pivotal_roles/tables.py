@@ -1,4 +1,4 @@
-"""What the parts of a context are for: their shares by layer, what hiding each costs, and the test of the claim."""
+"""Tables of the parts of a context: shares by layer, the cost of hiding each, and the test of the claim."""
 
 from collections.abc import Iterator
 

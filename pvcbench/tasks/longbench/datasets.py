@@ -96,7 +96,7 @@ E_SETS = tuple(name for name in SETS if name not in NOT_IN_E)
 @cache
 def prompts() -> dict[str, str]:
     """The original prompt of each set, with `{context}` and, where there is one, `{input}`."""
-    text = (importlib.resources.files("pvcbench.tasks") / "longbench_prompts.json").read_text(encoding="utf-8")
+    text = (importlib.resources.files("pvcbench.tasks.longbench") / "prompts.json").read_text(encoding="utf-8")
     return json.loads(text)
 
 
