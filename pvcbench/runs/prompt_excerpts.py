@@ -99,7 +99,7 @@ def prompter_of(model: Mapping) -> Prompter:
     target = model.get("_target_")
     try:
         make = getattr(get_method(target), "prompter", None)
-    except InstantiationException:  # there is no such function here
+    except (ImportError, InstantiationException):  # there is no such function here
         make = None
     if make is None:
         raise UserError(

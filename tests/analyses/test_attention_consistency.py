@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import pvcbench
+from pvcbench.analyses.attention_consistency import figures as drawing
 from pvcbench.analyses.attention_consistency import observe as measured
 from pvcbench.analyses.attention_consistency import tables as report
 from pvcbench.analyses.attention_consistency.task import AttentionConsistency
@@ -286,11 +287,11 @@ def test_few_documents_get_no_interval():
 
 def test_rows_without_observations_give_nothing():
     rows = made_rows().query("sample == 'bad'")
-    assert report.tables(rows)["summary"].empty and list(report.figures(rows)) == []
+    assert report.tables(rows)["summary"].empty and list(drawing.figures(rows)) == []
 
 
 def test_figures_have_a_panel_for_each_group():
-    found = dict(report.figures(made_rows()))
+    found = dict(drawing.figures(made_rows()))
     panels = {name: sum(bool(axes.get_title()) for axes in figure.axes) for name, figure in found.items()}
     four = dict.fromkeys(["overlap_by_distance", "overlap_by_layer", "ahead_overlap", "ahead_covered"], 4)
     assert panels == four | {"attention_by_rank": 8}

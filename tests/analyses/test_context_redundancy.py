@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from pvcbench.analyses.context_redundancy import figures as drawing
 from pvcbench.analyses.context_redundancy import observe as measured
 from pvcbench.analyses.context_redundancy import tables as report
 from pvcbench.analyses.context_redundancy.task import ContextRedundancy
@@ -241,7 +242,7 @@ def test_layers_are_named_as_the_model_does():
 
 def test_figures_show_the_means_and_repeat_to_the_byte(tmp_path):
     frame = pd.DataFrame([FAILED, *(made(FALLING, number) for number in range(12))])
-    drawn = dict(report.figures(frame))
+    drawn = dict(drawing.figures(frame))
     assert list(drawn) == [
         *("nll_by_share", "agreement_by_share", "nll_map", "agreement_map", "attention_map"),
         *("nll_by_layer", "nll_onward"),
@@ -250,13 +251,13 @@ def test_figures_show_the_means_and_repeat_to_the_byte(tmp_path):
     first = drawn["nll_by_layer"].axes[0].lines[0]
     assert list(first.get_xdata()) == LAYERS and list(first.get_ydata()) == pytest.approx(FALLING)
     assert list(drawn["nll_onward"].axes[0].lines[0].get_ydata()) == pytest.approx([0.02 - 0.004 * n for n in range(6)])
-    paths = [run_figures.save(lambda: report.figures(frame), tmp_path / name, "0" * 64) for name in "ab"]
+    paths = [run_figures.save(lambda: drawing.figures(frame), tmp_path / name, "0" * 64) for name in "ab"]
     assert all(one.read_bytes() == other.read_bytes() for one, other in zip(*paths, strict=True))
 
 
 def test_only_failures_leave_an_empty_summary_and_no_figure():
     frame = pd.DataFrame([FAILED])
-    assert report.tables(frame)["summary"].empty and list(report.figures(frame)) == []
+    assert report.tables(frame)["summary"].empty and list(drawing.figures(frame)) == []
 
 
 def test_a_run_from_the_configuration(tmp_path):

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from pvcbench.analyses.pivotal_roles import figures as drawing
 from pvcbench.analyses.pivotal_roles import observe as roles
 from pvcbench.analyses.pivotal_roles import tables as report
 from pvcbench.analyses.pivotal_roles.task import PivotalRoles
@@ -308,7 +309,7 @@ def test_layers_are_those_observed():
 
 def test_figures_show_the_shares():
     rows = pd.concat([made_up(), made_up("needle")], ignore_index=True)
-    drawn = dict(report.figures(rows))
+    drawn = dict(drawing.figures(rows))
     assert list(drawn) == ["shares", "hiding", "non_pvc"]
     assert [len(figure.axes) for figure in drawn.values()] == [4, 4, 2]
     edge = drawn["shares"].axes[0].get_lines()[0]
@@ -321,7 +322,7 @@ def test_figures_show_the_shares():
 
 def test_no_good_rows():
     rows = made_up().iloc[:1]  # the one that failed
-    assert report.tables(rows)["summary"].empty and list(report.figures(rows)) == []
+    assert report.tables(rows)["summary"].empty and list(drawing.figures(rows)) == []
 
 
 def test_run_end_to_end(tmp_path, monkeypatch):

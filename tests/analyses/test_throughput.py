@@ -14,6 +14,7 @@ import pytest
 import torch
 from scipy import stats as scipy_stats
 
+from pvcbench.analyses.throughput import figures as drawing
 from pvcbench.analyses.throughput import tables as report
 from pvcbench.cli import main, run_table
 from pvcbench.config import compose
@@ -248,7 +249,7 @@ def test_the_machine_and_its_threads_are_part_of_the_run(tmp_path, monkeypatch, 
     def identity(*overrides, base=SMALL):
         made = compose.composed([*base, *overrides])
         loaded, task = compose.build(made.model, "", device="cpu", dtype=None), compose.build(made.task, "the task")
-        return RunSpec.of(made, task, {}).identity(loaded)
+        return RunSpec.of(made, task).identity(loaded)
 
     one, two = identity(), identity("threads=2")
     assert (one["threads"], two["threads"]) == (1, 2) and one["hardware"] == two["hardware"]
@@ -370,7 +371,7 @@ def test_published_numbers_stand_beside_the_same_setting_only():
 
 def test_figures_show_every_cell_the_reference_and_what_was_published(tmp_path):
     rows = pd.concat([made_rows(), made_rows("largest")], ignore_index=True)
-    drawn = dict(report.figures(rows))
+    drawn = dict(drawing.figures(rows))
     assert set(drawn) == {"decode_speed", "paper_speed", "peak_memory", "largest_batch"}
     labels = [text.get_text() for text in drawn["paper_speed"].axes[0].get_yticklabels()]
     theirs = [f"{name}, published\nbatch 32" for name in ("Accelerate", "DeepSpeed", "H2O", "PyramidInfer")]
@@ -381,7 +382,7 @@ def test_figures_show_every_cell_the_reference_and_what_was_published(tmp_path):
     widths = [bar.get_width() for bar in drawn["largest_batch"].axes[0].patches]
     assert widths == [85, 85, 42, 40, 48, 88]
     assert all("second" in figure.axes[0].get_xlabel() for name, figure in drawn.items() if name.endswith("speed"))
-    paths = run_figures.save(lambda: report.figures(rows), tmp_path, "0" * 64)
+    paths = run_figures.save(lambda: drawing.figures(rows), tmp_path, "0" * 64)
     assert len(paths) == 8 and all(path.stat().st_size > 1000 for path in paths)
 
 

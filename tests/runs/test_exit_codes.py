@@ -6,6 +6,7 @@ import pytest
 from pvcbench.cli import main
 from pvcbench.config import compose
 from pvcbench.runs import result
+from pvcbench.stats import failures
 
 TINY = ["model=random", "threads=1", "wandb.mode=disabled", "task.lengths=[300]", "task.max_new_tokens=2", "limit=2"]
 
@@ -68,8 +69,8 @@ def test_one_fault_among_cells_out_of_reach_is_a_failure():
             "error": [None, "below PvC's reach of 40%", "ValueError: bad", "below reach", "KeyError: 1", None],
         }
     )
-    [line] = result.broken(rows)
+    [line] = result.broken(failures.typed(rows))
     assert line.startswith("no cell of pvc has a value (2 rows): ValueError: bad")
-    assert result.broken(rows.iloc[:0]) == []
-    seen = result.broken(pd.DataFrame({"method": [None], "error": ["RuntimeError: x"]}))
+    assert result.broken(failures.typed(rows).iloc[:0]) == []
+    seen = result.broken(failures.typed(pd.DataFrame({"method": [None], "error": ["RuntimeError: x"]})))
     assert seen[0].startswith("no cell of the observations has a value")
