@@ -5,6 +5,7 @@ import pytest
 
 from pvcbench.plots import many_methods, run_figures
 from pvcbench.stats import ranking, summaries
+from pvcbench.stats.failures import typed
 from rows import needle_rows, table
 
 NAMES = ("full", "random", "oracle_answer", *(f"method{number}" for number in range(7)))
@@ -23,7 +24,8 @@ def rows(request):
     rows.loc[low, "error"] = "below method0's reach of 37.5%"
     zero = rows["method"] == "method1"
     rows.loc[zero, "score"] = 0.0
-    return rows
+    rows["reads"] = np.where(rows["method"] == "oracle_answer", "answer", "prompt")
+    return typed(rows.drop(columns=["reason", "reach"]))
 
 
 def test_each_method_has_its_panel_best_first(rows):
