@@ -26,6 +26,7 @@ KINDS = [
     "gemma2",
     "llama4_text",
     "deepseek_v3",
+    "longcat_flash",
     "gemma3_text",
 ]
 METHODS = ["h2o", "pvc_kv", "streaming_llm_original_positions", "snapkv"]
