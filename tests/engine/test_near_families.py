@@ -23,8 +23,8 @@ EXPERTS = ["afmoe", "aria_text", "axk1", "bailing_hybrid", "beam", "cohere2_moe"
 EXPERTS += ["dots1", "ernie4_5_moe", "exaone_moe", "flex_olmo", "gemma4_text:moe", "glm4_moe", "glm4_moe_lite"]
 EXPERTS += ["gpt_oss", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "hunyuan_v1_moe"]
 EXPERTS += ["hy_v3", "jamba", "jetmoe", "kimi_linear", "laguna", "lfm2_moe", "llama4_text", "mellum", "mimo_v2_flash"]
-EXPERTS += ["longcat_flash", "minimax_m2", "mixtral", "nemotron_h", "olmoe", "phimoe", "qwen2_moe", "qwen3_5_moe_text", "qwen3_moe"]
-EXPERTS += ["qwen3_next", "solar_open", "zaya"]
+EXPERTS += ["minimax_m2", "mixtral", "nemotron_h", "olmoe", "phimoe", "qwen2_moe", "qwen3_5_moe_text", "qwen3_moe"]
+EXPERTS += ["longcat_flash", "qwen3_next", "solar_open", "zaya"]
 SIXTEEN = ["qwen3_moe", "gpt_oss", "nemotron_h", "mixtral", "granitemoe_swa"]
 
 
