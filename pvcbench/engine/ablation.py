@@ -65,8 +65,8 @@ class VariantCache(AttendingCache):
         return lambda old: old.repeat(rows, *[1] * (old.dim() - 1))
 
     def before_layer(self, layer: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """The hidden states with those of the variants that begin to differ in this layer."""
-        joining = sum(variant.first == layer for variant in self.variants)
+        """The hidden states with those of the variants that begin to differ in this layer or in one beside it."""
+        joining = sum(variant.first in self.layout.beside(layer) for variant in self.variants)
         if not joining:
             return args, kwargs
         hidden = args[0]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +23,7 @@ from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.decode import DecodeCache, Decoder
 from pvcbench.engine.evict import Cell, Group, fork
 from pvcbench.engine.kernels.interface import require
-from pvcbench.engine.layout import Layout, attentions, decoder_config, decoder_layers, first_position
+from pvcbench.engine.layout import Layout, attentions_by_layer, decoder_config, decoder_layers, first_position
 from pvcbench.engine.observer import Observer, clock
 from pvcbench.engine.prefill import Prefill, PrefillCache
 from pvcbench.engine.refusal import refusal
@@ -96,7 +97,10 @@ class Engine:
             raise UserError(f"{type(model).__name__} cannot be measured: {reason}")
         self.config = decoder_config(model.config)
         self.origin, self.padding = first_position(model)
-        self.layout = Layout.of(self.config)
+        layout = Layout.of(self.config)
+        modules = decoder_layers(model, layout)
+        self.layout = replace(layout, together=layout.layers // len(modules))
+        self.attentions = attentions_by_layer(modules, self.layout)
         self.windows = self.layout.windows
         self.original = model.config._attn_implementation
         model.set_attn_implementation(NAME)
@@ -106,18 +110,23 @@ class Engine:
         self.strict = False  # whether methods are on trial: asked twice, and held to every rule at any cost
         self.continues = True  # whether several tokens at once can follow others; not so for some recurrent layers
         self.turning: list[Turns] | None = None  # how each layer turns with positions, once that is known
-        self.running = 0  # the place of the decoder layer that runs
-        layers = decoder_layers(model, self.layout.layers)
+        self.running = 0  # the place of the decoder layer that runs, or of the first in the module that runs
         self.hooks = [
-            layer.register_forward_pre_hook(self._hook(place), with_kwargs=True) for place, layer in enumerate(layers)
+            module.register_forward_pre_hook(self._hook(number * self.layout.together), with_kwargs=True)
+            for number, module in enumerate(modules)
         ]
-        known = {id(module): module for layer in layers for module in attentions(layer)}  # some layers share theirs
         self.hooks += [
-            module.register_forward_pre_hook(self._before_attention, with_kwargs=True) for module in known.values()
+            module.register_forward_pre_hook(partial(self._before_attention, inside), with_kwargs=True)
+            for inside, module in self._known()
         ]
 
-    def _before_attention(self, module, args, kwargs):
-        number = self.layout.numbers.get(self.running)
+    def _known(self) -> list[tuple[int, nn.Module]]:
+        """Every attention module once, since some layers share theirs, and which of its module's layers it is."""
+        places = {module: place for place, own in enumerate(self.attentions) for module in own}
+        return [(place % self.layout.together, module) for module, place in places.items()]
+
+    def _before_attention(self, inside, module, args, kwargs):
+        number = self.layout.numbers.get(self.running + inside)
         if self.active is not None and number is not None:
             self.active.before_attention(number, module, args, kwargs)
 
@@ -195,6 +204,8 @@ class Engine:
             why = "this model counts the positions of its queries by itself"
         elif self.layout.readers:
             why = "layers that read the entries of another would meet tokens that were dropped before them"
+        elif self.layout.together > 1:
+            why = "several layers of this model lie in one module of it, inside which no token can be dropped"
         else:
             return
         raise UserError(
@@ -279,7 +290,7 @@ class Engine:
         if self.turning is None:
             some = ids[:1, : min(TOKENS, max((level(self.config) or TOKENS) - SHIFT, 1))]
             here, there = (self.prefill(some, capture=TOKENS, first=first) for first in (0, SHIFT))
-            found = turns_of(decoder_layers(self.model, self.layout.layers), here, there, SHIFT)
+            found = turns_of(self.attentions, here, there, SHIFT)
             if ADDED not in found and level(self.config) is None:
                 most = min(getattr(self.config, "max_position_embeddings", None) or FAR, FAR)
                 far = self.prefill(some, capture=TOKENS, first=max(most - some.shape[1], 0))

@@ -30,6 +30,7 @@ class Layout:
     layers: int  # of the decoder
     latent: bool = False  # whether entries are latents, which lie in the keys and once more, in part, in the values
     readers: dict[int, int] = field(default_factory=dict)  # decoder layers that attend to those of another: its number
+    together: int = 1  # layers that lie in each module of the decoder, which attends as many times
 
     @classmethod
     def of(cls, config) -> "Layout":
@@ -50,6 +51,10 @@ class Layout:
     def places(self) -> list[int]:
         """Where among the decoder's layers each layer stands that holds entries."""
         return list(self.numbers)
+
+    def beside(self, layer: int) -> range:
+        """The layers that lie in one module of the decoder, by the number of the first of them."""
+        return range(layer, layer + self.together)
 
     @cached_property
     def last_readers(self) -> dict[int, int]:
@@ -116,13 +121,35 @@ def first_position(model: nn.Module) -> tuple[int, int | None]:
     return 0, None
 
 
-def decoder_layers(model: nn.Module, count: int) -> nn.ModuleList | None:
-    """The list of the decoder's layers, whatever it is called there; None where no list is so long."""
+def decoder_layers(model: nn.Module, layout: Layout) -> nn.ModuleList | None:
+    """The list of the decoder's modules, whatever it is called there; None where no list holds the layers.
+
+    Each module is a layer, or each holds several.
+    """
     lists = [module for module in decoder_of(model).modules() if isinstance(module, nn.ModuleList)]
-    return next((found for found in lists if len(found) == count), None)
+    return next((found for found in lists if len(found) == layout.layers or hold_several(found, layout)), None)
+
+
+def hold_several(modules: nn.ModuleList, layout: Layout) -> bool:
+    """Whether the modules of a list attend equally often each, and together once for every layer, in their order."""
+    numbers = [[attention.layer_idx for attention in attentions(module)] for module in modules]
+    if len({len(own) for own in numbers}) != 1 or len(layout.numbers) < layout.layers:
+        return False
+    return [number for own in numbers for number in own] == list(range(layout.layers))
 
 
 def attentions(layer: nn.Module) -> list[nn.Module]:
-    """The attention modules of a decoder layer: those that know its number."""
+    """The attention modules inside a module of the decoder: those that know the number of their layer."""
     known = [module for module in layer.modules() if getattr(module, "layer_idx", None) is not None]
-    return [module for module in known if module is not layer and "attention" in type(module).__name__.lower()]
+    return [module for module in known if module is not layer and is_attention(module)]
+
+
+def is_attention(module: nn.Module) -> bool:
+    """Whether a module attends: by what it is called, or because it expands latents into keys and values."""
+    return "attention" in type(module).__name__.lower() or hasattr(module, "expand_kv")
+
+
+def attentions_by_layer(modules: nn.ModuleList, layout: Layout) -> list[list[nn.Module]]:
+    """The attention modules of each of the decoder's layers."""
+    found = [attentions(module) for module in modules]
+    return found if layout.together == 1 else [[attention] for own in found for attention in own]

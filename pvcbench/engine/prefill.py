@@ -139,7 +139,8 @@ class PrefillCache(AttendingCache):
         """A decoder layer's inputs, at the positions that survive: hidden states, rotary tables, position ids."""
         known = tables_among(args, kwargs)
         if known is not None:
-            self.rotary[layer].append(known)
+            for number in self.layout.beside(layer):
+                self.rotary[number].append(known)
         if self.pruner is not None and args[0].dim() != 3:
             raise UserError(
                 f"{type(self.pruner).__name__} drops tokens between layers, and this model carries several hidden "

@@ -61,7 +61,7 @@ def _of_model(model: nn.Module, config) -> str | None:
     if own is not None:
         return f"it runs on a cache of its own class only ({own})"
     layout = Layout.of(config)
-    if decoder_layers(model, layout.layers) is None:
+    if decoder_layers(model, layout) is None:
         return (
             f"its decoder has no list of the {layout.layers} layers that its configuration names: they attend several "
             "times or run several times for each token, and the engine tells them apart by that list"

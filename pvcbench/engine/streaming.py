@@ -36,13 +36,15 @@ class StreamCache(AttendingCache):
 
     def before_layer(self, layer: int, args: tuple, kwargs: dict) -> None:
         """Takes the rotary tables of the new positions; the first ones are kept, as cache positions need them."""
-        table = tables_among(args, kwargs)
-        if table is not None and self.tables[layer] is not None:
-            first, *rest = self.tables[layer]
-            table = tuple(part.to(first[0].device) for part in cos_sin(table))
+        given = tables_among(args, kwargs)
+        for number in self.layout.beside(layer):
+            if given is None or self.tables[number] is None:
+                continue
+            first, *rest = self.tables[number]
+            table = tuple(part.to(first[0].device) for part in cos_sin(given))
             if not rest:
                 first = tuple(torch.cat((old, new), 1) for old, new in zip(first, table, strict=True))
-            self.tables[layer] = [first, table]
+            self.tables[number] = [first, table]
 
     def attend(self, layer, query, key, value, rule, window):
         entries = self.group.layers[layer]

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pvcbench.engine.layout import attentions
 from pvcbench.engine.prefill import Prefill
 from pvcbench.engine.rotary import SCALED, UNTURNED, Turn, gains_of, moved_by
 
@@ -39,11 +38,11 @@ def unmovable(reason: str) -> str:
     )
 
 
-def turns_of(layers: nn.ModuleList, here: Prefill, there: Prefill, shift: int) -> list[Turns | str]:
+def turns_of(attentions: list[list[nn.Module]], here: Prefill, there: Prefill, shift: int) -> list[Turns | str]:
     """For each layer that holds entries how it turns, or why its entries cannot be moved, as a clause.
 
-    `here` and `there` are prefills of the same tokens, the second at positions that lie `shift` higher, that have
-    captured all queries.
+    `attentions` are those of each layer of the decoder. `here` and `there` are prefills of the same tokens, the second
+    at positions that lie `shift` higher, that have captured all queries.
     """
     values = [prefill.layers[0].values for prefill in (here, there)]
     if not _apart(*values) <= _most(values[0]):
@@ -52,7 +51,7 @@ def turns_of(layers: nn.ModuleList, here: Prefill, there: Prefill, shift: int) -
     for number, place in enumerate(here.layout.places):
         parts = [(prefill.layers[number].keys, prefill.queries[number]) for prefill in (here, there)]
         table = here.rotary[number]
-        gains = [gain for module in attentions(layers[place]) for gain in gains_of(module, parts[0][0])]
+        gains = [gain for module in attentions[place] for gain in gains_of(module, parts[0][0])]
         keys, queries = (moved_by(*pair, shift, table, gains, _most(pair[0])) for pair in zip(*parts, strict=True))
         if keys is None:
             found.append((HIDDEN if table is None else UNKNOWN).format(number))

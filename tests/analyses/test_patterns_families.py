@@ -11,7 +11,7 @@ import families
 from pvcbench.analyses.attention_patterns import observe as observing
 
 __all__ = ["exact"]  # the fixture that takes transformers' roundings out
-KINDS = ["gpt_oss", "deepseek_v3", "gemma2", "qwen3_next", "llama4_text"]
+KINDS = ["gpt_oss", "deepseek_v3", "gemma2", "qwen3_next", "llama4_text", "longcat_flash"]
 TOKENS, PROMPT, COUNT = 40, 36, 5
 pytestmark = pytest.mark.usefixtures("inference")
 

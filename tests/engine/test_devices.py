@@ -14,7 +14,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 import tiny
 from pvcbench.architectures import families
 from pvcbench.engine.engine import Engine
-from pvcbench.models import loading
+from pvcbench.models import random_weights
 from two_devices import DevicesMeet, Places, place
 
 # float64; products round differently where a weight lies at another alignment in memory
@@ -118,7 +118,7 @@ def test_a_device_map_runs_from_the_command_line(tmp_path, capsys):
     model.config.vocab_size = 300
     model.resize_token_embeddings(300)
     model.save_pretrained(tmp_path / "model")
-    loading.byte_tokenizer().save_pretrained(tmp_path / "model")
+    random_weights.byte_tokenizer().save_pretrained(tmp_path / "model")
     items = [{"context": "The word is lantern. " * 4, "question": "Which word?", "answers": ["lantern"]}] * 2
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     scores = {}

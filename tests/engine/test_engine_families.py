@@ -34,7 +34,7 @@ PLAIN = ["stablelm", "nemotron", "gpt2", "gpt_bigcode", "dots1"]
 SINKS = ["gpt_oss", "mimo_v2_flash", "granite_swa", "granitemoe_swa", "flint"]
 CAPS = ["gemma2", "vaultgemma"]
 CHUNKS = ["llama4_text"]
-LATENTS = ["deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu", "axk1"]
+LATENTS = ["deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu", "axk1", "longcat_flash"]
 LATENTS += ["kimi_linear", "bailing_hybrid"]  # beside linear attention
 HEADS = ["gemma4_text:moe"]  # their number differs by layer (mimo_v2_flash's too); see test_sharing.py
 SHARED = ["gemma4_text", "gemma3n_text"]  # layers that read another's entries, where streams go token by token
@@ -288,6 +288,7 @@ def test_a_latent_is_one_entry_for_all_heads():
         ("lfm2", "recurrent state"),
         ("llama4_text", "counts the positions"),
         ("gemma4_text", "read the entries of another"),
+        ("longcat_flash", "lie in one module"),
     ],
 )
 def test_tokens_are_not_dropped_between_layers_that_need_them(family, why):

@@ -13,7 +13,7 @@ from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.engine import Engine
 from tiny import prompt
 
-NAMES = ["deepseek_v3", "glm4_moe_lite", "minicpm3", "kimi_linear"]
+NAMES = ["deepseek_v3", "glm4_moe_lite", "minicpm3", "kimi_linear", "longcat_flash"]
 pytestmark = pytest.mark.usefixtures("inference")
 TOKENS = 40
 
@@ -28,7 +28,7 @@ def over_latents(monkeypatch):
 def test_both_forms_give_the_same_entries_scores_and_logits(name, chunk, monkeypatch):
     """Float64, one product in another order: rounding alone is between them. Captured rows are over the latents."""
     engine = Engine(families.build(name, torch.float64), chunk=chunk)
-    methods = [H2O(), SnapKV(window=5)] + ([ExpectedAttention()] if name == "deepseek_v3" else [])
+    methods = [H2O(), SnapKV(window=5)] + ([ExpectedAttention()] if name in ("deepseek_v3", "longcat_flash") else [])
     expanded = engine.prefill(prompt(TOKENS, 2), methods, capture=3)
     over_latents(monkeypatch)
     absorbed = engine.prefill(prompt(TOKENS, 2), methods, capture=3)

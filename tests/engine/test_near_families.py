@@ -24,7 +24,7 @@ EXPERTS += ["dots1", "ernie4_5_moe", "exaone_moe", "flex_olmo", "gemma4_text:moe
 EXPERTS += ["gpt_oss", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "hunyuan_v1_moe"]
 EXPERTS += ["hy_v3", "jamba", "jetmoe", "kimi_linear", "laguna", "lfm2_moe", "llama4_text", "mellum", "mimo_v2_flash"]
 EXPERTS += ["minimax_m2", "mixtral", "nemotron_h", "olmoe", "phimoe", "qwen2_moe", "qwen3_5_moe_text", "qwen3_moe"]
-EXPERTS += ["qwen3_next", "solar_open", "zaya"]
+EXPERTS += ["longcat_flash", "qwen3_next", "solar_open", "zaya"]
 SIXTEEN = ["qwen3_moe", "gpt_oss", "nemotron_h", "mixtral", "granitemoe_swa"]
 
 
@@ -63,7 +63,7 @@ def test_a_padding_token_in_a_prompt_is_refused_where_it_has_no_position():
         ("xlstm", "takes no cache of keys and values"),
         ("rwkv", "takes no cache of keys and values"),
         ("doge", "adds numbers of its own to the logits of its attention"),
-        ("longcat_flash", "attend several times"),
+        ("hrm_text", "run several times"),
     ],
 )
 def test_refusals_say_the_true_reason(name, why):

@@ -13,6 +13,7 @@ from pvcbench.errors import UserError
 
 __all__ = ["exact"]  # the fixture that takes transformers' roundings out
 KINDS = ["qwen3_next", "granitemoehybrid:rope", "lfm2", "falcon_h1", "gpt_oss", "gemma2", "llama4_text", "deepseek_v3"]
+KINDS += ["longcat_flash"]
 ENTRIES, READ = 41, 6
 pytestmark = pytest.mark.usefixtures("inference")
 

@@ -15,7 +15,7 @@ from pvcbench.config import compose
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.errors import UserError
-from pvcbench.models import loading
+from pvcbench.models import hub, random_weights
 from pvcbench.runs import runner
 
 KINDS = [
@@ -26,6 +26,7 @@ KINDS = [
     "gemma2",
     "llama4_text",
     "deepseek_v3",
+    "longcat_flash",
     "gemma3_text",
 ]
 METHODS = ["h2o", "pvc_kv", "streaming_llm_original_positions", "snapkv"]
@@ -57,7 +58,7 @@ def folder_of(tmp_path_factory):
         model = families.build(name)
         model.resize_token_embeddings(300)
         model.save_pretrained(folder)
-        loading.byte_tokenizer().save_pretrained(folder)
+        random_weights.byte_tokenizer().save_pretrained(folder)
         return str(folder)
 
     return made
@@ -96,7 +97,7 @@ def test_a_streamed_document_is_read_as_token_by_token(name, folder_of, tmp_path
     settings = ["task=perplexity", "task.protocol=streaming", "task.tokens=140", "task.documents=1"]
     rows = run(folder_of(name), tmp_path, *settings, methods=["h2o"])
     assert rows["error"].isna().all()
-    loaded = loading.hf(folder_of(name), "cpu", "float32")
+    loaded = hub.hf(folder_of(name), "cpu", "float32")
     [ids] = read_documents(loaded, settings)
     with torch.no_grad():
         logits = loaded.model(input_ids=ids, use_cache=False).logits[0, :-1].double()
@@ -125,7 +126,7 @@ def test_throughput_counts_the_bytes_that_a_cache_holds(name, folder_of, tmp_pat
     settings = ["task=throughput", "task.prompts=[96]", "task.new_tokens=[4]", "task.batches=[2]", "task.repeats=1"]
     rows = run(folder_of(name), tmp_path, *settings, methods=["h2o"])
     assert rows["error"].isna().all()
-    whole, everything = held_by(loading.hf(folder_of(name), "cpu", "float32").model, 96)
+    whole, everything = held_by(hub.hf(folder_of(name), "cpu", "float32").model, 96)
     bytes_of = rows.set_index("method")["kv_bytes"]
     assert bytes_of["full"] == 2 * everything
     assert bytes_of["h2o"] == 2 * (everything - whole / 2)
@@ -164,7 +165,7 @@ def test_every_path_gives_numbers(name, path, folder_of, tmp_path):
 
 def written(folder: str, settings) -> str:
     """What the unmodified model's `generate` writes after the prompt of a task's only sample."""
-    loaded = loading.hf(folder, "cpu", "float32")
+    loaded = hub.hf(folder, "cpu", "float32")
     [ids] = read_documents(loaded, settings)
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": list(loaded.ends) or None}
     found = loaded.model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, ids.shape[1] :].tolist()
