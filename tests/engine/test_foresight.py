@@ -13,7 +13,7 @@ from pvcbench.config import compose
 from pvcbench.engine.evict import Cell
 from pvcbench.engine.lookahead import foresee
 from pvcbench.errors import UserError
-from pvcbench.runs import runner
+from pvcbench.runs.rows import load_table
 from tiny import engine, fork, prompt, unmodified
 
 pytestmark = pytest.mark.usefixtures("inference")
@@ -143,6 +143,6 @@ def test_a_leaking_reference_reads_the_answer(tmp_path, monkeypatch):
     options = {"results": str(tmp_path), "wandb__mode": "disabled", "limit": 1, "threads": 1, "budgets": [0.3]}
     pvcbench.evaluate("random", "needle", ["oracle_answer"], task__lengths=[600], **options)
     [(tokens, count)] = given
-    rows = runner.store.load(tmp_path)
+    rows = load_table(tmp_path)
     tokenizer = compose.build(compose.composed(["model=random"]).model, "the model", device="cpu", dtype=None).tokenizer
     assert tokenizer.decode(tokens[0]) == rows["answers"].iloc[0][0] and count == len(tokens[0])

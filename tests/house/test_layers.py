@@ -21,7 +21,9 @@ LADDER = [  # a package imports from those before it, and from itself
     "cli",
 ]
 RANK = {name: rank for rank, names in enumerate(LADDER) for name in names.split()}
-STANDARD = """dataclasses collections contextvars inspect sys functools itertools typing math time os enum""".split()
+STANDARD = (
+    """copy dataclasses collections contextvars inspect sys functools itertools typing math time os enum""".split()
+)
 
 
 def modules():

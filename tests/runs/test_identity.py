@@ -22,6 +22,7 @@ import pvcbench
 from pvcbench.config import compose
 from pvcbench.errors import UserError
 from pvcbench.models import hub, random_weights
+from pvcbench.models.loaded import LoadedModel
 from pvcbench.policy import Method
 from pvcbench.report import repeat
 from pvcbench.runs import code_hash, identity, stored
@@ -373,7 +374,7 @@ def test_weights_changed_in_memory_are_another_model(folder):
     with torch.no_grad():
         loaded.model.model.layers[1].mlp.up_proj.weight[3, 5] += 0.01
     assert identity.of_model(loaded)["in_memory"]
-    unnamed = loaded.LoadedModel(loaded.model, loaded.tokenizer, {}, ends=(0,))
+    unnamed = LoadedModel(loaded.model, loaded.tokenizer, {}, ends=(0,))
     assert identity.of_model(unnamed)["in_memory"] == identity.of_model(loaded)["in_memory"]
 
 
@@ -457,13 +458,13 @@ def test_a_method_object_is_told_as_what_it_is(tmp_path):
 @pytest.mark.parametrize("node", [{"class": "Other"}, {"settings": {"normalize": True}}])
 def test_older_runs_of_objects_offer_no_command(node):
     """Before, config.yaml named the default configuration in the place of what was given."""
-    path = ROOT / "results/methods_needle/03d590e3da99/config.yaml"
-    old = yaml.safe_load(path.read_text(encoding="utf-8"))
+    folder = ROOT / "results/methods_needle/03d590e3da99"
+    old = stored.stored(folder)
     assert repeat.command(old)[0] is not None
     old["identity"]["methods"]["h2o"] |= node
     command, problem = repeat.command(old)
     assert command is None and "a method 'h2o' of its own" in problem
-    old = yaml.safe_load(path.read_text(encoding="utf-8"))
+    old = stored.stored(folder)
     old["identity"]["model"]["name"] = "cases/models/llama"
     assert repeat.command(old) == (None, "measured from Python with a model of its own, 'cases/models/llama'")
 
