@@ -11,6 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from pvcbench.config import compose as configuration
+from pvcbench.config.moved import today
 from pvcbench.errors import UserError
 from pvcbench.runs.stored import objects
 
@@ -20,7 +21,7 @@ WORDS = ("true", "false", "null", "nan", "inf")  # which Hydra reads as somethin
 
 def command(stored: Mapping) -> tuple[str | None, str | None]:
     """A command for what config.yaml holds, checked to compose to the same; or None and why there is none."""
-    config, identity = stored.get("config") or {}, stored["identity"]
+    config, identity = today(stored.get("config") or {}), stored["identity"]
     try:
         given = from_python(config, identity)
         if given is not None:

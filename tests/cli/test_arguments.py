@@ -341,7 +341,12 @@ def test_a_file_that_would_be_passed_over_is_refused(own):
 # ------------------------------------------------------------------------------------------------ pipes
 
 
-PRINTING = [["pvcbench", "list"], ["pvcbench", "--help"], ["pvcbench", "--cfg", "job"], ["pvcbench.report", "--help"]]
+PRINTING = [
+    ["pvcbench", "list"],
+    ["pvcbench", "--help"],
+    ["pvcbench", "--cfg", "job"],
+    ["pvcbench", "report", "--help"],
+]
 
 
 @pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)

@@ -4,6 +4,7 @@ import io
 import re
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from cells import rows_of

@@ -328,7 +328,7 @@ def test_speeds_have_their_table_and_figures(tmp_path):
 
 def test_the_command_writes_one_file(made, tmp_path):
     write_run(tmp_path / "results" / "default" / "aaaa", made)
-    words, env = [sys.executable, "-m", "pvcbench.report", "results", "--out", "deep/report"], {"PATH": ""}
+    words, env = [sys.executable, "-m", "pvcbench", "report", "results", "--out", "deep/report"], {"PATH": ""}
     env["PYTHONPATH"] = str(RESULTS.parent)
     done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0 and not done.stderr, done.stderr
