@@ -74,7 +74,7 @@ def needle_rows(lengths=(1024,), depths=(0.0, 25.0, 50.0, 75.0, 100.0), repeats=
 
 
 def table(rows):
-    """The rows as `pvcbench.runs.folder.load` returns them."""
+    """The rows as `load_table` returns them."""
     frame = pd.DataFrame(rows)
     frame.insert(0, "run", "0123456789ab")
     frame.insert(1, "experiment", "test")

@@ -2,7 +2,8 @@
 
 from pvcbench.cli import run_table
 from pvcbench.config import compose
-from pvcbench.runs import folder, runner
+from pvcbench.runs import runner
+from pvcbench.runs.rows import load_table
 
 TINY = ["model=random", "task.lengths=[600]", "task.repeats=1", "method=h2o", "budgets=[0.5]", "threads=1"]
 
@@ -18,7 +19,7 @@ def test_a_smaller_limit_on_a_finished_run_shows_its_own_samples(tmp_path, capsy
     part = run(2)
     assert part.folder == whole.folder and part.measured == 0
     assert (part.summary["samples"] == 2).all() and part.rows["sample"].nunique() == 2 and part.more == 1
-    assert (part.folder / "summary.csv").read_text() == stored and len(folder.load(part.folder)) == 6
+    assert (part.folder / "summary.csv").read_text() == stored and len(load_table(part.folder)) == 6
     run_table.show(part)
     assert "1 more samples, of a larger limit" in capsys.readouterr().out
     assert (run(3).summary["samples"] == 3).all()

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from pvcbench.config import compose
 from pvcbench.models import loading, random_weights
 from pvcbench.runs import receipts, runner
-from pvcbench.runs.result import report
+from pvcbench.runs.result import Mirror, report
 from pvcbench.runs.rows import run_folders
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def asked(tmp_path, monkeypatch):
 def test_a_receipt_gives_what_the_run_gave(asked):
     first = runner.run(asked())
     known = receipts.find(asked())
-    again = report(asked(), known.folder, known.task, 0, known.asked)
+    again = report(known.folder, known.task, 0, known.asked, Mirror.of(asked()))
     assert first.measured == 2 and again.measured == 0 and again.folder == first.folder
     assert again.summary.equals(first.summary) and again.rows.equals(first.rows)
     assert runner.run(asked()).measured == 0  # and so does the run that is looked up in the usual way

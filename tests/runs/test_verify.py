@@ -10,9 +10,9 @@ import yaml
 from pvcbench.cli.main import main as command
 from pvcbench.config import compose
 from pvcbench.errors import UserError
-from pvcbench.runs import environment, identity, runner, stored, verify
+from pvcbench.runs import environment, identity, runner, spec, stored, verify
 from pvcbench.runs.row_comparison import TIMES, Tolerance, changes, row_differences, text_difference
-from pvcbench.runs.rows import read_rows
+from pvcbench.runs.rows import Stored, read_rows
 
 COMMON = ["model=random", "threads=1", "wandb.mode=disabled", "method=[h2o,streaming_llm]", "budgets=[0.3,0.6]"]
 TEXT = " ".join(str(number * number % 997) for number in range(400))
@@ -115,7 +115,7 @@ def test_an_altered_row_is_found(run, capsys):
 def test_a_changed_identity_is_told_part_by_part(run, monkeypatch, capsys):
     folder = run("generate")
     real = identity.of_method
-    monkeypatch.setattr(identity.engines, "VERSION", 99)
+    monkeypatch.setattr(spec.engines, "VERSION", 99)
     monkeypatch.setattr(identity, "of_method", lambda method: real(method) | {"source": "f" * 64})
     assert command(["verify", str(folder), "--cells", "1"]) == 1
     said = capsys.readouterr().out
@@ -278,7 +278,7 @@ def kept(samples, methods=("full", "h2o", "random"), budgets=("0.1", "0.5"), fai
             for budget in budgets:
                 error = "failed" if sample in failed else None
                 row = {"sample": str(sample), "method": method, "budget": budget, "error": error}
-                one = stored.Stored(row, "rows.jsonl", len(rows))
+                one = Stored(row, "rows.jsonl", len(rows))
                 rows[one.key] = one
     return rows
 

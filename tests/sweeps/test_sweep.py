@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pvcbench.cli import main
+from pvcbench.cli import exits
 from pvcbench.cli import sweep as cli_sweep
 from pvcbench.cli.main import main as command
 from pvcbench.config import compose
@@ -305,7 +305,7 @@ def test_the_array_script_stops_in_time_and_asks_for_another_turn(fake):
 def test_names_of_sweeps_are_names(capsys):
     for name in ("a/b", "..", "a b"):
         assert command(["sweep", "submit", name, *TINY]) == 2 and "a sweep's name" in capsys.readouterr().err
-    assert command(["sweep"]) == 2 and "submit NAME" in capsys.readouterr().err
+    assert command(["sweep"]) == 2 and "pvcbench sweep --help" in capsys.readouterr().err
 
 
 def multirun(tmp_path, *overrides):
@@ -353,6 +353,6 @@ def test_exit_codes_are_told():
         raise KeyboardInterrupt
 
     noted = []
-    assert main.told(stopped, noted.append) == 130 and not noted  # stopped is not failed
-    assert main.told(lambda: 1 // 0, noted.append) == 1 and noted[0].startswith("ZeroDivisionError")
+    assert exits.told(stopped, noted.append) == 130 and not noted  # stopped is not failed
+    assert exits.told(lambda: 1 // 0, noted.append) == 1 and noted[0].startswith("ZeroDivisionError")
     assert slurm.ranges([7, 0, 1, 3, 2]) == "0-3,7"
