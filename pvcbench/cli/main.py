@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line; returns 0, 1 for a failure, 2 for a user's error, 128 + signal where one stopped it."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in COMMANDS else ("run", arguments)
+    if name == "run" and "list" in rest:  # behind its options, as `list` could stand before
+        name, rest = "list", [one for one in rest if one != "list"]
     if arguments[:1] in (["-h"], ["--help"], ["help"]):
         with printing():
             whole().print_help()

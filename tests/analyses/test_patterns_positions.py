@@ -122,10 +122,10 @@ def test_what_cannot_be_judged_is_an_error_row(monkeypatch):
     prefill = host.prefill
     monkeypatch.setattr(host, "prefill", lambda *args, **kw: replace(prefill(*args, **kw), turns=["it is made up"] * 4))
     _, [reason, row] = judged({"streaming_llm": METHODS["streaming_llm"], "h2o": METHODS["h2o"]})
-    assert "it is made up: set methods.<name>.positions=original" in reason and row["kept_entries"] == BUDGET
+    assert "it is made up: set methods.<name>.positions=original" in str(reason) and row["kept_entries"] == BUDGET
     leaking = {name: method for name, method in METHODS.items() if method.reads is not None}
     _, reasons = judged(leaking)
-    assert len(reasons) == 2 and all("reads what follows the prompt" in reason for reason in reasons)
+    assert len(reasons) == 2 and all("reads what follows the prompt" in str(reason) for reason in reasons)
 
 
 def test_judging_at_cache_positions_takes_memory_linear_in_the_prompt(inference):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import pvcbench
-from pvcbench.cli import main
+from pvcbench.cli import exits, main
 from pvcbench.config import compose, overrides, settings
 from pvcbench.errors import UserError
 from pvcbench.sweeps import manifest
@@ -180,7 +180,7 @@ MISTAKES = {
     "+foo=1": "unknown key 'foo'",
     "=3": "write KEY=VALUE",
     "a b=3": "write KEY=VALUE",
-    "--foo": "write KEY=VALUE",
+    "--foo": "unrecognized arguments",
     "--cfg": "--cfg needs a value",
 }
 ALONE = """
@@ -380,4 +380,4 @@ def test_a_broken_pipe_of_something_else_is_a_failure(capsys):
     def broken():
         raise BrokenPipeError(32, "Broken pipe")
 
-    assert main.told(broken) == 1 and "BrokenPipeError" in capsys.readouterr().err
+    assert exits.told(broken) == 1 and "BrokenPipeError" in capsys.readouterr().err

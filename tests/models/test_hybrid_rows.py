@@ -10,17 +10,18 @@ from pvcbench.architectures import families
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.model_check import check
 from pvcbench.errors import UserError
-from pvcbench.models import loaded, random_weights
+from pvcbench.models import random_weights
+from pvcbench.models.loaded import LoadedModel
 from pvcbench.runs.rows import load_table
 
 HYBRIDS = {"qwen3_next": 1, "lfm2": 2, "falcon_h1": 4}  # with the layers of four that hold entries
 
 
-def loaded(name: str) -> loaded.LoadedModel:
+def loaded(name: str) -> LoadedModel:
     """The tiny model of a family with a token for every byte."""
     model, texts = families.build(name), random_weights.byte_tokenizer()
     model.resize_token_embeddings(300)
-    return loaded.LoadedModel(model.eval(), texts, {"name": name, "weights": "tiny"})
+    return LoadedModel(model.eval(), texts, {"name": name, "weights": "tiny"})
 
 
 def run(name: str, tmp_path, methods=("h2o", "pvc_kv"), **more):

@@ -272,7 +272,7 @@ if {mode!r} == "offline":
 
 def broken(folder, mode, when, **environment):
     """Mirrors in a process of its own, W&B's service killed while it does; returns how it ended and its seconds."""
-    code = BROKEN.format(tests=str(Path(__file__).parents[2] / "helpers"), folder=str(folder), mode=mode, when=when)
+    code = BROKEN.format(tests=str(Path(__file__).parents[1] / "helpers"), folder=str(folder), mode=mode, when=when)
     own = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     known = {**own, "PYTHONPATH": str(Path(__file__).parents[2]), "HOME": str(folder), **environment}
     started = time.monotonic()

@@ -241,12 +241,12 @@ def test_what_leaks_is_known_from_the_rows_under_any_name():
     assert sorted(stairs.get_ydata()) == [0.5, 1.0]  # h2o and the full cache
     named = rows.assign(method=rows["method"].replace({"h2o": "oracle_answer"}))
     assert ranking.leaking(named) == {"mine"}  # a name alone is nothing: these rows say what their methods read
-    assert ranking.leaking(named.drop(columns="reads")) == {"oracle_answer"}  # rows of before
+    assert ranking.leaking(named.drop(columns="reads")) == set()  # of such rows the run's configuration tells
 
 
 def test_rows_say_what_their_method_reads():
     from pvcbench.evaluation.cells import Point
-    from pvcbench.evaluation.shared_prefill import label
+    from pvcbench.evaluation.row import label
     from pvcbench.policy import Method
 
     class Reader(Method):

@@ -5,6 +5,7 @@ import pytest
 from pvcbench.config import compose
 from pvcbench.errors import UserError
 from pvcbench.models import loading, random_weights
+from pvcbench.models.loaded import LoadedModel
 from pvcbench.runs import runner
 from pvcbench.tasks.prompts import Prompter
 
@@ -111,7 +112,7 @@ def test_templates_without_thoughts_are_left_alone():
 def test_a_template_that_nothing_turns_off_is_named(capsys):
     text = template("") + "{% if false %}{{ content.split('</think>')[-1] }}{% endif %}"
     loaded = random_weights.random("tiny", "cpu", None)
-    loading._told(loaded.LoadedModel(loaded.model, tokenizer(text), {}))
+    loading._told(LoadedModel(loaded.model, tokenizer(text), {}))
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "no switch to turn them off" in said
     loading._told(loaded)
@@ -149,7 +150,7 @@ def test_templates_that_fit_no_question_are_refused(message):
 def test_words_are_no_truth_values(setting):
     loaded = random_weights.random("tiny", "cpu", None)
     with pytest.raises(UserError, match=rf"model.{setting} must be true"):
-        loaded.LoadedModel(loaded.model, tokenizer(template("")), {}, **{setting: "no"}).prompter()
+        LoadedModel(loaded.model, tokenizer(template("")), {}, **{setting: "no"}).prompter()
 
 
 def test_rows_say_what_became_of_thoughts(tmp_path):
@@ -159,7 +160,7 @@ def test_rows_say_what_became_of_thoughts(tmp_path):
     asked = compose.composed([*common, "threads=1", "wandb.mode=disabled", f"results={tmp_path}"])
     found = {}
     for thinking in (False, True):
-        made = loaded.LoadedModel(loaded.model, tokenizer(text), loaded.identity, ends=(0,), thinking=thinking)
+        made = LoadedModel(loaded.model, tokenizer(text), loaded.identity, ends=(0,), thinking=thinking)
         result = runner.run(asked, model=made)
         found[result.folder] = {row["thinking"] for row in result.rows["protocol"]}, set(result.rows["prompt_sha256"])
     (off, first), (on, second) = found.values()
