@@ -181,7 +181,7 @@ MISTAKES = {
     "=3": "write KEY=VALUE",
     "a b=3": "write KEY=VALUE",
     "--foo": "unrecognized arguments",
-    "--cfg": "--cfg needs a value",
+    "--cfg": "expected one argument",
 }
 ALONE = """
 import io, json, sys, contextlib

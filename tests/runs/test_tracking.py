@@ -237,7 +237,8 @@ import psutil, sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from rows import needle_rows, table
-from pvcbench import stats, tracking
+from pvcbench.runs import wandb_mirror as tracking
+from pvcbench.stats import summaries as stats
 from types import SimpleNamespace
 
 def kill():
