@@ -176,7 +176,7 @@ def evicts_as(rule_of, method, family, tokens, budget, chunks):
     groups = fork(host, ids, [Cell("x", method, budget, True)], max(chunks) + tokens)
     prefill, attention = groups[0].prefill, attention_of(family, ids)
     plan = method.plan(prefill.observer.scores[method], budget, prefill.shape)
-    rules = [[rule_of(plan[layer, sample].tolist()) for sample in range(2)] for layer in range(len(attention))]
+    rules = [[rule_of(plan[layer][sample].tolist()) for sample in range(2)] for layer in range(len(attention))]
     for layer, weights in zip(rules, attention, strict=True):
         for sample, rule in enumerate(layer):
             rule.prefill(weights[sample])
