@@ -1,10 +1,18 @@
-"""Progress with an estimate of the time left: a bar on a terminal, a line now and then elsewhere."""
+"""Progress with an estimate of the time left: a bar and scores so far on a terminal, a line now and then elsewhere."""
 
 import sys
 import time
+from collections.abc import Sequence
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from pvcbench.stats.running import Cell, RunningMeans
+
+BETWEEN = 15.0  # seconds between two lines where there is no terminal
 
 
 def duration(seconds: float) -> str:
@@ -13,12 +21,13 @@ def duration(seconds: float) -> str:
 
 
 class Meter:
-    """Counts samples; `step` tells how far into the next one the run is."""
+    """Counts samples; `step` tells how far into the next one the run is, `cells` are those whose scores are shown."""
 
-    def __init__(self, total: int, done: int = 0):
+    def __init__(self, total: int, done: int = 0, cells: Sequence[Cell] = (), running: RunningMeans | None = None):
         self.total, self.done, self.first = total, done, done
+        self.cells, self.running = cells, RunningMeans() if running is None else running
         self.started = self.spoke = time.monotonic()
-        self.bar = None
+        self.bar = self.live = None
 
     def __enter__(self):
         console = Console(stderr=True)
@@ -31,13 +40,14 @@ class Meter:
                 TextColumn("left"),
             )
             self.bar = Progress(*columns, TimeRemainingColumn(elapsed_when_finished=False), console=console)
-            self.bar.start()
             self.task = self.bar.add_task("samples", total=self.total, completed=self.done)
+            self.live = Live(self._view(), console=console, refresh_per_second=4, transient=True)
+            self.live.start()
         return self
 
     def __exit__(self, *_):
-        if self.bar is not None:
-            self.bar.stop()
+        if self.live is not None:
+            self.live.stop()
 
     def step(self, part: float) -> None:
         """A share of the current sample is done."""
@@ -47,11 +57,33 @@ class Meter:
     def finish(self, samples: int) -> None:
         """Some samples are done and on disk."""
         self.done += samples
-        if self.bar is not None:
+        if self.live is not None:
             self.bar.update(self.task, completed=self.done)
+            self.live.update(self._view())
             return
         now = time.monotonic()
-        if now - self.spoke > 15 or self.done == self.total or self.done - samples == self.first:
+        if now - self.spoke > BETWEEN or self.done == self.total or self.done - samples == self.first:
             self.spoke = now
             left = (now - self.started) / max(1, self.done - self.first) * (self.total - self.done)
             print(f"{self.done} of {self.total} samples, about {duration(left)} left", file=sys.stderr, flush=True)
+
+    def _view(self) -> Group:
+        """The scores so far, where there are any, above the bar."""
+        return Group(scores_so_far(self.cells, self.running, self.done), self.bar) if self.running.sums else self.bar
+
+
+def scores_so_far(cells: Sequence[Cell], running: RunningMeans, done: int) -> Table:
+    """A line for each method and a column for each budget; a cell without a score yet is a dot."""
+    means, scale, digits = running.means(), 100 if running.shares else 1, 1 if running.shares else 4
+    metric = running.metric.replace("_", " ") + (", per cent" if running.shares else "")
+    samples = f"{done} sample{'s' * (done != 1)}"
+    table = Table(title=f"{metric}, after {samples}: not a result yet", title_justify="left")
+    methods, budgets = (list(dict.fromkeys(cell[place] for cell in cells)) for place in (0, 1))
+    table.add_column("method")
+    for budget in budgets:
+        table.add_column(budget, justify="right")
+    for method in methods:
+        asked = [(method, budget) for budget in budgets]
+        told = [f"{means[cell] * scale:.{digits}f}" if cell in means else "." * (cell in cells) for cell in asked]
+        table.add_row(Text(method), *told)
+    return table

@@ -8,10 +8,16 @@ from pvcbench.evaluation.progress import Meter
 from pvcbench.evaluation.row import Row
 from pvcbench.models.loaded import LoadedModel
 from pvcbench.runs.spec import RunSpec
+from pvcbench.stats.running import RunningMeans
 
 
-def measured(spec: RunSpec, loaded: LoadedModel, work: Sequence[WorkItem], total: int) -> Iterator[list[Row]]:
-    """The rows of some samples, batch by batch, of a run of `total` samples; the model is given back at the end."""
+def measured(
+    spec: RunSpec, loaded: LoadedModel, work: Sequence[WorkItem], total: int, running: RunningMeans | None = None
+) -> Iterator[list[Row]]:
+    """The rows of some samples, batch by batch, of a run of `total` samples; the model is given back at the end.
+
+    `running` holds the scores so far, which a terminal shows; who takes the rows adds them to it.
+    """
     check_prompts(work, loaded, spec.task, spec.protocol.query_aware)
     engine = spec.engine(loaded)
     try:
@@ -19,7 +25,8 @@ def measured(spec: RunSpec, loaded: LoadedModel, work: Sequence[WorkItem], total
         if spec.task.reads_on:
             engine.require_continuing()
         check_reach(engine, work, spec.task)
-        with Meter(total=total, done=total - len(work)) as meter:
+        cells = [(point.name, point.label) for point in spec.points if point.name is not None]
+        with Meter(total=total, done=total - len(work), cells=cells, running=running) as meter:
             for batch in batches(work, spec.batch, spec.protocol.query_aware):
                 yield spec.kind.rows(engine, loaded, spec.task, batch, spec.protocol, meter)
                 meter.finish(len(batch))

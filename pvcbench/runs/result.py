@@ -70,25 +70,47 @@ class Mirror:
         """What a configuration says of it."""
         return cls(config.wandb, config.experiment, kept_config(config))
 
+    def of_run(self, folder: Path, task: str, model: str, methods: Sequence[str], part: str = "") -> wandb_mirror.Live:
+        """The W&B run of a folder; `part` names the shard that is measured, if it is one."""
+        named = wandb_mirror.Named(folder.name, self.experiment, task, model, tuple(methods), part)
+        return wandb_mirror.Live(self.settings, named, self.config, folder)
+
 
 def report(
-    folder: Path, task: Task, measured: int, asked: Sequence[str], mirror: Mirror, figures: bool = True
+    folder: Path,
+    task: Task,
+    measured: int,
+    asked: Sequence[str],
+    mirror: Mirror,
+    figures: bool = True,
+    live: wandb_mirror.Live | None = None,
 ) -> Result:
-    """Tables, figures and tracking of a run, all from its rows; the result is of the samples asked for now."""
+    """Tables, figures and tracking of a run, all from its rows; the result is of the samples asked for now.
+
+    `live` is the W&B run that is open since the measuring began.
+    """
     rows = load_table(folder)
     summary, parts = tables(rows, folder)
     task.finish(rows, folder)
     drawn = figure_cache.figures(rows, folder, draw) if figures else []
     tracked = None
     if measured or not wandb_mirror.mirrored(mirror.settings, folder, len(rows)):
-        run = (mirror.settings, folder.name, mirror.experiment, mirror.config)
-        tracked = wandb_mirror.track(*run, summary, drawn, folder, task.name, len(rows))
+        live = live or mirror.of_run(folder, task.name, rows["model"].iloc[0], methods_of(rows))
+        tracked = live.conclude(summary, drawn, len(rows))
     own = rows[rows["sample"].isin(asked)].reset_index(drop=True)
     more = rows["sample"].nunique() - own["sample"].nunique()
     if more:
         with tempfile.TemporaryDirectory() as place:  # the folder's own tables go on showing every row
             summary, parts = tables(own, Path(place))
     return Result(folder, own, summary, parts, drawn, tracked, measured, more=more)
+
+
+def methods_of(rows: pd.DataFrame) -> list[str]:
+    """The methods that are compared in some rows: all but the full cache."""
+    named = rows[rows["method"].notna()]
+    if "reference" in named:
+        named = named[~named["reference"].eq(True)]
+    return list(named["method"].unique())
 
 
 def tables(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -24,6 +24,8 @@ from pvcbench.runs.plan import Plan
 from pvcbench.runs.result import Mirror, Result, kept_config, report
 from pvcbench.runs.rows import key_of, read_rows
 from pvcbench.runs.spec import RunSpec
+from pvcbench.runs.wandb_mirror import Live
+from pvcbench.stats.running import RunningMeans
 from pvcbench.tasks.base import Task
 
 
@@ -67,26 +69,25 @@ def run(
     files = None if loaded.files is None else {**loaded.files, **marks(code_hash.FILES)}
     existing = folder.open(kept_config(config), environment.of_run(known, loaded.model))
     try:
-        plan, added = _measure(spec, extent, loaded, folder, existing, planned)
+        plan, work = _planned(spec, extent, loaded, folder, existing)
+        planned(plan)
+        added, live = _measure(spec, loaded, folder, existing, plan, work, mirror) if work else (0, None)
     finally:
         folder.close()
     if extent.shard is not None:
+        if live is not None:
+            live.stop("finished", 0)  # the whole run's mirror is made by the last shard
         return report_shard(extent.shard, folder, spec.task, added, plan, mirror)
-    result = report(folder.path, spec.task, added, plan.samples, mirror, figures)
+    result = report(folder.path, spec.task, added, plan.samples, mirror, figures, live)
     if not (given or extent.retry_failed):
         receipts.keep(asked, folder.path, spec.task, plan.samples, files)
     return result
 
 
-def _measure(
-    spec: RunSpec,
-    extent: Extent,
-    loaded: LoadedModel,
-    folder: RunFolder,
-    existing: Sequence[Mapping],
-    planned: Callable[[Plan], None],
-) -> tuple[Plan, int]:
-    """Runs every sample and cell that has no row yet; returns what was asked and how many rows were added."""
+def _planned(
+    spec: RunSpec, extent: Extent, loaded: LoadedModel, folder: RunFolder, existing: Sequence[Mapping]
+) -> tuple[Plan, list[WorkItem]]:
+    """All samples and cells that are asked for, and those that have no row yet."""
     task, seed = spec.task, spec.protocol.seed
     task.prepare(loaded.prompter())
     total = min(extent.limit or task.size(seed), task.size(seed))
@@ -101,15 +102,34 @@ def _measure(
         missing = tuple(point for point in spec.points if (sample.id, point.name, point.label) not in answered)
         if missing:
             work.append(WorkItem(sample, task.encode(sample), missing))
-    plan = Plan(folder.path, tuple(names), tuple((point.name, point.label) for point in spec.points), total)
-    planned(plan)
-    added = 0
-    for rows in measured(spec, loaded, work, len(names)) if work else ():
-        folder.append(rows)
-        if not added and spec.kind.excerpts:  # once rows can be written; no result needs excerpts
-            prompt_excerpts.add(folder.rows_path, work, loaded.tokenizer)
-        added += len(rows)
-    return plan, added
+    return Plan(folder.path, tuple(names), tuple((point.name, point.label) for point in spec.points), total), work
+
+
+def _measure(
+    spec: RunSpec,
+    loaded: LoadedModel,
+    folder: RunFolder,
+    existing: Sequence[Mapping],
+    plan: Plan,
+    work: Sequence[WorkItem],
+    mirror: Mirror,
+) -> tuple[int, Live]:
+    """Measures what is missing; returns how many rows were added, and the run's W&B run, which is still open."""
+    running, added, names = RunningMeans(), 0, set(plan.samples)
+    running.add(row for row in existing if row["sample"] in names)
+    done, before = len(names) - len(work), len(existing)
+    methods = dict.fromkeys(point.name for point in spec.points if point.method and not point.method.reference)
+    part = "" if folder.shard is None else folder.shard.label
+    with mirror.of_run(folder.path, spec.task.name, folder.identity["model"]["name"], list(methods), part) as live:
+        for rows in measured(spec, loaded, work, len(names), running):
+            folder.append(rows)
+            running.add(rows)
+            if not added and spec.kind.excerpts:  # once rows can be written; no result needs excerpts
+                prompt_excerpts.add(folder.rows_path, work, loaded.tokenizer)
+            added += len(rows)
+            done += len({row["sample"] for row in rows})
+            live.tell(done, len(names), before + added, running)
+    return added, live
 
 
 def report_shard(shard: Shard, folder: RunFolder, task: Task, added: int, plan: Plan, mirror: Mirror) -> Result:

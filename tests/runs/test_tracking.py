@@ -15,6 +15,7 @@ import pytest
 
 from pvcbench.plots import run_figures
 from pvcbench.runs import wandb_mirror
+from pvcbench.runs.rows import run_folders
 from pvcbench.stats import summaries
 from rows import needle_rows, table
 
@@ -38,8 +39,8 @@ def settings(mode="offline", group=None):
 
 def track(summary, folder, mode="offline", pictures=(), group=None, rows=10):
     config = {"seed": 3, "task": {"name": "needle"}}
-    run = (settings(mode, group), "0123456789ab", "grid", config)
-    return wandb_mirror.track(*run, summary, pictures, folder, task="needle", rows=rows)
+    named = wandb_mirror.Named("0123456789ab", "grid", "needle", "smollm2", ("h2o", "pvc"))
+    return wandb_mirror.track(settings(mode, group), named, config, summary, pictures, folder, rows=rows)
 
 
 def records(path):
@@ -118,7 +119,8 @@ def test_config_and_numbers_are_mirrored(summary, tmp_path):
     place = track(summary, tmp_path)
     found = finished(next(tmp_path.glob("wandb/*/*.wandb")))
     run = next(record.run for record in found if record.HasField("run"))
-    assert (run.run_id, run.display_name, run.project) == ("0123456789ab", "grid-0123456789ab", "pvcbench")
+    assert (run.run_id, run.display_name, run.project) == ("0123456789ab", "smollm2 h2o, pvc 0123456789ab", "pvcbench")
+    assert list(run.tags) == ["needle", "smollm2", "h2o", "pvc"]
     assert items(run.config.update)["seed"] == 3
     known = {}
     for record in found:
@@ -213,7 +215,7 @@ def test_a_finished_run_is_mirrored_once(tmp_path, monkeypatch):
     from pvcbench.config import compose as config
     from pvcbench.runs import runner
 
-    calls, real = [], wandb_mirror._mirror
+    calls, real = [], wandb_mirror._conclude
     monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
 
     def mirror(*arguments):
@@ -222,14 +224,96 @@ def test_a_finished_run_is_mirrored_once(tmp_path, monkeypatch):
             raise OSError("down")
         return real(*arguments)
 
-    monkeypatch.setattr(wandb_mirror, "_mirror", mirror)
+    monkeypatch.setattr(wandb_mirror, "_conclude", mirror)
     command = ["model=random", "method=h2o", "threads=1", "task.lengths=[300]", "budgets=[0.5]", "limit=1"]
     results = [runner.run(config.composed([*command, f"results={tmp_path}", "experiment=grid"])) for _ in range(3)]
     assert [result.measured for result in results] == [2, 0, 0]
     assert len(calls) == 2 and [result.tracked is not None for result in results] == [False, True, False]
-    (path,) = results[0].folder.glob("wandb/*/*.wandb")
-    run = next(record.run for record in finished(path) if record.HasField("run"))
+    path = Path(next(filter(None, (result.tracked for result in results))))
+    run = next(record.run for record in finished(next(path.glob("*.wandb"))) if record.HasField("run"))
     assert (run.run_group, run.job_type, run.run_id) == ("grid", "needle", results[0].folder.name)
+
+
+SMALL = ["model=random", "method=h2o", "threads=1", "task.lengths=[300]", "budgets=[0.5]"]
+
+
+def small(folder, *more):
+    from pvcbench.config import compose as config
+
+    return config.composed([*SMALL, f"results={folder}", "experiment=grid", *more])
+
+
+def state(found):
+    """What a run's summary says of it last."""
+    said = [items(record.summary.update) for record in found if record.HasField("summary")]
+    return [update["state"] for update in said if "state" in update][-1]
+
+
+def test_scores_so_far_are_logged_while_a_run_goes_on(tmp_path, monkeypatch):
+    """Sample by sample, on the axis of samples done; a run that goes on goes on with its steps."""
+    from pvcbench.runs import runner
+
+    monkeypatch.setattr(wandb_mirror, "EVERY", 0.0)
+    first = runner.run(small(tmp_path, "limit=2"), figures=False)
+    time.sleep(1.1)  # the folders' names have seconds
+    second = runner.run(small(tmp_path, "limit=5"), figures=False)
+    steps = []
+    for result, counts in ((first, [1, 2]), (second, [3, 4, 5])):
+        (path,) = Path(result.tracked).glob("*.wandb")
+        found = finished(path)
+        histories = [
+            (record.history.step.num, items(record.history.item)) for record in found if record.HasField("history")
+        ]
+        live = [(step, row) for step, row in histories if "progress/samples" in row]
+        assert [row["progress/samples"] for _, row in live] == counts
+        assert all({"running/full/1.0", "running/h2o/0.5"} <= set(row) for _, row in live)
+        assert not any(key.startswith("needle/") for _, row in live for key in row)
+        steps += [step for step, _ in histories]
+        metrics = {
+            record.metric.name or record.metric.glob_name: record.metric
+            for record in found
+            if record.HasField("metric")
+        }
+        assert metrics["running/*"].step_metric == "progress/samples"
+        assert state(found) == "finished" and found[-1].exit.exit_code == 0
+        rows = first.rows if result is first else second.rows
+        means = rows.groupby(["method", "budget"])["score"].mean()
+        assert live[-1][1]["running/h2o/0.5"] == pytest.approx(means["h2o", "0.5"])
+    assert steps == sorted(set(steps))
+    kept = Path(second.tracked) / "artifact"
+    names = {"rows.jsonl", "config.yaml", "environment.json", "sessions.jsonl", "summary.csv"}
+    assert {path.name for path in kept.iterdir()} == {f"{name}.copy" for name in names}
+    assert (kept / "rows.jsonl.copy").read_bytes() == (second.folder / "rows.jsonl").read_bytes()
+    assert run_folders(tmp_path) == [second.folder]
+    assert any(record.HasField("artifact") and record.artifact.name.startswith("run-") for record in found)
+
+
+@pytest.mark.parametrize(("error", "word", "code"), [(KeyboardInterrupt, "stopped", 130), (OSError, "failed", 1)])
+def test_a_run_that_ends_early_is_marked_so(tmp_path, monkeypatch, error, word, code):
+    from pvcbench.runs import folder, runner
+
+    real, rows = folder.RunFolder.append, []
+
+    def append(self, some):
+        if rows:
+            raise error
+        rows.append(real(self, some))
+
+    monkeypatch.setattr(folder.RunFolder, "append", append)
+    with pytest.raises(error):
+        runner.run(small(tmp_path, "limit=3"), figures=False)
+    found = finished(next(tmp_path.glob("grid/*/wandb/offline-run-*/*.wandb")))
+    assert state(found) == word and found[-1].exit.exit_code == code
+
+
+def test_shards_have_runs_of_their_own_until_the_last_one_makes_the_whole(tmp_path):
+    from pvcbench.runs import runner
+
+    for shard in ("1/2", "2/2"):
+        done = runner.run(small(tmp_path, "limit=2", f"shard={shard}"), figures=False)
+        time.sleep(1.1)
+    names = sorted(path.stem for path in done.folder.glob("wandb/offline-run-*/*.wandb"))
+    assert names == sorted(f"run-{done.folder.name}{part}" for part in ("", "-1of2", "-2of2"))
 
 
 BROKEN = """
@@ -261,13 +345,13 @@ def numbers(*arguments):
 tracking.points, tracking.numbers = points, numbers
 rows = table(needle_rows(repeats=1, methods=("full", "h2o")))
 settings = SimpleNamespace(mode={mode!r}, project="pvcbench", entity=None, group=None)
-run = (settings, "0123456789ab", "grid", {{}})
-place = tracking.track(*run, stats.summarize(rows), [], Path({folder!r}), "needle", 10)
+run = (settings, tracking.Named("0123456789ab", "grid", "needle", "smollm2", ("h2o",)), {{}})
+place = tracking.track(*run, stats.summarize(rows), [], Path({folder!r}), 10)
 print("place", place, flush=True)
 if {mode!r} == "offline":
     tracking.points, tracking.numbers = real, lambda *arguments: {{}}
     time.sleep(1.1)
-    print("again", tracking.track(*run, stats.summarize(rows), [], Path({folder!r}), "needle", 10) is not None)
+    print("again", tracking.track(*run, stats.summarize(rows), [], Path({folder!r}), 10) is not None)
 """
 
 
