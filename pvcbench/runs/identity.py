@@ -6,13 +6,15 @@ rows may stand in one file.
 
 import json
 from collections.abc import Mapping
+from types import MethodType
 
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from pvcbench.config import compose as configuration
 from pvcbench.models.loaded import LoadedModel, fingerprint, tokenizer_id
 from pvcbench.policy import Method
-from pvcbench.runs.code_hash import Description, brief
+from pvcbench.runs.code_hash import Description, brief, sha256
 from pvcbench.runs.stored import FROM_PYTHON
 from pvcbench.tasks.base import Task
 
@@ -22,12 +24,17 @@ RULES = 2  # raised when an identity covers more: runs of before keep their ids,
 def of_model(loaded: LoadedModel) -> dict:
     """A model as it is now: weights, tokenizer, what its chat template writes around a message, and end tokens.
 
-    `in_memory` is there where the weights or settings in memory are not those that were loaded by name.
+    `in_memory` is there where the weights or settings in memory are not those that were loaded by name, `code` where
+    the model runs code that is neither pvcbench's nor an installed package's, and `longest` where it is not the length
+    that the configuration plainly tells.
     """
     prompter = loaded.prompter()
     known = {"name": type(loaded.model).__name__} | loaded.identity
-    now = fingerprint(loaded.model)
+    now, code = fingerprint(loaded.model), code_of(loaded.model)
     changed = {} if loaded.made == now else {"in_memory": now}
+    changed |= {} if code is None else {"code": code}
+    if loaded.longest != getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None):
+        changed["longest"] = loaded.longest
     return known | {
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "tokenizer": tokenizer_id(loaded.tokenizer),
@@ -40,6 +47,22 @@ def of_model(loaded: LoadedModel) -> dict:
         "evict_sliding": loaded.evict_sliding,
         **changed,
     }
+
+
+def code_of(model: nn.Module) -> str | None:
+    """The hash of a model's own code: classes, hooks and replaced `forward`s; None where all of it is a package's."""
+    described = Description(Method, Method)  # pvcbench's own class, which adds nothing
+    for kind in {type(part) for part in model.modules()}:
+        described.kind(kind)
+    for name, part in model.named_modules():
+        for hook in (*part._forward_pre_hooks.values(), *part._forward_hooks.values(), vars(part).get("forward")):
+            home = getattr(getattr(hook, "func", hook), "__module__", None) or type(hook).__module__
+            if hook is None or described.foreign(home):
+                continue
+            bound = isinstance(hook, MethodType) and isinstance(hook.__self__, nn.Module)
+            told = described.value(hook.__func__ if bound else hook, f"a hook of the model's {name or 'whole'}")
+            described.parts.append(sha256([name, told]))
+    return described.sha256 if described.parts else None
 
 
 def of_task(task: Task) -> dict:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from transformers import LlamaForCausalLM
 from transformers.utils import chat_template_utils
 
 import pvcbench
@@ -376,6 +377,71 @@ def test_weights_changed_in_memory_are_another_model(folder):
     assert identity.of_model(loaded)["in_memory"]
     unnamed = LoadedModel(loaded.model, loaded.tokenizer, {}, ends=(0,))
     assert identity.of_model(unnamed)["in_memory"] == identity.of_model(loaded)["in_memory"]
+
+
+class Negated(LlamaForCausalLM):
+    def forward(self, *arguments, **options):
+        found = super().forward(*arguments, **options)
+        found.logits = -found.logits
+        return found
+
+
+def doubled(module, given, found):
+    return found * 2
+
+
+def negated_forward(self, x):
+    return -type(self).forward(self, x)
+
+
+def hooked(model):
+    model.lm_head.register_forward_hook(doubled)
+
+
+def pre_hooked(model):
+    model.lm_head.register_forward_pre_hook(lambda module, given: (-given[0],))
+
+
+def replaced(model):
+    model.lm_head.forward = types.MethodType(negated_forward, model.lm_head)
+
+
+def of_another_class(model):
+    model.__class__ = Negated
+
+
+@pytest.mark.parametrize("change", [hooked, pre_hooked, replaced, of_another_class])
+def test_code_of_ones_own_in_a_model_makes_another_model(change):
+    loaded = random_weights.random("tiny", "cpu", None)
+    before = identity.of_model(loaded)
+    change(loaded.model)
+    after = identity.of_model(loaded)
+    assert "code" not in before and {**after, "code": None} == {**before, "code": None}
+    assert after["code"] == identity.of_model(loaded)["code"]
+
+
+def test_code_beside_the_weights_counts(folder, tmp_path):
+    text = "from transformers import LlamaForCausalLM\n\nclass Own(LlamaForCausalLM):\n    factor = {}\n"
+    found = []
+    for factor in (1, 2):
+        place = tmp_path / f"model{factor}"
+        shutil.copytree(folder, place)
+        config = json.loads((place / "config.json").read_text())
+        config |= {"architectures": ["Own"], "auto_map": {"AutoModelForCausalLM": "own.Own"}}
+        (place / "config.json").write_text(json.dumps(config))
+        (place / "own.py").write_text(text.format(factor))
+        loaded = hub.hf(str(place), "cpu", None, trust_remote_code=True)
+        assert type(loaded.model).__name__ == "Own"
+        found.append({key: value for key, value in identity.of_model(loaded).items() if key != "name"})
+    assert found[0].pop("code") != found[1].pop("code")
+    assert found[0] == found[1]
+
+
+def test_a_limit_set_on_a_model_in_memory_counts():
+    loaded = random_weights.random("tiny", "cpu", None)
+    before = identity.of_model(loaded)
+    loaded.limit = 700
+    assert identity.of_model(loaded) == before | {"longest": 700}
 
 
 def test_earlier_ids_stand():
