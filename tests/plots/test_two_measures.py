@@ -12,7 +12,7 @@ from pvcbench.analyses.throughput import tables
 from pvcbench.config import compose
 from pvcbench.models import random_weights
 from pvcbench.plots import cautions, run_figures
-from pvcbench.report import paper_tables, samples, scores
+from pvcbench.report import markdown_latex, samples, scores
 from pvcbench.runs import runner, wandb_mirror
 from pvcbench.runs.rows import load_table, run_folders
 from pvcbench.stats import perplexity, sizes, summaries
@@ -62,7 +62,7 @@ def test_the_axis_is_of_bytes_and_every_reader_has_both(sliding):
     assert axes.get_xlabel() == "KV cache kept: share of the full cache's bytes, %"
     [line] = [line for line in axes.get_lines() if line.get_label() == "h2o"]
     np.testing.assert_allclose(line.get_xdata(), [100 * own["kept_bytes"]])
-    cell = paper_tables.sizes_of(own)
+    cell = markdown_latex.sizes_of(own)
     assert (cell["bytes, %"], cell["entries, %"]) == (
         f"{100 * own['kept_bytes']:.1f}",
         f"{100 * own['kept_fraction']:.1f}",
@@ -103,7 +103,7 @@ def test_without_a_full_cache_sizes_are_entries_and_say_so():
     table = summaries.summarize(rows)
     assert table["kept_bytes"].isna().all() and sizes.axis(table) == "kept_fraction"
     assert run_figures.curve(rows).axes[0].get_xlabel() == "KV cache kept: entries in the layers that evict, %"
-    assert paper_tables.sizes_of(table.iloc[0])["bytes, %"] == "-"
+    assert markdown_latex.sizes_of(table.iloc[0])["bytes, %"] == "-"
     run = scores.run_of(rows)
     assert run["parts"][0]["cells"][0]["kept"] is None and run["parts"][0]["cells"][0]["entries"] == 40.0
 

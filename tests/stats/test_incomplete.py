@@ -11,7 +11,7 @@ from cells import a_set_failed, long_and_short, rows_of, three_of_thirty
 from pvcbench.cli import compare, run_table
 from pvcbench.errors import UserError
 from pvcbench.plots import cautions, experiment, published, run_figures
-from pvcbench.report import comparison, paper_tables, scores
+from pvcbench.report import compare_methods, markdown_latex, scores
 from pvcbench.runs import wandb_mirror
 from pvcbench.stats import perplexity, ranking, significance, summaries
 
@@ -76,7 +76,7 @@ def test_likelihoods_without_bound_have_no_upper_end():
     table = perplexity.shown(rows)
     line = line_of(table, "h2o")
     assert line.perplexity == pytest.approx(np.exp(3)) and np.isinf(line.high) and line.low < line.score
-    frame, _ = paper_tables.scores(rows, significance.compared(rows), pd.DataFrame())
+    frame, _ = markdown_latex.scores(rows, significance.compared(rows), pd.DataFrame())
     assert "∞]" in frame[frame["method"] == "h2o"]["perplexity"].iloc[0]
     assert len(crosses(run_figures.curve(rows).axes[0])) == 1
 
@@ -154,7 +154,7 @@ def test_scores_and_sizes_are_told_of_the_samples_that_all_share():
     for method in ("h2o", "snapkv", "streaming_llm"):
         assert f"{method} 100.0 ({mib:.1f} MiB)" in shared
     assert "full 100.0 (1.9 MiB)" in shared
-    frame, notes = paper_tables.scores(rows, significance.compared(rows), published.beside(rows))
+    frame, notes = markdown_latex.scores(rows, significance.compared(rows), published.beside(rows))
     cells = frame.set_index("method")
     assert cells.loc["streaming_llm", "n"] == "12 of 24" and cells.loc["streaming_llm", "MiB"] == "0.8 of 1.9"
     assert cells.loc["h2o", "MiB"] == "0.4" and shared in notes
@@ -178,7 +178,7 @@ def test_the_end_of_a_run_says_it(given, capsys, tmp_path):
 
 
 def test_a_part_that_failed_is_no_whole_mean():
-    table, notes = paper_tables.by_set(a_set_failed())
+    table, notes = markdown_latex.by_set(a_set_failed())
     cells = table.set_index("method")
     assert cells.loc["tova", "mean"] == "100.0 (16 of 24)" and cells.loc["tova", "cwe"] == "-"
     assert cells.loc["h2o", "mean"] == "66.7" and any("tova at 40% is incomplete" in note for note in notes)
@@ -219,10 +219,10 @@ def test_the_mirror_keeps_it_off_the_curve(given):
 def test_unlike_sizes_are_refused_by_either_measure(tmp_path):
     line = {"method": "a", "other": "b", "budget": "0.1", "kept": 0.5, "other_kept": 0.5}
     with pytest.raises(UserError, match=r"10\.0% and 20\.0% of the entries"):
-        comparison.refuse_other_sizes(tmp_path, line | {"entries": 0.1, "other_entries": 0.2})
+        compare_methods.refuse_other_sizes(tmp_path, line | {"entries": 0.1, "other_entries": 0.2})
     with pytest.raises(UserError, match=r"50\.0% and 70\.0% of the bytes"):
-        comparison.refuse_other_sizes(tmp_path, line | {"other_kept": 0.7, "entries": 0.1, "other_entries": 0.1})
-    comparison.refuse_other_sizes(tmp_path, line | {"entries": 0.1, "other_entries": 0.1})
+        compare_methods.refuse_other_sizes(tmp_path, line | {"other_kept": 0.7, "entries": 0.1, "other_entries": 0.1})
+    compare_methods.refuse_other_sizes(tmp_path, line | {"entries": 0.1, "other_entries": 0.1})
 
 
 # ---------------------------------------------------------------------------------------------------------- leaking
