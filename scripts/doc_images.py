@@ -56,7 +56,9 @@ class Drawings:
     @cached_property
     def over_runs(self) -> dict[str, figures_over_runs.Drawing]:
         """What is drawn over all runs, by name."""
-        return {drawing.name: drawing for drawing in figures_over_runs.drawings(self.rows) if drawing.folder == "figures"}
+        return {
+            drawing.name: drawing for drawing in figures_over_runs.drawings(self.rows) if drawing.folder == "figures"
+        }
 
     def run(self, folder: PurePosixPath) -> pd.DataFrame:
         """The rows of the run that a folder of figures belongs to; none where it belongs to none."""

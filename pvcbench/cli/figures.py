@@ -32,7 +32,9 @@ def run(asked: Namespace) -> int:
 
     rows, count = load_table(asked.results), 0
     with printing():
-        for line in draw_or_check.complaints(rows, asked.results) if asked.check else draw_or_check.draw(rows, asked.results):
+        for line in (
+            draw_or_check.complaints(rows, asked.results) if asked.check else draw_or_check.draw(rows, asked.results)
+        ):
             print(line)
             count += 1
     if asked.check and count:

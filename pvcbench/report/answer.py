@@ -2,8 +2,8 @@
 
     answer.at_sizes(rows, significance.compared(rows), floors={"random"})
 
-At every size each method stands with its cell nearest to that size, if that lies within a tenth of it. The best score is
-compared with every other, sample by sample, and Holm's correction made over these comparisons; what is then not told
+At every size each method stands with its cell nearest to that size, if that lies within a tenth of it. The best score
+is compared with every other, sample by sample, and Holm's correction made over these comparisons; what is then not told
 apart from the best leads together with it. References that read the answer, the random floor and cells that lack scores
 of some samples are no candidates.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from pvcbench.plots.style import amount
 from pvcbench.stats import significance, sizes, summaries
 
 TARGETS = (0.1, 0.25, 0.4)  # shares of the full cache
@@ -22,6 +23,7 @@ COMPARED += ["kv_bytes", "kept_fraction"]  # what a comparison reads of a row
 LEAKS = "reads what follows the prompt"
 FLOOR = "the random floor"
 INCOMPLETE = "no score of some samples"
+NO_SCORE = "no score"
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Candidate:
     """A cell at a size: its line of the summary, and what separates it from the best there."""
 
     line: dict
-    difference: float = 0.0  # its score minus the best's, of likelihoods of minus the mean NLL
+    difference: float | None = None  # score minus the best's (of likelihoods: minus the mean NLL)
     low: float = float("nan")
     high: float = float("nan")
     p: float = float("nan")  # corrected; NaN of the best itself and where nothing can be tested
@@ -74,10 +76,12 @@ def at_size(rows: pd.DataFrame, table: pd.DataFrame, target: float, floors: Set[
     here = nearest_of_each(scored[scored["off"] <= sizes.OFF * target])
     why = here.apply(lambda line: reason(line, floors), axis=1) if len(here) else pd.Series(dtype=object)
     aside = {text: here[why == text].to_dict("records") for text in (LEAKS, FLOOR, INCOMPLETE) if (why == text).any()}
+    lost = without_score(table, target, set(here["method"]))
+    aside |= {NO_SCORE: lost} if lost else {}
     candidates = here[why == ""] if len(here) else here
     if candidates.empty:
         others = scored[[not reason(line, floors) for _, line in scored.iterrows()]].sort_values("off", kind="stable")
-        known = others.to_dict("records") if not aside else []
+        known = others.to_dict("records") if not aside.keys() - {NO_SCORE} else []
         return AtSize(target, measure, aside=aside, nearest=known[0] if known else None)
     leading, behind = groups(rows, candidates, lower="perplexity" in table)
     return AtSize(target, measure, leading, behind, aside)
@@ -87,6 +91,12 @@ def nearest_of_each(cells: pd.DataFrame) -> pd.DataFrame:
     """Each method's cell: one with a score of every sample before others, then the nearest to the target."""
     order = cells.assign(lacks=~cells["complete"].astype(bool)).sort_values(["lacks", "off"], kind="stable")
     return order.drop_duplicates("method").drop(columns="lacks")
+
+
+def without_score(table: pd.DataFrame, target: float, measured: Set[str]) -> list[dict]:
+    """The cells that were asked for this share and have no score, of methods that have none here either."""
+    lost = table[table["score"].isna() & ~table["method"].isin(measured)]
+    return [line for line in lost.to_dict("records") if amount(line["budget"]) == target]
 
 
 def reason(line: pd.Series, floors: Set[str]) -> str:
@@ -126,7 +136,3 @@ def full_cache(table: pd.DataFrame) -> dict | None:
     """The summary's line of the full cache, where it has a score."""
     whole = table[table["reference"].astype(bool) & table["score"].notna()]
     return None if whole.empty else whole.iloc[0].to_dict()
-
-
-
-

@@ -20,46 +20,53 @@ RULE = (
 )
 
 
-def view(ats: Sequence[AtSize], run: Mapping, times: pd.DataFrame, places: Mapping) -> list[dict]:
-    """A verdict per size: `head` and `words` for the sentence, `lines` for the table, `more` and `aside` below them."""
-    return [at_size(at, run, times, places) for at in ats]
+def view(ats: Sequence[AtSize], full: Mapping | None, run: Mapping, times: pd.DataFrame, places: Mapping) -> list[dict]:
+    """A verdict per size: `head` and `words` for the sentence, `lines` for the table, what stands beside them."""
+    whole = "" if full is None else f" (full cache: {score_of(full, run)})"
+    return [at_size(at, whole, run, times, places) for at in ats]
 
 
-def at_size(at: AtSize, run: Mapping, times: pd.DataFrame, places: Mapping) -> dict:
+def at_size(at: AtSize, whole: str, run: Mapping, times: pd.DataFrame, places: Mapping) -> dict:
     """The texts of one size."""
-    head, words = sentence(at, run)
-    lines = [line_of(one, run, times, places) for one in at.leading[:SHOWN]]
-    named = [
-        {"why": why, "cells": [link_of(cell, run, places) for cell in cells]} for why, cells in at.aside.items()
-    ]
-    more = [link_of(one.line, run, places) for one in at.leading[SHOWN:]]
-    behind = [link_of(one.line, run, places) for one in at.behind]
-    return {"size": f"{at.target:.0%}", "head": head, "words": words, "lines": lines} | {
-        "more": more,
-        "behind": behind,
-        "aside": named,
+    head, words = sentence(at, whole, run)
+    aside = [{"why": why, "cells": [link_of(cell, run, places) for cell in cells]} for why, cells in at.aside.items()]
+    return {
+        "size": f"{at.target:.0%}",
+        "head": head,
+        "words": words,
+        "lines": [line_of(one, run, times, places) for one in at.leading[:SHOWN]],
+        "more": [link_of(one.line, run, places) for one in at.leading[SHOWN:]],
+        "behind": [link_of(one.line, run, places) for one in at.behind],
+        "aside": aside,
     }
 
 
-def sentence(at: AtSize, run: Mapping) -> tuple[str, str]:
+def sentence(at: AtSize, whole: str, run: Mapping) -> tuple[str, str]:
     """The verdict: what leads, and how sure that is."""
     if not at.leading:
         return unmeasured(at)
-    best, behind, total = at.leading[0], len(at.behind), len(at.leading) + len(at.behind)
-    told = f"{best.method} ({score_of(best.line, run)})"
+    best, total = at.leading[0], len(at.leading) + len(at.behind)
+    score = f"{score_of(best.line, run)}{whole}"
     if total == 1:
-        return best.method, f"is the only method measured here ({score_of(best.line, run)}): nothing to compare it with."
+        return best.method, f"is the only method measured here, with {score}: nothing to compare it with."
     if not at.tested:
-        return "No test is possible:", f"too few samples. The best of {total} scores is that of {told}."
-    others = "the other method" if behind == 1 else f"each of the other {behind}"
+        return "No test is possible:", f"too few samples. The best of {total} scores is {best.method}'s, {score}."
+    apart = f"tests tell it apart from {listed([one.method for one in at.behind], 2)}."
     if len(at.leading) == 1:
-        return best.method, f"leads ({score_of(best.line, run)}): tests tell it apart from {others}."
-    count = best.line["samples"]
-    if not behind:
-        whole = "Both methods tie:" if total == 2 else f"All {total} methods tie:"
-        return whole, f"{count} samples tell none apart from the best score, that of {told}."
-    names = listed([one.method for one in at.leading])
-    return f"{len(at.leading)} of {total} tie:", f"{names}. Tests tell the best, {told}, apart from {others}."
+        return best.method, f"leads with {score}: {apart}"
+    if not at.behind:
+        tied = "Both methods tie:" if total == 2 else f"All {total} methods tie:"
+        return tied, f"{samples_of(best)} tell none apart from the best, {best.method} with {score}."
+    return (
+        f"{len(at.leading)} of {total} tie:",
+        f"{listed([one.method for one in at.leading])}. The best is {best.method} with {score}; {apart}",
+    )
+
+
+def samples_of(one: Candidate) -> str:
+    """How many samples a cell has, in words."""
+    count = int(one.line["samples"])
+    return f"{count} sample{'s' * (count != 1)}"
 
 
 def unmeasured(at: AtSize) -> tuple[str, str]:
@@ -76,7 +83,7 @@ def listed(names: Sequence[str], most: int = 4) -> str:
     """Names in a row, the first few of many."""
     if len(names) > most + 1:
         return f"{', '.join(names[:most])} and {len(names) - most} more"
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def link_of(line: Mapping, run: Mapping, places: Mapping) -> dict:
@@ -95,7 +102,7 @@ def line_of(one: Candidate, run: Mapping, times: pd.DataFrame, places: Mapping) 
     known["interval"] = interval(line["low"], line["high"], scale, digits) or "no interval"
     if not math.isfinite(line["low"] + line["high"]) and not pd.isna(line["low"] + line["high"]):
         known["interval"] = "unbounded"
-    best = math.isnan(one.low) and one.difference == 0 and math.isnan(one.p)
+    best = one.difference is None
     known["difference"] = "" if best else number(sign * one.difference, 1, fine, True)
     known["difference_interval"] = "" if best else interval(*ends, 1, fine, True)
     known["p"] = leaderboard.probability(one.p)
@@ -105,7 +112,9 @@ def line_of(one: Candidate, run: Mapping, times: pd.DataFrame, places: Mapping) 
 
 
 def score_of(line: Mapping, run: Mapping) -> str:
-    """A score in the page's unit."""
+    """A score in the page's unit, or why there is none."""
+    if line["score"] is None or pd.isna(line["score"]):
+        return leaderboard.absent(line)
     return number(line["score"], run["scale"], run["digits"])
 
 

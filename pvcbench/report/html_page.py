@@ -83,14 +83,17 @@ def setting_of(name: str, rows: pd.DataFrame, every: pd.DataFrame, runs: Mapping
     what, protocol = style.measured(rows).split("\n")
     if any(one.get("refeed_last") for one in rows["protocol"]):
         protocol += ", last prompt token fed again"
-    whole = answer_text.full_of(answer.full_cache(compared), run, places)
+    full = answer.full_cache(compared)
     board = leaderboard.lines_of(run, compared, times, places)
     for line in board:
         line["leads"] = leading.get((line["method"], line["budget"]))
     known = {"name": name, "task": str(rows["task"].iloc[0]), "model": str(rows["model"].iloc[0])}
     known |= {"what": what, "protocol": protocol.removeprefix("protocol: "), "samples": int(rows["sample"].nunique())}
-    known |= {"scores": run, "answer": answer_text.view(ats, run, times, places), "full": whole, "board": board}
-    known |= {"runs": [runs[folder] for folder in sorted(rows["folder"].unique())]}
+    known |= {"scores": run, "answer": answer_text.view(ats, full, run, times, places), "board": board}
+    known |= {
+        "full": answer_text.full_of(full, run, places),
+        "runs": [runs[folder] for folder in sorted(rows["folder"].unique())],
+    }
     leaders = sorted({method for method, _ in leading})
     shown = run | {"name": name, "title": f"{what}; {protocol}", "leaders": leaders, "grid": needle_grid.of(rows)}
     known["curves"] = packed.data(shown | {"palette": palette()})

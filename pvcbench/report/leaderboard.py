@@ -21,15 +21,15 @@ COLUMNS = {  # what can be sorted by, and its heading
     "difference": "minus full [95%]",
     "p": "p (Holm)",
     "n": "samples",
-    "prefill": "prefill, × full",
-    "decode": "decode, × full",
+    "prefill": "prefill (full = 1)",
+    "decode": "decode (full = 1)",
 }
 ALONE = "not measured alone"  # where cells stepped together no time is one cell's
 NOT_BESIDE = "not measured beside the full cache"
 
 
 def lines_of(run: Mapping, compared: pd.DataFrame, times: pd.DataFrame, places: Mapping) -> list[dict]:
-    """The lines of a setting, the full cache first. `run` is `scores.run_of`'s, `places` says which runs hold a cell."""
+    """The lines of a setting, the full cache first; `run` is `scores.run_of`'s, `places` has each cell's runs."""
     corrected = compared.set_index(["method", "budget"])["p_holm"].to_dict()
     looks = {method["name"]: method for method in run["methods"]}
     lines = []
@@ -112,9 +112,9 @@ def size_of(cell: Mapping) -> str:
 
 def absent(cell: Mapping) -> str:
     """Why a cell has no score, short."""
-    if cell["reach"] is not None:
+    if cell["reach"] is not None and not pd.isna(cell["reach"]):
         return f"out of reach (below {100 * cell['reach']:.1f}%)"
-    return f"no score: {cell['error'] or 'none was given'}"
+    return f"no score: {cell['error'] if isinstance(cell['error'], str) else 'none was given'}"
 
 
 def probability(p: float) -> str:

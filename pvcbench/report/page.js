@@ -183,6 +183,7 @@ async function openTarget() {
     if (!names.includes(name)) return;
     seen.samples = true;
     if (state.name !== name) await chooseSetting(name);
+    if (!seen.curves) await showCurves(); // which stand above the samples and would move them
     await showSampleSection(method, budget);
     at("samples").scrollIntoView();
     at("samples-title").focus({preventScroll: true});

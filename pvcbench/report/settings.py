@@ -1,6 +1,6 @@
 """Settings: the runs of one experiment that differ in seed, methods and budgets alone, joined to one table of rows.
 
-    dict(settings.groups(load_table("results")))  # rows by the setting's name
+dict(settings.groups(load_table("results")))  # rows by the setting's name
 """
 
 import json

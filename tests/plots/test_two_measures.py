@@ -12,7 +12,7 @@ from pvcbench.analyses.throughput import tables
 from pvcbench.config import compose
 from pvcbench.models import random_weights
 from pvcbench.plots import cautions, run_figures
-from pvcbench.report import markdown_latex, samples, scores
+from pvcbench.report import leaderboard, markdown_latex, samples, scores
 from pvcbench.runs import runner, wandb_mirror
 from pvcbench.runs.rows import load_table, run_folders
 from pvcbench.stats import perplexity, sizes, summaries
@@ -72,7 +72,7 @@ def test_the_axis_is_of_bytes_and_every_reader_has_both(sliding):
     run = scores.run_of(sliding)
     shown = next(one for one in run["parts"][0]["cells"] if one["method"] == "h2o")
     assert shown["kept"] == pytest.approx(100 * own["kept_bytes"]) and shown["entries"] == pytest.approx(10, abs=0.2)
-    assert "of the bytes, " in scores.size_of(shown) and "of the entries" in scores.size_of(shown)
+    assert "of the bytes, " in leaderboard.size_of(shown) and "of the entries" in leaderboard.size_of(shown)
     one = samples.samples_of(sliding, {}, 1)["samples"][0]["cells"][1]
     assert one["kept"] > 77 and one["share"] == pytest.approx(10, abs=0.2)
 

@@ -4,6 +4,7 @@ import warnings
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import pvcbench
@@ -11,7 +12,7 @@ from cells import rows_of
 from pvcbench.cli import run_table
 from pvcbench.plots import cautions, experiment, published, run_figures
 from pvcbench.plots.style import subject
-from pvcbench.report import markdown_latex, scores
+from pvcbench.report import leaderboard, markdown_latex, scores
 from pvcbench.stats import floor, perplexity, significance, summaries
 
 ONE = "The full cache itself answers only 1 of 30: what a method loses can be seen on those alone"
@@ -53,7 +54,7 @@ def test_no_difference_is_not_plus_zero(rows):
     cells = frame.set_index("method")
     assert cells.loc["random", "minus full"] == cells.loc["h2o", "minus full"] == "floor"
     assert any(note.startswith(ONE) for note in notes)
-    board = {line["name"]: line["entries"][0] for line in scores.board(scores.run_of(rows))["lines"]}
+    board = {line["method"]: line for line in leaderboard.lines_of(scores.run_of(rows), compared, pd.DataFrame(), {})}
     assert board["random"]["difference"] == "floor" and board["random"]["difference_interval"] == ""
     assert any(note.startswith(ONE) for note in scores.run_of(rows)["cautions"])
 

@@ -11,7 +11,7 @@ from cells import a_set_failed, long_and_short, rows_of, three_of_thirty
 from pvcbench.cli import compare, run_table
 from pvcbench.errors import UserError
 from pvcbench.plots import cautions, experiment, published, run_figures
-from pvcbench.report import compare_methods, markdown_latex, scores
+from pvcbench.report import answer, compare_methods, leaderboard, markdown_latex, scores
 from pvcbench.runs import wandb_mirror
 from pvcbench.stats import perplexity, ranking, significance, summaries
 
@@ -85,12 +85,14 @@ def test_likelihoods_without_bound_have_no_upper_end():
 
 
 def test_it_is_best_of_nothing(given):
-    run = scores.run_of(given.rows)
-    board = {line["name"]: line["entries"][0] for line in scores.board(run)["lines"]}
-    own = board[given.method]
-    assert own["score"] == "100.0" and not own["best"] and not own["complete"]
-    assert own["n"] == f"n = {given.answered} of {given.total}: incomplete, not ranked"
-    assert not any(entry["best"] for entry in board.values())  # nothing else is ahead of anything
+    compared = significance.compared(given.rows)
+    lines = leaderboard.lines_of(scores.run_of(given.rows), compared, pd.DataFrame(), {})
+    own = next(line for line in lines if line["method"] == given.method)
+    assert own["score"] == "100.0" and own["sort"]["score"] is None and not own["complete"]
+    assert own["n"] == f"{given.answered} of {given.total}: incomplete, not ranked"
+    found = answer.at_size(given.rows, compared, 0.4, set())
+    aside = [line["method"] for line in found.aside[answer.INCOMPLETE]]
+    assert given.method in aside and given.method not in [one.method for one in (*found.leading, *found.behind)]
 
 
 def test_it_is_on_no_front_and_in_no_test(given):
@@ -234,8 +236,9 @@ def test_what_leaks_is_known_from_the_rows_under_any_name():
     assert ranking.leaking(rows) == set()
     rows.loc[rows["method"] == "mine", "reads"] = "answer"
     assert ranking.leaking(rows) == {"mine"}
-    run = scores.run_of(rows)
-    assert not any(entry["best"] for line in scores.board(run)["lines"] for entry in line["entries"])
+    found = answer.at_size(rows, significance.compared(rows), 0.4, set())
+    assert [one.method for one in found.leading] == ["h2o"]
+    assert [line["method"] for line in found.aside[answer.LEAKS]] == ["mine"]
     figure = experiment.pareto(rows, significance.compared(rows), experiment.decode_times(rows, rows))
     stairs = next(line for line in figure.axes[0].get_lines() if line.get_label() == "front")
     assert sorted(stairs.get_ydata()) == [0.5, 1.0]  # h2o and the full cache
