@@ -105,7 +105,7 @@ def line_of(one: Candidate, run: Mapping, times: pd.DataFrame, places: Mapping) 
     best = one.difference is None
     known["difference"] = "" if best else number(sign * one.difference, 1, fine, True)
     known["difference_interval"] = "" if best else interval(*ends, 1, fine, True)
-    known["p"] = leaderboard.probability(one.p)
+    known["p"] = "" if best else leaderboard.probability(one.p) or "no test"
     share = line["kept_bytes"]
     known["kept"] = f"{line['kept_fraction']:.1%} of the entries" if pd.isna(share) else f"{share:.1%}"
     return known | {"mib": f"{line['mib']:.1f}"} | leaderboard.times_of(line, times)

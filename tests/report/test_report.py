@@ -317,7 +317,7 @@ def test_every_number_leads_to_samples_and_to_a_command(made, tmp_path):
     anchors, ids = set(re.findall(r'href="#([^"]+)"', text)), set(re.findall(r'\bid="([^"]+)"', text))
     samples_ = {anchor for anchor in anchors if anchor.startswith("samples/")}
     keys = {(row["method"], row["budget"]) for row in made if row["score"] is not None}
-    asked = {tuple(anchor.split("/")[2:]) for anchor in samples_ if anchor.startswith("samples/test/")}
+    asked = {tuple(anchor.split("/")[2:]) for anchor in samples_ if anchor.startswith("samples/default/")}
     assert keys <= asked | {("pvc", "0.1"), ("pvc", "0.25")} and asked == keys | {("pvc", "0.1"), ("pvc", "0.25")}
     assert anchors - samples_ <= ids
     for row in re.findall(r"<tr[^>]*data-keys=.*?</tr>", text, re.S):
