@@ -24,7 +24,7 @@ import pandas as pd
 
 from pvcbench.errors import UserError
 from pvcbench.plots import drawn_from, run_figures
-from pvcbench.report import paper
+from pvcbench.report import figures_over_runs
 from pvcbench.runs import result
 from pvcbench.runs.rows import load_table
 from scripts import coverage, performance, scale
@@ -54,9 +54,11 @@ class Drawings:
         return load_table(self.results)
 
     @cached_property
-    def over_runs(self) -> dict[str, paper.Drawing]:
+    def over_runs(self) -> dict[str, figures_over_runs.Drawing]:
         """What is drawn over all runs, by name."""
-        return {drawing.name: drawing for drawing in paper.drawings(self.rows) if drawing.folder == "figures"}
+        return {
+            drawing.name: drawing for drawing in figures_over_runs.drawings(self.rows) if drawing.folder == "figures"
+        }
 
     def run(self, folder: PurePosixPath) -> pd.DataFrame:
         """The rows of the run that a folder of figures belongs to; none where it belongs to none."""

@@ -38,7 +38,7 @@ def parser(**options) -> Parser:
 
 def run(asked: Namespace) -> int:
     """Shows the comparisons, and writes them where asked."""
-    from pvcbench.report.comparison import compare
+    from pvcbench.report.compare_methods import compare
 
     table = compare(asked.folders, asked.method, asked.against)
     if asked.out is not None:

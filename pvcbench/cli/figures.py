@@ -27,18 +27,20 @@ def parser(**options) -> Parser:
 
 def run(asked: Namespace) -> int:
     """Draws or checks; 1 when something is not fresh."""
-    from pvcbench.report import everything
+    from pvcbench.report import draw_or_check
     from pvcbench.runs.rows import load_table
 
     rows, count = load_table(asked.results), 0
     with printing():
-        for line in everything.complaints(rows, asked.results) if asked.check else everything.draw(rows, asked.results):
+        for line in (
+            draw_or_check.complaints(rows, asked.results) if asked.check else draw_or_check.draw(rows, asked.results)
+        ):
             print(line)
             count += 1
     if asked.check and count:
         print(f"pvcbench: {count} not fresh; `pvcbench figures {asked.results}` draws them again", file=sys.stderr)
     elif asked.check:
-        missing, number = everything.undrawn(rows, asked.results)
+        missing, number = draw_or_check.undrawn(rows, asked.results)
         if missing:
             told = f"nothing has been drawn yet in {len(missing)} of {number} folders"
             print(f"pvcbench: {told}; `pvcbench figures {asked.results}` draws it", file=sys.stderr)

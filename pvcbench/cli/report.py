@@ -24,7 +24,7 @@ def parser(**options) -> Parser:
 
 def run(asked: Namespace) -> int:
     """Writes the page and says where it is."""
-    from pvcbench.report.write import write
+    from pvcbench.report.write_page import write
 
     path, runs = write(asked.results.expanduser(), asked.out.expanduser(), asked.samples)
     print(f"{path}: {runs} run{'s' * (runs != 1)}, {path.stat().st_size / 1e6:.1f} MB")

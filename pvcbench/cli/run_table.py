@@ -10,8 +10,8 @@ from rich.table import Table
 from pvcbench import analyses
 from pvcbench.plots import cautions
 from pvcbench.plots.style import metric
+from pvcbench.report.markdown_latex import sizes_of
 from pvcbench.report.numbers import interval, number, scale_of
-from pvcbench.report.paper_tables import sizes_of
 from pvcbench.runs.result import Result
 from pvcbench.runs.rows import shown_rows
 from pvcbench.stats import floor

@@ -7,7 +7,7 @@ EXTRAS = {  # those of pyproject.toml
     "eval": ("lm-eval[hf]>=0.4.13", "nltk>=3.9.1", "wonderwords>=3"),
     "longbench": ("rouge==1.0.1", "jieba>=0.42.1"),
     "slurm": ("hydra-submitit-launcher>=1.2", "submitit>=1.5"),
-    "report": ("plotly>=6", "jinja2>=3.1"),
+    "report": ("jinja2>=3.1",),
 }
 
 

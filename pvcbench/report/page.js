@@ -1,67 +1,114 @@
-"use strict";
-// What is chosen on the page, and what is drawn of it.
+// What is chosen on the page, and what is shown of it.
 
-const RUNS = JSON.parse(document.getElementById("data").textContent).runs;
-const at = (id) => document.getElementById(id);
-const state = {run: 0, axis: "kept", part: 0, chosen: new Set(), sample: 0, left: 0, right: 0, which: "all"};
+const names = at("setting") ? [...at("setting").options].map((option) => option.value) : [];
+const state = {name: names[0], run: null, cells: null, axis: "kept", part: 0, chosen: new Set(), sample: 0, left: 0, right: 0, which: "all"};
+const seen = {curves: false, samples: false};
 
 function fill(select, choices, value) {
   select.replaceChildren(...choices.map(([key, text]) => new Option(text, key)));
   select.value = String(value);
 }
 
-function runName(run) {
-  const {task, experiment, title, run: id} = run.about;
-  return `${task}: ${experiment} ${id}, ${title.split("\n")[0].split(", ").slice(2).join(", ")}`;
+function complain(section, error) {
+  at(section).querySelector(".subject").textContent = `This part cannot be shown: ${error.message}`;
 }
 
-function chooseModel(model) {
-  const own = RUNS.map((run, number) => [number, run]).filter(([, run]) => run.about.model === model);
-  fill(at("run"), own.map(([number, run]) => [number, runName(run)]), own[0][0]);
-  chooseRun(own[0][0]);
+async function chooseSetting(name) {
+  Object.assign(state, {name, run: null, cells: null});
+  at("setting").value = name;
+  for (const article of document.querySelectorAll(".answer")) article.hidden = article.dataset.setting !== name;
+  await Promise.all([seen.curves ? showCurves() : null, seen.samples ? showSampleSection() : null]);
 }
 
-function chooseRun(number) {
-  const run = RUNS[number];
-  const others = run.samples.cells.map((_, place) => place).filter((place) => !run.scores.methods.find((one) => one.name === run.samples.cells[place].method).reference);
-  const answered = others.find((place) => run.samples.samples.some((sample) => sample.cells[place] && sample.cells[place].error === null));
-  Object.assign(state, {run: number, part: 0, sample: 0, left: answered ?? 0, right: 0, which: "all"});
-  state.chosen = new Set(run.scores.methods.map((method) => method.name));
+async function loadRun() {
+  const name = state.name, run = await unpack(`curves-block-${names.indexOf(name)}`);
+  if (name !== state.name) return false; // another was chosen meanwhile
+  state.run = run;
+  return true;
+}
+
+async function showCurves() {
+  seen.curves = true;
+  try {
+    if (!(await loadRun())) return;
+  } catch (error) {
+    complain("curves", error);
+    return;
+  }
+  const {run} = state;
+  const few = run.methods.length <= 9 || !run.leaders.length;
+  const shown = (method) => few || method.reference || method.leaks || method.name === "random" || run.leaders.includes(method.name);
+  state.part = 0;
+  state.chosen = new Set(run.methods.filter(shown).map((method) => method.name));
   if (!measured(run, state.axis)) state.axis = measured(run, "kept") ? "kept" : "entries";
   showCurveControls(run);
   drawCurve(run, state.part, state.axis, state.chosen);
   drawGrid(run);
+}
+
+function showCurveControls(run) {
+  at("curves").querySelector(".subject").textContent = run.title;
+  for (const radio of document.querySelectorAll("input[name=axis]")) {
+    const has = measured(run, radio.value);
+    Object.assign(radio, {disabled: !has, checked: radio.value === state.axis});
+    radio.parentElement.classList.toggle("off", !has);
+    radio.parentElement.title = has ? "" : "not measured here";
+  }
+  at("methods").replaceChildren(make("legend", "Methods"), ...run.methods.map((method) => {
+    const box = Object.assign(make("input"), {type: "checkbox", checked: state.chosen.has(method.name), value: method.name});
+    const label = make("label");
+    label.append(box, swatch(method), ` ${method.name}`);
+    return label;
+  }));
+  for (const [text, choose] of [["all", () => true], ["none", () => false], ["leading", (name) => run.leaders.includes(name) || name === "full"]]) {
+    const button = Object.assign(make("button", text), {type: "button"});
+    button.addEventListener("click", () => chooseMethods(run, choose));
+    at("methods").append(button);
+  }
+  fill(at("part"), run.parts.map((part, number) => [number, part.name]), 0);
+  at("part-label").hidden = run.parts.length < 2;
+}
+
+function chooseMethods(run, choose) {
+  for (const box of at("methods").querySelectorAll("input")) {
+    box.checked = choose(box.value);
+    state.chosen[box.checked ? "add" : "delete"](box.value);
+  }
+  drawCurve(run, state.part, state.axis, state.chosen);
+}
+
+async function showSampleSection(method, budget) {
+  seen.samples = true;
+  const name = state.name;
+  at("sample-count").textContent = "Unpacking the samples ...";
+  try {
+    const cells = await unpack(`cells-block-${names.indexOf(name)}`);
+    if (!(await loadRun()) || name !== state.name) return;
+    state.cells = cells;
+  } catch (error) {
+    at("sample-count").textContent = "";
+    complain("samples", error);
+    return;
+  }
+  const {run, cells: {cells, samples}} = state;
+  const others = cells.map((_, place) => place).filter((place) => !run.methods.find((one) => one.name === cells[place].method).reference);
+  const answered = others.find((place) => samples.some((sample) => sample.cells[place] && sample.cells[place].error === null));
+  const asked = cells.findIndex((cell) => cell.method === method && cell.budget === budget);
+  Object.assign(state, {sample: 0, left: asked >= 0 ? asked : answered ?? 0, right: 0, which: "all"});
+  at("samples").querySelector(".subject").textContent = run.title;
   showSampleControls(run);
   showSamples();
 }
 
-function showCurveControls(run) {
-  at("curve-title").textContent = run.about.title.replace("\n", "; ");
-  for (const radio of document.querySelectorAll("input[name=axis]")) {
-    const known = measured(run, radio.value);
-    Object.assign(radio, {disabled: !known, checked: radio.value === state.axis});
-    radio.parentElement.classList.toggle("off", !known);
-    radio.parentElement.title = known ? "" : "not measured by this run";
-  }
-  at("methods").replaceChildren(make("legend", "Methods"), ...run.scores.methods.map((method) => {
-    const box = Object.assign(make("input"), {type: "checkbox", checked: true, value: method.name});
-    const label = make("label");
-    label.append(box, ` ${method.name}`);
-    return label;
-  }));
-  fill(at("part"), run.scores.parts.map((part, number) => [number, part.name]), 0);
-  at("part-label").hidden = run.scores.parts.length < 2;
-}
-
 function showSampleControls(run) {
-  const {samples, total, cells} = run.samples;
+  const {samples, total, cells} = state.cells;
   const named = cells.map((cell, place) => [place, `${cell.method} at ${cell.asked}`]);
-  at("sample-count").textContent = samples.length < total ? `The first ${samples.length} of ${total} samples; --samples shows more.` : `All ${total} samples of this run.`;
+  at("sample-count").textContent = samples.length < total ? `The first ${samples.length} of ${total} samples; --samples shows more.` : `All ${total} samples.`;
   fill(at("left"), named, state.left);
   fill(at("right"), named, state.right);
   at("which").value = state.which;
-  at("which").querySelector("[value=wrong]").hidden = !run.scores.bounded;
-  drawMap(run, chooseSquare);
+  at("which").querySelector("[value=wrong]").hidden = !run.bounded;
+  drawMap(run, state.cells, chooseSquare);
 }
 
 function chooseSquare(sample, cell) {
@@ -73,7 +120,7 @@ function chooseSquare(sample, cell) {
 }
 
 function showSamples() {
-  const run = RUNS[state.run], {samples} = run.samples;
+  const {run, cells: {samples}} = state;
   const shown = samples.map((sample, number) => [number, sample]).filter(([, sample]) => passes(run, sample, state.left, state.right, state.which));
   if (shown.length && !shown.some(([number]) => number === state.sample)) state.sample = shown[0][0];
   fill(at("sample"), shown.map(([number, sample]) => [number, sampleName(sample)]), state.sample);
@@ -94,14 +141,14 @@ function drawSample(run, sample) {
   at("prompt").replaceChildren(promptView(sample));
   at("left-panel").replaceChildren(cellView(sample.cells[state.left]));
   at("right-panel").replaceChildren(cellView(sample.cells[state.right]));
-  drawSurvival(run, sample, state.left, state.right);
-  drawLikelihood(run, sample, state.left, state.right);
+  drawSurvival(run, state.cells, sample, state.left, state.right);
+  drawLikelihood(run, state.cells, sample, state.left, state.right);
 }
 
 function drawNone() {
-  at("prompt").replaceChildren(make("p", "No sample is like that: choose other cells, or show all samples.", "note"));
+  at("prompt").replaceChildren(make("p", "No sample is like that.", "note"));
   for (const id of ["left-panel", "right-panel"]) at(id).replaceChildren();
-  for (const id of ["survival", "likelihood"]) at(id).hidden = true;
+  for (const id of ["survival-part", "likelihood-part"]) at(id).hidden = true;
   at("survival-note").textContent = "";
 }
 
@@ -112,65 +159,61 @@ function step(by) {
   showSamples();
 }
 
-function showBoards() {
-  const task = at("board-task").value, size = at("board-size").value;
-  for (const board of document.querySelectorAll(".board")) {
-    const cells = [...board.querySelectorAll("[data-size]")];
-    const has = size === "" || cells.some((cell) => cell.dataset.size === size);
-    board.hidden = !has || (task !== "" && RUNS[board.dataset.run].about.task !== task);
-    for (const cell of cells) cell.hidden = size !== "" && cell.dataset.size !== size && cell.dataset.size !== "";
-    order(board.querySelector("tbody"), size);
+function listen() {
+  const redraw = () => state.run && drawCurve(state.run, state.part, state.axis, state.chosen);
+  const on = (id, act, kind = "change") => at(id).addEventListener(kind, (event) => act(event.target));
+  on("setting", (select) => chooseSetting(select.value));
+  on("axis", (radio) => { state.axis = radio.value; redraw(); });
+  on("part", (select) => { state.part = Number(select.value); redraw(); });
+  on("methods", (box) => { state.chosen[box.checked ? "add" : "delete"](box.value); redraw(); });
+  const onSamples = (id, act, kind) => on(id, (target) => state.cells && act(target), kind);
+  onSamples("which", (select) => { state.which = select.value; showSamples(); });
+  onSamples("left", (select) => { state.left = Number(select.value); showSamples(); });
+  onSamples("right", (select) => { state.right = Number(select.value); showSamples(); });
+  onSamples("sample", (select) => { state.sample = Number(select.value); showSamples(); });
+  onSamples("previous", () => step(-1), "click");
+  onSamples("next", () => step(1), "click");
+  onSamples("map-part", () => drawMap(state.run, state.cells, chooseSquare), "toggle");
+}
+
+async function openTarget() {
+  const [place, ...words] = location.hash.slice(1).split("/");
+  if (place === "samples" && words.length === 3) {
+    const [name, method, budget] = words.map(decodeURIComponent);
+    if (!names.includes(name)) return;
+    seen.samples = true;
+    if (state.name !== name) await chooseSetting(name);
+    if (!seen.curves) await showCurves(); // which stand above the samples and would move them
+    await showSampleSection(method, budget);
+    at("samples").scrollIntoView();
+    at("samples-title").focus({preventScroll: true});
+    return;
+  }
+  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  if (target && target.tagName === "DETAILS") {
+    target.open = true;
+    target.querySelector("summary").focus();
   }
 }
 
-function order(body, size) {
-  const worth = (row, number) => {
-    if (row.classList.contains("reference")) return [0, 0, number];
-    const cell = size === "" ? null : [...row.cells].find((one) => one.dataset.size === size);
-    return cell ? [1, cell.dataset.sort === undefined ? Infinity : -Number(cell.dataset.sort), number] : [1, Infinity, number];
-  };
-  const rows = [...body.rows].map((row) => [worth(row, Number(row.dataset.place)), row]);
-  rows.sort(([a], [b]) => a[0] - b[0] || (a[1] === b[1] ? a[2] - b[2] : a[1] - b[1]));
-  body.append(...rows.map(([, row]) => row));
-}
-
-function listen() {
-  const draw = () => drawCurve(RUNS[state.run], state.part, state.axis, state.chosen);
-  const on = (id, act, kind = "change") => at(id).addEventListener(kind, (event) => act(event.target));
-  on("model", (select) => chooseModel(select.value));
-  on("run", (select) => chooseRun(Number(select.value)));
-  on("axis", (radio) => { state.axis = radio.value; draw(); });
-  on("part", (select) => { state.part = Number(select.value); draw(); });
-  on("methods", (box) => { state.chosen[box.checked ? "add" : "delete"](box.value); draw(); });
-  on("which", (select) => { state.which = select.value; showSamples(); });
-  on("left", (select) => { state.left = Number(select.value); showSamples(); });
-  on("right", (select) => { state.right = Number(select.value); showSamples(); });
-  on("sample", (select) => { state.sample = Number(select.value); showSamples(); });
-  on("previous", () => step(-1), "click");
-  on("next", () => step(1), "click");
-  on("map-part", () => drawMap(RUNS[state.run], chooseSquare), "toggle");
-  on("board-task", showBoards);
-  on("board-size", showBoards);
-}
-
 function start() {
-  if (!RUNS.length) return;
-  const distinct = (values) => [...new Set(values)];
-  for (const task of distinct(RUNS.map((run) => run.about.task))) at("board-task").append(new Option(task, task));
-  const sizes = distinct(RUNS.flatMap((run) => run.scores.budgets.map((one) => one.asked)));
-  for (const size of sizes) at("board-size").append(new Option(size, size));
-  for (const body of document.querySelectorAll(".board tbody")) [...body.rows].forEach((row, number) => { row.dataset.place = number; });
-  const models = distinct(RUNS.map((run) => run.about.model));
-  fill(at("model"), models.map((model) => [model, model]), models[0]);
-  listen();
-  chooseModel(models[0]);
+  for (const part of document.querySelectorAll("details.pictures")) part.addEventListener("toggle", () => part.open && showPictures(part));
+  if (names.length) {
+    startBoard();
+    listen();
+    if (at("setting").value !== state.name) chooseSetting(at("setting").value); // a browser that goes back restores it
+    const shows = {curves: showCurves, samples: () => state.cells === null && showSampleSection()};
+    const watch = new IntersectionObserver((entries) => {
+      for (const entry of entries) {
+        if (!entry.isIntersecting || seen[entry.target.id]) continue;
+        watch.unobserve(entry.target);
+        shows[entry.target.id]();
+      }
+    }, {rootMargin: "300px"});
+    for (const id of Object.keys(shows)) watch.observe(at(id));
+  }
+  window.addEventListener("hashchange", openTarget);
+  openTarget();
 }
 
-function openTarget() {
-  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  if (target && target.tagName === "DETAILS") target.open = true;
-}
-
-window.addEventListener("hashchange", openTarget);
 start();
-openTarget();

@@ -8,7 +8,7 @@ import pandas as pd
 
 from pvcbench.errors import UserError
 from pvcbench.plots.style import asked
-from pvcbench.report import repeat
+from pvcbench.report import command_again
 from pvcbench.runs.stored import stored
 
 SAMPLES = 5  # of those with missing cells that are named
@@ -18,7 +18,7 @@ def origin(rows: pd.DataFrame, folder: Path, known: Mapping) -> dict:
     """The texts that say how a run came to be."""
     text = (folder / "config.yaml").read_text(encoding="utf-8")
     environment = folder / "environment.json"
-    command, problem = repeat.command(known)
+    command, problem = command_again.command(known)
     return {
         "config": text,
         "environment": environment.read_text(encoding="utf-8") if environment.is_file() else None,

@@ -1,12 +1,4 @@
-"use strict";
-// One sample at a time: its prompt, its gold answers, and what two cells of the run made of it, side by side.
-
-function make(tag, text, name) {
-  const element = document.createElement(tag);
-  if (text !== undefined) element.textContent = text; // never as markup: models write what they like
-  if (name) element.className = name;
-  return element;
-}
+// One sample at a time: its prompt, its gold answers, and what two cells of the setting made of it, side by side.
 
 function terms(pairs) {
   const list = make("dl");
@@ -60,67 +52,76 @@ function cellView(cell) {
   return view;
 }
 
-function sides(run, sample, left, right) {
+function sides(run, cells, sample, left, right) {
   const look = (place) => {
-    const cell = run.samples.cells[place];
-    const method = run.scores.methods.find((one) => one.name === cell.method);
-    return {cell: sample.cells[place], name: `${cell.method} at ${cell.asked}`, method, mean: run.scores.parts[0].cells.find((one) => one.method === cell.method && one.budget === cell.budget)};
+    const cell = cells.cells[place], method = run.methods.find((one) => one.name === cell.method);
+    return {cell: sample.cells[place], name: `${cell.method} at ${cell.asked}`, method, mean: run.parts[0].cells.find((one) => one.method === cell.method && one.budget === cell.budget)};
   };
   const found = [{...look(left), dash: "solid", width: 3, symbol: "circle"}];
   if (right !== left) found.push({...look(right), dash: "dash", width: 2, symbol: "diamond"});
   return found;
 }
 
-function line(side, name, x, y, more) {
-  return {type: "scatter", mode: "lines+markers", name: plain(name), x, y, line: {color: side.method.colour, dash: side.dash, width: side.width}, marker: {symbol: side.symbol, size: 7, color: side.method.colour}, ...more};
+function seriesOf(side, name, x, y, more) {
+  const points = x.map((one, number) => ({x: one, y: y[number], tip: `${name}: ${told(y[number], 2)}`}));
+  return {name, line: true, colour: side.method.colour, dash: side.dash, width: side.width, symbol: side.symbol, points, ...more};
 }
 
-function drawSurvival(run, sample, left, right) {
-  const traces = [];
-  for (const side of sides(run, sample, left, right)) {
+function drawLines(id, axes, series) {
+  at(`${id}-part`).hidden = !series.length;
+  for (const old of at(`${id}-part`).querySelectorAll("ul")) old.remove();
+  if (!series.length) return;
+  const x = series.flatMap((one) => one.points.map((point) => point.x));
+  chart(id, {x: {label: axes.x, low: Math.min(...x), high: Math.max(...x) || 1}, y: axes.y(series), series});
+  legend(at(`${id}-part`), series);
+}
+
+function drawSurvival(run, cells, sample, left, right) {
+  const series = [];
+  for (const side of sides(run, cells, sample, left, right)) {
     for (const [span, layers] of Object.entries(side.cell ? side.cell.spans : {})) {
-      traces.push(line(side, `${side.name}: ${span}`, layers.map((_, layer) => layer), layers));
+      series.push(seriesOf(side, `${side.name}: ${span}`, layers.map((_, layer) => layer), layers));
     }
     const mean = side.mean ? side.mean.needle : [];
     if (mean.length && !side.method.reference) {
-      traces.push(line(side, `${side.name}: mean of all samples`, mean.map((_, layer) => layer), mean, {mode: "lines", opacity: 0.55, line: {color: side.method.colour, dash: "dot", width: 1.5}}));
+      series.push(seriesOf(side, `${side.name}: mean of all samples`, mean.map((_, layer) => layer), mean, {symbol: null, opacity: 0.6, dash: "dot", width: 1.5}));
     }
   }
-  const recorded = run.samples.samples.some((one) => one.cells.some((cell) => cell && Object.keys(cell.spans).length));
-  document.getElementById("survival").hidden = traces.length === 0;
-  document.getElementById("survival-note").textContent = traces.length ? "" : recorded ? "Neither side has survival to show." : "This run names no passages whose survival could be shown.";
-  if (traces.length) {
-    const axes = {xaxis: {title: {text: "layer"}, dtick: traces[0].x.length > 12 ? 5 : 1}, yaxis: {title: {text: "marked passage still cached, %"}, range: [-4, 104]}};
-    Plotly.react("survival", traces, layout(axes), CONFIG);
-  }
+  const recorded = cells.samples.some((one) => one.cells.some((cell) => cell && Object.keys(cell.spans).length));
+  at("survival-note").textContent = series.length ? "" : recorded ? "Neither side has survival to show." : "No passages are named whose survival could be shown.";
+  drawLines("survival", {x: "layer", y: () => ({label: "marked passage still cached, %", low: -2, high: 102})}, series);
 }
 
-function drawLikelihood(run, sample, left, right) {
-  const known = sides(run, sample, left, right).filter((side) => side.cell && side.cell.nll);
-  document.getElementById("likelihood").hidden = known.length === 0;
-  if (known.length) {
-    const traces = known.map((side) => line(side, side.name, side.cell.nll.position, side.cell.nll.nll));
-    const axes = {xaxis: {title: {text: "position in the document, tokens (means of blocks)"}}, yaxis: {title: {text: "NLL, nats per token"}}};
-    Plotly.react("likelihood", traces, layout(axes), CONFIG);
-  }
+function drawLikelihood(run, cells, sample, left, right) {
+  const sidesKnown = sides(run, cells, sample, left, right).filter((side) => side.cell && side.cell.nll);
+  const series = sidesKnown.map((side) => seriesOf(side, side.name, side.cell.nll.position, side.cell.nll.nll));
+  const most = (all) => Math.max(...all.flatMap((one) => one.points.map((point) => point.y)));
+  drawLines("likelihood", {x: "position in the document, tokens (means of blocks)", y: (all) => ({label: "NLL, nats per token", low: 0, high: 1.05 * most(all)})}, series);
 }
 
-function drawMap(run, choose) {
-  const part = document.getElementById("map-part"), {cells, samples} = run.samples;
-  part.hidden = !run.scores.bounded;
+function drawMap(run, cells, choose) {
+  const part = at("map-part");
+  part.hidden = !run.bounded;
+  at("map").replaceChildren();
   if (part.hidden || !part.open) return;
-  const names = cells.map((cell) => `${plain(cell.method)} ${plain(cell.asked)}`), rows = samples.map((sample) => plain(sample.id));
-  const values = samples.map((sample) => sample.cells.map((cell) => (cell ? cell.score : null)));
-  const trace = {type: "heatmap", x: names.map((_, number) => number), y: rows.map((_, number) => number), z: values, zmin: 0, zmax: 1, colorscale: "Viridis", xgap: 1, ygap: 1, hoverongaps: false, colorbar: {title: {text: "score"}}};
-  trace.hovertemplate = "%{customdata}: %{z:.3g}<extra></extra>";
-  trace.customdata = rows.map((row) => names.map((name) => `sample ${row}, ${name}`));
-  const ticks = (texts) => ({tickvals: texts.map((_, number) => number), ticktext: texts, automargin: true, showgrid: false, zeroline: false, tickfont: {size: 10}});
-  const shape = {width: 170 + 26 * names.length, height: 150 + 15 * rows.length, margin: {l: 60, r: 10, t: 10, b: 110}, plot_bgcolor: "#e6e6e6"};
-  const axes = {xaxis: {...ticks(names), tickangle: -60}, yaxis: {...ticks(rows), autorange: "reversed"}};
-  Plotly.react("map", [trace], {...shape, ...axes}, {...CONFIG, responsive: false});
-  const map = document.getElementById("map");
-  map.removeAllListeners("plotly_click");
-  map.on("plotly_click", (event) => choose(event.points[0].y, event.points[0].x));
+  const head = make("tr");
+  head.append(header("sample", "col", {}), ...cells.cells.map((cell) => header(`${cell.method} ${cell.asked}`, "col", {className: "upright"})));
+  const body = make("tbody");
+  for (const [down, sample] of cells.samples.entries()) {
+    const row = make("tr");
+    row.append(header(sample.id, "row", {}));
+    for (const [across, cell] of sample.cells.entries()) {
+      const square = make("td", cell === null || cell.score === null ? "" : told(100 * cell.score, 0), "square small");
+      Object.assign(square.dataset, {sample: down, cell: across});
+      if (cell !== null && cell.score !== null) paint(square, run.palette, cell.score);
+      row.append(square);
+    }
+    body.append(row);
+  }
+  const top = make("thead");
+  top.append(head);
+  at("map").replaceChildren(make("caption", "Score in % of every sample in every cell"), top, body);
+  at("map").onclick = (event) => { const {sample, cell} = event.target.dataset; if (sample !== undefined) choose(Number(sample), Number(cell)); };
 }
 
 function passes(run, sample, left, right, which) {

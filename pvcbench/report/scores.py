@@ -1,15 +1,14 @@
-"""What the page shows of a run with scores: the cells of its leaderboard and curves, as `stats` summarises them."""
+"""What the page shows of a setting with scores: the cells of its leaderboard and curves, as `stats` summarises them."""
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
 from pvcbench.plots import cautions
 from pvcbench.plots.needle import needle_shares
-from pvcbench.plots.style import DASHED, DOTTED, MIXED, asked, budgets_of, looks, metric, subject
-from pvcbench.report.numbers import interval, number, scale_of
+from pvcbench.plots.style import DASHED, DOTTED, MIXED, asked, budgets_of, looks, metric
+from pvcbench.report.numbers import scale_of
 from pvcbench.stats import floor, ranking, sizes, summaries
 from pvcbench.stats import perplexity as likelihood
 from pvcbench.stats.failures import reach
@@ -21,9 +20,9 @@ DASHES = {"-": "solid", DASHED: "dash", DOTTED: "dot", MIXED: "dashdot"}
 SIZES = ("mib", "full_mib", "prefill_s", "kept_entries")
 
 
-def run_of(rows: pd.DataFrame) -> dict:
-    """One run as the page needs it: what it is, its methods' looks, and the cells of each of its parts."""
-    summary = likelihood.shown(rows)
+def run_of(rows: pd.DataFrame, summary: pd.DataFrame | None = None) -> dict:
+    """One setting as the page needs it: what it is, its methods' looks, and the cells of each of its parts."""
+    summary = likelihood.shown(rows) if summary is None else summary
     perplexity = "perplexity" in summary
     scale, digits = (1, 2) if perplexity else scale_of(rows)
     parts = [{"name": "all samples", "cells": cells_of(summary, rows, scale)}]
@@ -33,13 +32,6 @@ def run_of(rows: pd.DataFrame) -> dict:
             parts.append({"name": f"{kind} {part}", "cells": cells_of(lines, rows, scale)})
     name = "perplexity" if perplexity else metric(rows)
     return {
-        "run": str(rows["run"].iloc[0]),
-        "experiment": str(rows["experiment"].iloc[0]),
-        "task": str(rows["task"].iloc[0]),
-        "model": str(rows["model"].iloc[0]),
-        "seed": int(rows["seed"].iloc[0]),
-        "samples": int(rows["sample"].nunique()),
-        "title": subject(rows),
         "metric": name + (", %" if scale == 100 else ""),
         "difference": "NLL minus full, nats per token" if perplexity else "minus full",
         "lower": perplexity,
@@ -102,68 +94,3 @@ def cells_of(table: pd.DataFrame, rows: pd.DataFrame, scale: float) -> list[dict
 def value(number: float | None, scale: float = 1) -> float | None:
     """A number for JSON, which has neither NaN nor infinities."""
     return None if number is None or not math.isfinite(number) else round(scale * float(number), 6)
-
-
-def board(run: Mapping) -> dict:
-    """The leaderboard of a run: a line per method, a column per size asked for, the texts of every cell."""
-    budgets, cells = [entry["budget"] for entry in run["budgets"]], run["parts"][0]["cells"]
-    best = {budget: best_of(run, [cell for cell in cells if cell["budget"] == budget]) for budget in budgets}
-    lines = []
-    for method in run["methods"]:
-        own = {cell["budget"]: cell for cell in cells if cell["method"] == method["name"]}
-        if method["reference"]:
-            entries = [spell(run, next(iter(own.values())), False)]
-        else:
-            entries = [spell(run, own.get(budget), best[budget] == method["name"]) for budget in budgets]
-        lines.append({**method, "entries": entries})
-    return {"budgets": run["budgets"], "lines": lines}
-
-
-def best_of(run: Mapping, cells: list[dict]) -> str | None:
-    """The method with the best score among some cells; left out are references, what leaks and what is incomplete."""
-    ranked = [cell for cell in cells if not cell["reference"] and not cell["leaks"] and cell["complete"]]
-    scored = [cell for cell in ranked if cell["score"] is not None]
-    order = sorted(scored, key=lambda cell: cell["score"] if run["lower"] else -cell["score"])
-    return order[0]["method"] if len(order) > 1 and order[0]["score"] != order[1]["score"] else None
-
-
-def spell(run: Mapping, cell: Mapping | None, best: bool) -> dict:
-    """The texts of a leaderboard's cell, and the number it is sorted by (none: last)."""
-    if cell is None or cell["score"] is None:
-        return {"score": None, "why": "not asked" if cell is None else absent(cell)}
-    digits, fine = run["digits"], 3 if run["lower"] else run["digits"]
-    ends = (math.nan if cell[name] is None else cell[name] for name in ("low", "high"))
-    wide = (math.nan if cell[name] is None else cell[name] for name in ("difference_low", "difference_high"))
-    of = "" if cell["complete"] else f" of {cell['of']}: incomplete, not ranked"
-    ends, wide = list(ends), list(wide)
-    difference = [number(cell["difference"], 1, fine, True), interval(*wide, 1, fine, True)]
-    if run["floor"] is not None and floor.unseen(math.nan if cell["difference"] is None else cell["difference"], *wide):
-        difference = [floor.WORD, ""]
-    return {
-        "score": number(cell["score"], 1, digits),
-        "sort": -cell["score"] if run["lower"] else cell["score"],
-        "interval": "unbounded" if cell["unbounded"] else interval(*ends, 1, digits) or "no interval",
-        "difference": difference[0],
-        "difference_interval": difference[1],
-        "size": size_of(cell),
-        "n": f"n = {cell['samples']}{of}",
-        "best": best,
-        "complete": cell["complete"],
-    }
-
-
-def size_of(cell: Mapping) -> str:
-    """What a cell kept, by both measures where they differ, and its bytes; of some samples only beside the full's."""
-    shares = {"of the bytes": cell["kept"], "of the entries": cell["entries"]}
-    if cell["kept"] is not None and abs(cell["kept"] - cell["entries"]) <= 100 * sizes.APART:
-        shares = {"kept": cell["kept"]}
-    told = ", ".join(f"{share:.1f}% {of}" for of, share in shares.items() if share is not None)
-    whole = "" if cell["complete"] or cell["full_mib"] is None else f" of {cell['full_mib']:.1f}"
-    return f"{told}, {cell['mib']:.1f}{whole} MiB"
-
-
-def absent(cell: Mapping) -> str:
-    """Why a cell has no score, short."""
-    if cell["reach"] is not None:
-        return f"out of reach (below {100 * cell['reach']:.1f}%)"
-    return f"no score: {cell['error'] or 'none was given'}"

@@ -12,7 +12,7 @@ from pvcbench.analyses.throughput import tables
 from pvcbench.config import compose
 from pvcbench.models import random_weights
 from pvcbench.plots import cautions, run_figures
-from pvcbench.report import paper_tables, samples, scores
+from pvcbench.report import leaderboard, markdown_latex, samples, scores
 from pvcbench.runs import runner, wandb_mirror
 from pvcbench.runs.rows import load_table, run_folders
 from pvcbench.stats import perplexity, sizes, summaries
@@ -62,7 +62,7 @@ def test_the_axis_is_of_bytes_and_every_reader_has_both(sliding):
     assert axes.get_xlabel() == "KV cache kept: share of the full cache's bytes, %"
     [line] = [line for line in axes.get_lines() if line.get_label() == "h2o"]
     np.testing.assert_allclose(line.get_xdata(), [100 * own["kept_bytes"]])
-    cell = paper_tables.sizes_of(own)
+    cell = markdown_latex.sizes_of(own)
     assert (cell["bytes, %"], cell["entries, %"]) == (
         f"{100 * own['kept_bytes']:.1f}",
         f"{100 * own['kept_fraction']:.1f}",
@@ -72,7 +72,7 @@ def test_the_axis_is_of_bytes_and_every_reader_has_both(sliding):
     run = scores.run_of(sliding)
     shown = next(one for one in run["parts"][0]["cells"] if one["method"] == "h2o")
     assert shown["kept"] == pytest.approx(100 * own["kept_bytes"]) and shown["entries"] == pytest.approx(10, abs=0.2)
-    assert "of the bytes, " in scores.size_of(shown) and "of the entries" in scores.size_of(shown)
+    assert "of the bytes, " in leaderboard.size_of(shown) and "of the entries" in leaderboard.size_of(shown)
     one = samples.samples_of(sliding, {}, 1)["samples"][0]["cells"][1]
     assert one["kept"] > 77 and one["share"] == pytest.approx(10, abs=0.2)
 
@@ -103,7 +103,7 @@ def test_without_a_full_cache_sizes_are_entries_and_say_so():
     table = summaries.summarize(rows)
     assert table["kept_bytes"].isna().all() and sizes.axis(table) == "kept_fraction"
     assert run_figures.curve(rows).axes[0].get_xlabel() == "KV cache kept: entries in the layers that evict, %"
-    assert paper_tables.sizes_of(table.iloc[0])["bytes, %"] == "-"
+    assert markdown_latex.sizes_of(table.iloc[0])["bytes, %"] == "-"
     run = scores.run_of(rows)
     assert run["parts"][0]["cells"][0]["kept"] is None and run["parts"][0]["cells"][0]["entries"] == 40.0
 

@@ -10,7 +10,7 @@ import pytest
 from cells import rows_of
 from pvcbench.cli import compare, run_table
 from pvcbench.plots import published, run_figures
-from pvcbench.report import paper_tables, scores
+from pvcbench.report import markdown_latex, scores
 from pvcbench.stats import perplexity, significance, summaries
 
 NAMES = ("h2o[/red]", "[bold]", "h2o[red]", ":smile:", "a$b$c", r"x\y{z}~^", "[link=file:///etc/passwd]h[/link]", "a|b")
@@ -76,13 +76,13 @@ def test_powers_of_ten_stay_formulas(tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_latex_has_no_bare_command(name):
     rows = rows_named(name)
-    frame, notes = paper_tables.scores(rows, significance.compared(rows), published.beside(rows))
-    text = paper_tables.latex(frame, notes, name, "0" * 64)
+    frame, notes = markdown_latex.scores(rows, significance.compared(rows), published.beside(rows))
+    text = markdown_latex.latex(frame, notes, name, "0" * 64)
     caption = next(line for line in text.splitlines() if line.startswith(r"\caption"))
     inside = caption.removeprefix(r"\caption{").rsplit("}", 1)[0]
     bare = re.sub(r"\\(textbackslash|textasciitilde|textasciicircum|textless|infty)\b(\{\})?|\\[_%&#${}]", "", inside)
     assert not re.search(r"[\\{}~^$%&#_]", bare.replace("$$", "")), bare
-    body = paper_tables.markdown(frame, notes, name, "0" * 64)
+    body = markdown_latex.markdown(frame, notes, name, "0" * 64)
     lines = [line for line in body.splitlines() if line.startswith("| ")]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
 

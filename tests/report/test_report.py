@@ -1,9 +1,9 @@
 """The report: its numbers are those of `stats` and `likelihood`, its texts cannot become markup, its page is whole."""
 
 import copy
+import gzip
 import hashlib
 import html
-import json
 import re
 import shlex
 import shutil
@@ -20,10 +20,21 @@ from omegaconf import OmegaConf
 from pvcbench.cli.main import main as command
 from pvcbench.config import compose
 from pvcbench.plots.style import LOOKS, OTHERS
-from pvcbench.report import page, pictures, provenance, repeat, samples, scores, write
+from pvcbench.report import (
+    command_again,
+    html_page,
+    leaderboard,
+    needle_grid,
+    packed,
+    provenance,
+    relative_times,
+    samples,
+    scores,
+    write_page,
+)
 from pvcbench.runs import result
 from pvcbench.runs.rows import load_table
-from pvcbench.stats import perplexity, summaries
+from pvcbench.stats import perplexity, significance, summaries
 from rows import needle_rows, table, write_run
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -72,10 +83,16 @@ def said(capsys, *arguments):
     return code, capsys.readouterr()
 
 
-def data_of(text):
-    """The data that a page holds, as a browser reads it: up to the first end of a script."""
-    start = text.index('id="data">') + len('id="data">')
-    return json.loads(text[start : text.index("</script", start)])["runs"]
+def data_of(text, kind="cells"):
+    """The packed blocks of a page, as a browser unpacks them."""
+    return [packed.unpacked(block) for block in re.findall(rf'id="{kind}-block-\d+">([^<]*)</script>', text)]
+
+
+def lines_of(rows):
+    """The leaderboard of some rows by method and budget."""
+    compared = significance.compared(rows)
+    lines = leaderboard.lines_of(scores.run_of(rows, compared), compared, relative_times.of(rows), {})
+    return {(line["method"], line["budget"]): line for line in lines}
 
 
 # ---------------------------------------------------------------------------------------------- numbers
@@ -116,9 +133,9 @@ def test_likelihoods_are_perplexities(tmp_path):
         assert one["score"] == pytest.approx(shown.loc[key, "perplexity"], abs=1e-6)
         assert one["difference"] == pytest.approx(shown.loc[key, "nll_difference"], abs=1e-6)
         assert one["difference_low"] < one["difference"] < one["difference_high"]
-    entry = scores.board(run)["lines"][1]["entries"][0]
+    entry = lines_of(rows)["h2o", "0.25"]
     assert entry["difference"] == f"{shown.loc[('h2o', '0.25'), 'nll_difference']:+.3f}"
-    assert entry["sort"] == -cell(run, "h2o", "0.25")["score"]
+    assert entry["sort"]["score"] == cell(run, "h2o", "0.25")["score"]
     one = samples.samples_of(rows, {}, 1)["samples"][0]["cells"]
     nll = rows[(rows["sample"] == "doc0#0") & (rows["budget"] == "0.25")]["token_nll"].iloc[0]
     assert one[1]["nll"]["nll"] == pytest.approx([np.mean(nll[:32]), np.mean(nll[32:])], abs=1e-6)
@@ -133,17 +150,14 @@ def test_every_data_set_has_its_part(rows):
     assert cell(run, "h2o", "0.55", 1)["score"] == pytest.approx(100 * own["score"].astype(float).mean())
 
 
-def test_the_board_says_best_and_why_not(rows):
-    run = scores.run_of(rows)
-    board = {line["name"]: line["entries"] for line in scores.board(run)["lines"]}
-    assert len(board["full"]) == 1 and not board["full"][0]["best"] and board["full"][0]["difference"] == ""
-    assert board["pvc"][0] == {"score": None, "why": "out of reach (below 38.0%)"}
-    pvc, h2o = (cell(run, name, "0.55")["score"] for name in ("pvc", "h2o"))
-    assert pvc != h2o and board["pvc"][2]["best"] == (pvc > h2o) and board["h2o"][2]["best"] == (h2o > pvc)
-    assert not board["h2o"][0]["best"]  # alone at its size
-    assert board["h2o"][2]["n"] == "n = 10" and board["h2o"][2]["size"].startswith("55.0% kept, 12.")
-    gone = scores.run_of(rows[~((rows["method"] == "h2o") & (rows["budget"] == "0.25"))])
-    assert scores.board(gone)["lines"][1]["entries"][1]["why"] == "not asked"
+def test_the_board_says_sizes_and_why_not(rows):
+    board = lines_of(rows)
+    assert board["full", "1.0"]["difference"] == "" and board["full", "1.0"]["asked"] == "all"
+    lost = board["pvc", "0.1"]
+    assert lost["score"] is None and lost["why"] == "out of reach (below 38.0%)" and lost["sort"]["score"] is None
+    own = board["h2o", "0.55"]
+    assert (own["n"], own["size"], own["complete"]) == ("10", "55.0%", True) and own["mib"].startswith("12.")
+    assert [line["sort"]["asked"] for line in board.values()] == [0, 1, 2, 3, 3, 1, 2]
 
 
 def test_every_look_of_the_figures_is_one_of_the_page():
@@ -151,24 +165,18 @@ def test_every_look_of_the_figures_is_one_of_the_page():
         assert scores.SYMBOLS[marker] and scores.DASHES[line]
 
 
-def test_what_leaks_is_never_the_best():
-    cell = {"reference": False, "leaks": False, "complete": True, "score": 1.0}
-    cells = [cell | {"method": "mine", "leaks": True}, cell | {"method": "h2o", "score": 0.4}]
-    cells.append(cell | {"method": "pvc", "score": 0.2})
-    assert scores.best_of({"lower": False}, cells) == "h2o" and scores.best_of({"lower": True}, cells) == "pvc"
-
-
 def test_grids_hold_every_square(rows):
-    grid = pictures.needle_grid(rows)
-    assert len(grid["data"]) == 2 * 4  # h2o and pvc; the full cache and three budgets
+    grid = needle_grid.of(rows)
+    panels = {panel["name"]: panel["cells"] for panel in grid["panels"]}
+    assert {name: len(cells) for name, cells in panels.items()} == {"full cache": 1, "h2o": 3, "pvc": 3}
+    assert grid["depths"] == ["0", "25", "50", "75", "100"] and grid["sizes"] == ["10%", "25%", "55%"]
     own = rows[(rows["method"] == "h2o") & (rows["budget"] == "0.55")]
     depth = own["sample_info"].map(lambda info: info["depth"])
-    expected = [[own[depth == one]["score"].astype(float).mean()] for one in (0, 25, 50, 75, 100)]
-    assert grid["data"][3]["z"] == expected and grid["data"][3]["y"] == ["0", "25", "50", "75", "100"]
-    assert grid["data"][3]["text"][0] == [f"{round(2 * expected[0][0])}/2"]
-    assert grid["data"][5]["z"] == [[None]] * 5  # pvc at 10%
-    assert [note["text"] for note in grid["layout"]["annotations"]].count("out of reach<br>(below 38%)") == 2
-    assert pictures.needle_grid(table(perplexity_rows())) is None
+    expected = [own[depth == one]["score"].astype(float).mean() for one in (0, 25, 50, 75, 100)]
+    squares = panels["h2o"][2]["squares"]
+    assert squares == [[[mean, f"{round(2 * mean)}/2"]] for mean in expected]
+    assert panels["pvc"][:2] == [{"why": "out of reach (below 38%)"}] * 2
+    assert needle_grid.of(table(perplexity_rows())) is None
 
 
 # ---------------------------------------------------------------------------------------------- samples
@@ -226,26 +234,29 @@ def test_runs_without_rows_are_found(made, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.yaml").write_text("a: b: c")  # nobody's run
     assert provenance.without_rows(tmp_path) == ["default/bbbb"]
-    assert "default/bbbb" in page.build(tmp_path, 1)[0].split('id="absent"')[1].split('id="origins"')[0]
+    assert "default/bbbb" in html_page.build(tmp_path, 1)[0].split('id="absent"')[1].split('id="origins"')[0]
 
 
 @pytest.mark.parametrize("folder", sorted(path.parent for path in RESULTS.rglob("config.yaml")), ids=lambda p: p.name)
 def test_commands_ask_for_the_same_again(folder):
     stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    found, problem = repeat.command(stored)
+    found, problem = command_again.command(stored)
     assert problem is None
     words = shlex.split(found)
     assert words[:3] == ["python", "-m", "pvcbench"]
     again = OmegaConf.to_container(compose.composed(words[3:]))
     assert again["experiment"] == stored["config"]["experiment"]
     for name in ("model", "task", "methods", "budgets", "seed", "query_aware", "decode", "engine"):
-        left, right = dict(repeat.leaves({name: stored["config"][name]})), dict(repeat.leaves({name: again[name]}))
+        left, right = (
+            dict(command_again.leaves({name: stored["config"][name]})),
+            dict(command_again.leaves({name: again[name]})),
+        )
         assert left.items() <= right.items(), name
 
 
 def test_the_quickstarts_command_is_the_readmes():
     stored = yaml.safe_load((RESULTS / "quickstart" / "38204906e0bf" / "config.yaml").read_text(encoding="utf-8"))
-    words = shlex.split(repeat.command(stored)[0])[3:]
+    words = shlex.split(command_again.command(stored)[0])[3:]
     assert words == [
         "task=needle",
         "method=[pvc,h2o,streaming_llm,random]",
@@ -258,11 +269,11 @@ def test_what_no_command_can_say():
     stored = yaml.safe_load((RESULTS / "quickstart" / "38204906e0bf" / "config.yaml").read_text(encoding="utf-8"))
     own = copy.deepcopy(stored)
     own["identity"]["task"]["name"] = "mine"
-    assert repeat.command(own) == (None, "measured from Python with a task of its own")
+    assert command_again.command(own) == (None, "measured from Python with a task of its own")
     old = copy.deepcopy(stored)
     old["config"]["methods"]["pvc"]["gone"] = 1
-    assert repeat.command(old)[0] is None and "gone" in repeat.command(old)[1]
-    assert repeat.command({"config": {}, "identity": {"task": {"name": "x"}}})[0] is None
+    assert command_again.command(old)[0] is None and "gone" in command_again.command(old)[1]
+    assert command_again.command({"config": {}, "identity": {"task": {"name": "x"}}})[0] is None
 
 
 # ---------------------------------------------------------------------------------------------- the page
@@ -275,35 +286,69 @@ def test_texts_of_models_stay_texts(made, tmp_path):
         row["answers"], row["method"] = [EVIL], row["method"].replace("h2o", "h2o<script>")
         row["error"] = row["error"] and EVIL
     write_run(tmp_path / "x<script>y" / "aaaa", hostile)
-    text, runs = page.build(tmp_path, 10)
+    text, runs = html_page.build(tmp_path, 10)
     assert runs == 1 and "<script>window" not in text and "<img src=x" not in text
-    before = text.split("<script>")[0]
-    assert len(re.findall(r"<script\b", before)) == 1  # the data, which no browser runs
-    assert before.split('id="data">')[1].isascii()
+    assert re.findall(r"<script\b[^>]*>", text) == [
+        '<script type="text/plain" id="curves-block-0">',
+        '<script type="text/plain" id="cells-block-0">',
+        '<script type="module">',
+    ]  # of which a browser runs the last alone
     [run] = data_of(text)
-    outputs = {cell["output"] for one in run["samples"]["samples"] for cell in one["cells"] if cell["output"]}
-    assert outputs == {EVIL} and run["samples"]["samples"][0]["answers"] == [EVIL]
+    outputs = {cell["output"] for one in run["samples"] for cell in one["cells"] if cell["output"]}
+    assert outputs == {EVIL} and run["samples"][0]["answers"] == [EVIL]
     assert "h2o&lt;script&gt;" in text and html.escape("x<script>y", quote=False) in text
 
 
-def test_the_policy_names_our_scripts_and_nothing_else(made, tmp_path):
+def test_the_policy_names_our_script_and_nothing_else(made, tmp_path):
     write_run(tmp_path / "default" / "aaaa", made)
-    text, _ = page.build(tmp_path, 10)
+    text, _ = html_page.build(tmp_path, 10)
     policy = html.unescape(re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1])
-    scripts = re.findall(r"<script>(.*?)</script>", text, re.S)
-    assert len(scripts) == 4
-    allowed = re.findall(r"'sha256-([^']+)'", policy)
-    assert allowed == [b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    [script] = re.findall(r'<script type="module">(.*?)</script>', text, re.S)
+    [allowed] = re.findall(r"'sha256-([^']+)'", policy)
+    assert allowed == b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert "default-src 'none'" in policy and "http" not in policy and "connect" not in policy
     outside = re.sub(r"<script.*?</script>", "", text, flags=re.S)
     assert not re.findall(r"(?:src|href)=[\"'](?!#|data:)", outside)
 
 
+def test_every_number_leads_to_samples_and_to_a_command(made, tmp_path):
+    write_run(tmp_path / "default" / "aaaa", made)
+    text, _ = html_page.build(tmp_path, 10)
+    anchors, ids = set(re.findall(r'href="#([^"]+)"', text)), set(re.findall(r'\bid="([^"]+)"', text))
+    samples_ = {anchor for anchor in anchors if anchor.startswith("samples/")}
+    keys = {(row["method"], row["budget"]) for row in made if row["score"] is not None}
+    asked = {tuple(anchor.split("/")[2:]) for anchor in samples_ if anchor.startswith("samples/default/")}
+    assert keys <= asked | {("pvc", "0.1"), ("pvc", "0.25")} and asked == keys | {("pvc", "0.1"), ("pvc", "0.25")}
+    assert anchors - samples_ <= ids
+    for row in re.findall(r"<tr[^>]*data-keys=.*?</tr>", text, re.S):
+        assert 'href="#origin-' in row
+
+
+def test_a_page_says_where_the_full_cache_fails(made, tmp_path):
+    rows = [row | ({"score": 0.0} if row["reference"] else {}) for row in copy.deepcopy(made)]
+    write_run(tmp_path / "default" / "aaaa", rows)
+    text, _ = html_page.build(tmp_path, 10)
+    first = text.split('id="leaderboard"')[0]
+    assert "This comparison means little." in first and "answers none of 10" in first
+
+
+def test_runs_of_one_setting_are_one_answer(made, tmp_path):
+    """Each method in a run of its own, as two commands leave them: they stand in one table, and share their samples."""
+    for place, names in (("aaaa", ("full", "h2o")), ("bbbb", ("full", "pvc"))):
+        write_run(tmp_path / "default" / place, [row for row in made if row["method"] in names])
+    text, runs = html_page.build(tmp_path, 10)
+    assert runs == 2 and text.count('class="answer"') == 1
+    [cells] = data_of(text)
+    assert {cell["method"] for cell in cells["cells"]} == {"full", "h2o", "pvc"} and cells["total"] == 10
+    row = next(row for row in re.findall(r"<tr[^>]*data-keys=.*?</tr>", text, re.S) if 'data-method="pvc"' in row)
+    assert "bbbb" in row and "aaaa" not in row
+
+
 def test_the_same_results_give_the_same_page(made, tmp_path):
     for place in ("one/results", "two/results"):
         write_run(tmp_path / place / "default" / "aaaa", made)
-    assert page.build(tmp_path / "one" / "results", 5) == page.build(tmp_path / "two" / "results", 5)
-    assert str(tmp_path) not in page.build(tmp_path / "one" / "results", 5)[0]
+    assert html_page.build(tmp_path / "one" / "results", 5) == html_page.build(tmp_path / "two" / "results", 5)
+    assert str(tmp_path) not in html_page.build(tmp_path / "one" / "results", 5)[0]
 
 
 def test_speeds_have_their_table_and_figures(tmp_path):
@@ -311,15 +356,17 @@ def test_speeds_have_their_table_and_figures(tmp_path):
     shutil.copytree(source, tmp_path / source.name)
     drawn = result.draw(load_table(source), tmp_path / "drawn")
     shutil.rmtree(tmp_path / source.name / "c850763c70fe" / "figures", ignore_errors=True)  # as in a fresh clone
-    text, _ = page.build(tmp_path, 10)
+    text, _ = html_page.build(tmp_path, 10)
     assert not (tmp_path / source.name / "c850763c70fe" / "figures").exists()
     part = text.split('id="speed"')[1].split('id="absent"')[0]
     assert "batch 4, 512 + 24 tokens" in part and "<td>1.05 [1.02, 1.07]</td>" in part and "tok/s" in part
-    pictures_ = re.findall(r'<img src="data:image/([a-z+]+);base64,([^"]+)" alt="([^"]+)"', part)
-    assert [name for _, _, name in pictures_] == ["decode speed", "paper speed", "peak memory"]
-    for _, coded, name in pictures_:
-        both = [path.read_bytes() for path in drawn if path.stem == name.replace(" ", "_")]
-        assert len(both) == 2 and b64decode(coded) == min(both, key=len)
+    pictures = re.findall(r'<img data-block="([^"]+)" data-kind="image/([a-z+]+)" alt="([^":]+):', part)
+    assert [name for *_, name in pictures] == ["decode speed", "paper speed", "peak memory"]
+    for block, kind, name in pictures:
+        coded = re.search(rf'id="{re.escape(block)}">([^<]*)<', text)[1]
+        both = {path.suffix: path.read_bytes() for path in drawn if path.stem == name.replace(" ", "_")}
+        assert len(both) == 2 and gzip.decompress(b64decode(coded)) == both["." + kind.removesuffix("+xml")]
+        assert len(coded) == min(len(packed.packed(content)) for content in both.values())
     assert "paper_speedup" not in part and 'id="leaderboard"' not in text
 
 
@@ -349,9 +396,9 @@ def test_mistakes_are_one_line(made, tmp_path, capsys, monkeypatch):
     ):
         code, printed = said(capsys, *arguments)
         assert code == 2 and expected in printed.err and printed.err.count("\n") == 1, printed.err
-    monkeypatch.setattr(write.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(write_page.importlib.util, "find_spec", lambda name: None)
     code, printed = said(capsys, tmp_path / "good", "--out", tmp_path / "out")
-    assert code == 2 and "pip install 'plotly>=6' 'jinja2>=3.1'" in printed.err and not (tmp_path / "out").exists()
+    assert code == 2 and "pip install 'jinja2>=3.1'" in printed.err and not (tmp_path / "out").exists()
 
 
 def test_failures_are_one_line_too(made, tmp_path, capsys, monkeypatch):
@@ -360,6 +407,6 @@ def test_failures_are_one_line_too(made, tmp_path, capsys, monkeypatch):
     def broken(*_):
         raise RuntimeError("no\nluck")
 
-    monkeypatch.setattr(page, "build", broken)
+    monkeypatch.setattr(html_page, "build", broken)
     code, printed = said(capsys, tmp_path, "--out", tmp_path / "out")
     assert code == 1 and printed.err == "pvcbench: RuntimeError: no luck (PVCBENCH_DEBUG=1 shows where)\n"

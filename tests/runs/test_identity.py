@@ -25,7 +25,7 @@ from pvcbench.errors import UserError
 from pvcbench.models import hub, random_weights
 from pvcbench.models.loaded import LoadedModel
 from pvcbench.policy import Method
-from pvcbench.report import repeat
+from pvcbench.report import command_again
 from pvcbench.runs import code_hash, identity, stored
 from pvcbench.runs.run_id import run_id
 from pvcbench.runs.spec import RunSpec
@@ -502,7 +502,7 @@ def test_the_same_objects_measure_once(tmp_path, capsys):
     assert "The door" not in text
     kept = yaml.safe_load(text)
     assert kept["config"]["task"]["from_python"]["max_new_tokens"] == 2
-    command, problem = repeat.command(kept)
+    command, problem = command_again.command(kept)
     assert command is None and "pvcbench.tasks.jsonl.Jsonl(path='mine.jsonl'" in problem.replace(
         "['mine.jsonl'", "'mine.jsonl'"
     )
@@ -526,13 +526,13 @@ def test_older_runs_of_objects_offer_no_command(node):
     """Before, config.yaml named the default configuration in the place of what was given."""
     folder = ROOT / "results/methods_needle/03d590e3da99"
     old = stored.stored(folder)
-    assert repeat.command(old)[0] is not None
+    assert command_again.command(old)[0] is not None
     old["identity"]["methods"]["h2o"] |= node
-    command, problem = repeat.command(old)
+    command, problem = command_again.command(old)
     assert command is None and "a method 'h2o' of its own" in problem
     old = stored.stored(folder)
     old["identity"]["model"]["name"] = "cases/models/llama"
-    assert repeat.command(old) == (None, "measured from Python with a model of its own, 'cases/models/llama'")
+    assert command_again.command(old) == (None, "measured from Python with a model of its own, 'cases/models/llama'")
 
 
 def test_bytecode_without_docstrings_and_lines():

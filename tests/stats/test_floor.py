@@ -4,6 +4,7 @@ import warnings
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import pvcbench
@@ -11,7 +12,7 @@ from cells import rows_of
 from pvcbench.cli import run_table
 from pvcbench.plots import cautions, experiment, published, run_figures
 from pvcbench.plots.style import subject
-from pvcbench.report import paper_tables, scores
+from pvcbench.report import leaderboard, markdown_latex, scores
 from pvcbench.stats import floor, perplexity, significance, summaries
 
 ONE = "The full cache itself answers only 1 of 30: what a method loses can be seen on those alone"
@@ -49,11 +50,11 @@ def test_shares_of_words_are_answers_and_likelihoods_have_no_floor():
 
 def test_no_difference_is_not_plus_zero(rows):
     compared = significance.compared(rows)
-    frame, notes = paper_tables.scores(rows, compared, published.beside(rows))
+    frame, notes = markdown_latex.scores(rows, compared, published.beside(rows))
     cells = frame.set_index("method")
     assert cells.loc["random", "minus full"] == cells.loc["h2o", "minus full"] == "floor"
     assert any(note.startswith(ONE) for note in notes)
-    board = {line["name"]: line["entries"][0] for line in scores.board(scores.run_of(rows))["lines"]}
+    board = {line["method"]: line for line in leaderboard.lines_of(scores.run_of(rows), compared, pd.DataFrame(), {})}
     assert board["random"]["difference"] == "floor" and board["random"]["difference_interval"] == ""
     assert any(note.startswith(ONE) for note in scores.run_of(rows)["cautions"])
 
@@ -61,7 +62,7 @@ def test_no_difference_is_not_plus_zero(rows):
 def test_a_difference_told_from_zero_stays():
     """14 of 30 is a floor, and a method that loses them all is still seen to lose them."""
     made = rows_of({"full": [1.0] * 14 + [0.0] * 16, "h2o": [0.0] * 30}, [100] * 30)
-    frame, _ = paper_tables.scores(made, significance.compared(made), published.beside(made))
+    frame, _ = markdown_latex.scores(made, significance.compared(made), published.beside(made))
     assert frame.set_index("method").loc["h2o", "minus full"].startswith("-46.7 [")
 
 
@@ -122,7 +123,7 @@ def test_sets_at_the_floor_are_named():
     assert said == ["Data sets of which the full cache itself answers fewer than half say little: vt (1 of 10)."]
     titles = [axes.get_title() for axes in run_figures.curves_by_part(made).axes]
     assert titles == ["niah", "vt (full answers 1 of 10)"]
-    assert said[0] in paper_tables.by_set(made)[1]
+    assert said[0] in markdown_latex.by_set(made)[1]
 
 
 def test_from_python_it_is_a_warning(tmp_path):

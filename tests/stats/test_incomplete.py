@@ -11,7 +11,7 @@ from cells import a_set_failed, long_and_short, rows_of, three_of_thirty
 from pvcbench.cli import compare, run_table
 from pvcbench.errors import UserError
 from pvcbench.plots import cautions, experiment, published, run_figures
-from pvcbench.report import comparison, paper_tables, scores
+from pvcbench.report import answer, compare_methods, leaderboard, markdown_latex, scores
 from pvcbench.runs import wandb_mirror
 from pvcbench.stats import perplexity, ranking, significance, summaries
 
@@ -76,7 +76,7 @@ def test_likelihoods_without_bound_have_no_upper_end():
     table = perplexity.shown(rows)
     line = line_of(table, "h2o")
     assert line.perplexity == pytest.approx(np.exp(3)) and np.isinf(line.high) and line.low < line.score
-    frame, _ = paper_tables.scores(rows, significance.compared(rows), pd.DataFrame())
+    frame, _ = markdown_latex.scores(rows, significance.compared(rows), pd.DataFrame())
     assert "∞]" in frame[frame["method"] == "h2o"]["perplexity"].iloc[0]
     assert len(crosses(run_figures.curve(rows).axes[0])) == 1
 
@@ -85,12 +85,14 @@ def test_likelihoods_without_bound_have_no_upper_end():
 
 
 def test_it_is_best_of_nothing(given):
-    run = scores.run_of(given.rows)
-    board = {line["name"]: line["entries"][0] for line in scores.board(run)["lines"]}
-    own = board[given.method]
-    assert own["score"] == "100.0" and not own["best"] and not own["complete"]
-    assert own["n"] == f"n = {given.answered} of {given.total}: incomplete, not ranked"
-    assert not any(entry["best"] for entry in board.values())  # nothing else is ahead of anything
+    compared = significance.compared(given.rows)
+    lines = leaderboard.lines_of(scores.run_of(given.rows), compared, pd.DataFrame(), {})
+    own = next(line for line in lines if line["method"] == given.method)
+    assert own["score"] == "100.0" and own["sort"]["score"] is None and not own["complete"]
+    assert own["n"] == f"{given.answered} of {given.total}: incomplete, not ranked"
+    found = answer.at_size(given.rows, compared, 0.4, set())
+    aside = [line["method"] for line in found.aside[answer.INCOMPLETE]]
+    assert given.method in aside and given.method not in [one.method for one in (*found.leading, *found.behind)]
 
 
 def test_it_is_on_no_front_and_in_no_test(given):
@@ -154,7 +156,7 @@ def test_scores_and_sizes_are_told_of_the_samples_that_all_share():
     for method in ("h2o", "snapkv", "streaming_llm"):
         assert f"{method} 100.0 ({mib:.1f} MiB)" in shared
     assert "full 100.0 (1.9 MiB)" in shared
-    frame, notes = paper_tables.scores(rows, significance.compared(rows), published.beside(rows))
+    frame, notes = markdown_latex.scores(rows, significance.compared(rows), published.beside(rows))
     cells = frame.set_index("method")
     assert cells.loc["streaming_llm", "n"] == "12 of 24" and cells.loc["streaming_llm", "MiB"] == "0.8 of 1.9"
     assert cells.loc["h2o", "MiB"] == "0.4" and shared in notes
@@ -178,7 +180,7 @@ def test_the_end_of_a_run_says_it(given, capsys, tmp_path):
 
 
 def test_a_part_that_failed_is_no_whole_mean():
-    table, notes = paper_tables.by_set(a_set_failed())
+    table, notes = markdown_latex.by_set(a_set_failed())
     cells = table.set_index("method")
     assert cells.loc["tova", "mean"] == "100.0 (16 of 24)" and cells.loc["tova", "cwe"] == "-"
     assert cells.loc["h2o", "mean"] == "66.7" and any("tova at 40% is incomplete" in note for note in notes)
@@ -219,10 +221,10 @@ def test_the_mirror_keeps_it_off_the_curve(given):
 def test_unlike_sizes_are_refused_by_either_measure(tmp_path):
     line = {"method": "a", "other": "b", "budget": "0.1", "kept": 0.5, "other_kept": 0.5}
     with pytest.raises(UserError, match=r"10\.0% and 20\.0% of the entries"):
-        comparison.refuse_other_sizes(tmp_path, line | {"entries": 0.1, "other_entries": 0.2})
+        compare_methods.refuse_other_sizes(tmp_path, line | {"entries": 0.1, "other_entries": 0.2})
     with pytest.raises(UserError, match=r"50\.0% and 70\.0% of the bytes"):
-        comparison.refuse_other_sizes(tmp_path, line | {"other_kept": 0.7, "entries": 0.1, "other_entries": 0.1})
-    comparison.refuse_other_sizes(tmp_path, line | {"entries": 0.1, "other_entries": 0.1})
+        compare_methods.refuse_other_sizes(tmp_path, line | {"other_kept": 0.7, "entries": 0.1, "other_entries": 0.1})
+    compare_methods.refuse_other_sizes(tmp_path, line | {"entries": 0.1, "other_entries": 0.1})
 
 
 # ---------------------------------------------------------------------------------------------------------- leaking
@@ -234,8 +236,9 @@ def test_what_leaks_is_known_from_the_rows_under_any_name():
     assert ranking.leaking(rows) == set()
     rows.loc[rows["method"] == "mine", "reads"] = "answer"
     assert ranking.leaking(rows) == {"mine"}
-    run = scores.run_of(rows)
-    assert not any(entry["best"] for line in scores.board(run)["lines"] for entry in line["entries"])
+    found = answer.at_size(rows, significance.compared(rows), 0.4, set())
+    assert [one.method for one in found.leading] == ["h2o"]
+    assert [line["method"] for line in found.aside[answer.LEAKS]] == ["mine"]
     figure = experiment.pareto(rows, significance.compared(rows), experiment.decode_times(rows, rows))
     stairs = next(line for line in figure.axes[0].get_lines() if line.get_label() == "front")
     assert sorted(stairs.get_ydata()) == [0.5, 1.0]  # h2o and the full cache

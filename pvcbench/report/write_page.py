@@ -6,7 +6,7 @@ from pathlib import Path
 from pvcbench.config.extras import pip_install
 from pvcbench.errors import UserError
 
-NEEDED = ("plotly", "jinja2")
+NEEDED = ("jinja2",)
 
 
 def write(results: Path, out: Path, samples: int) -> tuple[Path, int]:
@@ -18,9 +18,9 @@ def write(results: Path, out: Path, samples: int) -> tuple[Path, int]:
         raise UserError(f"--samples must be 0 or more, not {samples}")
     if not results.is_dir():
         raise UserError(f"there is no folder {results}: name one that runs wrote to")
-    from pvcbench.report import page
+    from pvcbench.report import html_page
 
-    text, runs = page.build(results, samples)
+    text, runs = html_page.build(results, samples)
     path, temporary = out / "index.html", out / "index.html.tmp"
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from pvcbench.plots import drawn_from
-from pvcbench.report import paper
+from pvcbench.report import figures_over_runs
 from pvcbench.runs import result
 
 
@@ -21,7 +21,7 @@ def draw(rows: pd.DataFrame, results: Path) -> Iterator[Path]:
         yield from result.draw(run, Path(folder) / "figures")
         result.tables(run, Path(folder))
     if whole(rows, results):
-        yield from paper.draw(rows, results)
+        yield from figures_over_runs.draw(rows, results)
 
 
 def undrawn(rows: pd.DataFrame, results: Path) -> tuple[list[Path], int]:
@@ -29,7 +29,7 @@ def undrawn(rows: pd.DataFrame, results: Path) -> tuple[list[Path], int]:
     measured = rows[rows["error"].isna()]
     folders = [Path(folder) / "figures" for folder in measured["folder"].unique()]
     if whole(rows, results):
-        folders += [results / name for name in sorted({drawing.folder for drawing in paper.drawings(rows)})]
+        folders += [results / name for name in sorted({drawing.folder for drawing in figures_over_runs.drawings(rows)})]
     return [folder for folder in folders if not drawn_from.listed(folder)], len(folders)
 
 
@@ -43,7 +43,7 @@ def complaints(rows: pd.DataFrame, results: Path) -> Iterator[str]:
         yield from drawn_from.complaints(own, lambda stem, data=data: data)
     if whole(rows, results):
         folders |= {results / "figures", results / "tables"}
-        yield from paper.complaints(rows, results)
+        yield from figures_over_runs.complaints(rows, results)
     for path in sorted(results.rglob(drawn_from.LIST)):
         if path.parent not in folders:  # benchmarks draw JSON files
             hashes = {

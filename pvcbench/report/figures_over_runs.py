@@ -1,12 +1,10 @@
 """All pictures and tables over runs: `results/figures` and `results/tables`, functions of the rows below `results`.
 
-    paper.draw(load_table("results"), Path("results"))
+    figures_over_runs.draw(load_table("results"), Path("results"))
 
-Runs of one experiment that differ in seed, methods and budgets alone are joined. What an experiment's folder holds in
-several settings gets pictures and tables each, named after the experiment and a run.
+Each setting (`settings`) gets pictures and tables, named after the experiment and, where it has several, a run.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
@@ -18,9 +16,7 @@ from matplotlib.figure import Figure
 from pvcbench import analyses
 from pvcbench.plots import drawn_from, published, run_figures
 from pvcbench.plots import experiment as claims
-from pvcbench.report import paper_tables
-from pvcbench.runs.run_id import essence
-from pvcbench.runs.stored import stored
+from pvcbench.report import markdown_latex, settings
 from pvcbench.stats import significance, summaries
 
 Table = Callable[[], pd.DataFrame]  # computed once, when it is first asked for
@@ -36,63 +32,9 @@ class Drawing:
     make: Callable[[], "Figure | dict[str, str] | None"]
 
 
-@dataclass
-class Setting:
-    """Runs that belong together: what they measured, by which methods, and their rows."""
-
-    experiment: str
-    measured: str
-    methods: dict
-    runs: list[pd.DataFrame]
-
-    @classmethod
-    def of(cls, run: pd.DataFrame) -> "Setting":
-        """The setting of one run, by its config.yaml; of analyses and speeds methods and budgets are part of it."""
-        folder = Path(run["folder"].iloc[0])
-        identity = dict(stored(folder)["identity"])
-        aside = ("seed", "methods", "budgets") if analyses.reporter(run) is None else ("seed",)
-        measured = {key: value for key, value in essence(identity).items() if key not in aside}
-        text = json.dumps(measured, sort_keys=True, default=str)
-        return cls(run["experiment"].iloc[0], text, identity.get("methods") or {}, [run])
-
-    def fits(self, other: "Setting") -> bool:
-        """Whether another run may join: the same but for seed, methods and budgets, and no name for two methods."""
-        shared = self.methods.keys() & other.methods.keys()
-        alike = all(self.methods[name] == other.methods[name] for name in shared)
-        return alike and (self.experiment, self.measured) == (other.experiment, other.measured)
-
-    def rows(self) -> pd.DataFrame:
-        """The rows of all runs; of a cell that several have, the first with a value. A document stays one cluster."""
-        if len(self.runs) == 1:
-            return self.runs[0]
-        rows = pd.concat(self.runs, ignore_index=True)
-        if rows["seed"].nunique() > 1:
-            rows["sample"] = rows["seed"].astype(str) + "/" + rows["sample"]
-        order = rows["error"].notna().sort_values(kind="stable").index
-        kept = rows.loc[order].drop_duplicates(["sample", "method", "budget"]).index
-        return rows.loc[kept.sort_values()].reset_index(drop=True)
-
-
-def groups(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The rows of each setting by name: the experiment's, with a run's id where the experiment has several settings."""
-    settings: list[Setting] = []
-    for _, run in rows.groupby("folder"):
-        new = Setting.of(run)
-        known = next((one for one in settings if one.fits(new)), None)
-        if known is None:
-            settings.append(new)
-        else:
-            known.runs += new.runs
-            known.methods |= new.methods
-    experiments = [one.experiment for one in settings]
-    for one in settings:
-        alone = experiments.count(one.experiment) == 1
-        yield one.experiment if alone else f"{one.experiment}-{one.runs[0]['run'].iloc[0]}", one.rows()
-
-
 def drawings(rows: pd.DataFrame) -> Iterator[Drawing]:
     """Everything that is drawn over all runs, with the hash of its data; nothing is drawn yet."""
-    for name, own in groups(rows):
+    for name, own in settings.groups(rows):
         report, beside = analyses.reporter(own), published.beside(own)
         data = drawn_from.fingerprint(own, beside)
         if report is not None and own["error"].isna().any():
@@ -127,21 +69,21 @@ def _differences(rows: pd.DataFrame, compared: Table) -> Figure | None:
 
 
 def _scores(rows: pd.DataFrame, compared: Table, beside: pd.DataFrame, name: str, data: str) -> dict[str, str]:
-    table, notes = paper_tables.scores(rows, compared(), beside)
-    return paper_tables.texts(table, notes, name.replace("_", " "), data)
+    table, notes = markdown_latex.scores(rows, compared(), beside)
+    return markdown_latex.texts(table, notes, name.replace("_", " "), data)
 
 
 def _sets(rows: pd.DataFrame, name: str) -> dict[str, str]:
-    frame, notes = paper_tables.by_set(rows)
-    return paper_tables.texts(frame, notes, f"{name.replace('_', ' ')} by data set", drawn_from.fingerprint(rows))
+    frame, notes = markdown_latex.by_set(rows)
+    return markdown_latex.texts(frame, notes, f"{name.replace('_', ' ')} by data set", drawn_from.fingerprint(rows))
 
 
 def _frame(report, rows: pd.DataFrame, name: str, data: str) -> dict[str, str]:
     """The summary of an analysis or of speeds, as its run's own table has it."""
     notes = [f"{rows['task'].iloc[0].replace('_', ' ')}, {rows['model'].iloc[0]}"]
     notes.append(report.intervals)
-    frame = paper_tables.plain(report.tables(rows)["summary"])
-    return paper_tables.texts(frame, notes, name.replace("_", " "), data)
+    frame = markdown_latex.plain(report.tables(rows)["summary"])
+    return markdown_latex.texts(frame, notes, name.replace("_", " "), data)
 
 
 def draw(rows: pd.DataFrame, results: Path) -> Iterator[Path]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from pvcbench.errors import UserError
-from pvcbench.report import paper
+from pvcbench.report import settings
 from pvcbench.runs.rows import load_table
 from pvcbench.stats import significance
 
@@ -17,7 +17,7 @@ def compare(folders: Sequence[Path], method: str, against: Sequence[str]) -> pd.
     """One line per folder and comparison, with `p_holm` over all of them."""
     lines = []
     for folder in folders:
-        for name, rows in paper.groups(load_table(folder)):
+        for name, rows in settings.groups(load_table(folder)):
             for pair in against:
                 other, _, budget = pair.partition("@")
                 if not (other and budget):

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgba
 
 from pvcbench.cli.main import main
 from pvcbench.plots import drawn_from, experiment, published, run_figures
-from pvcbench.report import paper, paper_tables
+from pvcbench.report import figures_over_runs, markdown_latex, settings
 from pvcbench.runs.rows import load_table
 from pvcbench.stats import significance
 from rows import PROTOCOL, needle_rows, table, write_run
@@ -85,23 +85,23 @@ def test_runs_that_are_gone_leave_orphans_until_the_next_drawing(tmp_path):
     made = needle_rows(repeats=1, methods=("full", "h2o"), budgets=(0.55,))
     for name in ("one", "two"):
         write_run(tmp_path / name / "0123456789ab", made)
-    assert list(paper.draw(load_table(tmp_path), tmp_path))
+    assert list(figures_over_runs.draw(load_table(tmp_path), tmp_path))
     (tmp_path / "two" / "0123456789ab" / "rows.jsonl").unlink()
     rows = load_table(tmp_path)
-    found = list(paper.complaints(rows, tmp_path))
+    found = list(figures_over_runs.complaints(rows, tmp_path))
     assert found and all(line.startswith("orphaned: ") and "two" in line for line in found)
-    assert list(paper.draw(rows, tmp_path))
-    assert list(paper.complaints(rows, tmp_path)) == []
+    assert list(figures_over_runs.draw(rows, tmp_path))
+    assert list(figures_over_runs.complaints(rows, tmp_path)) == []
     assert not list(tmp_path.rglob("*two.*"))
 
 
 def test_what_was_never_drawn_is_missing_only_where_something_was(tmp_path):
     made = needle_rows(repeats=1, methods=("full", "h2o"), budgets=(0.55,))
     write_run(tmp_path / "one" / "0123456789ab", made)
-    assert list(paper.complaints(load_table(tmp_path), tmp_path)) == []
-    assert list(paper.draw(load_table(tmp_path), tmp_path))
+    assert list(figures_over_runs.complaints(load_table(tmp_path), tmp_path)) == []
+    assert list(figures_over_runs.draw(load_table(tmp_path), tmp_path))
     write_run(tmp_path / "two" / "0123456789ab", made)
-    found = list(paper.complaints(load_table(tmp_path), tmp_path))
+    found = list(figures_over_runs.complaints(load_table(tmp_path), tmp_path))
     names = ["figures/differences_two", "figures/pareto_two", "tables/two"]
     assert found == [f"missing: {tmp_path / name} (never drawn)" for name in names]
 
@@ -132,13 +132,13 @@ def test_seeds_are_joined_and_settings_are_not(tmp_path):
     made = needle_rows(repeats=1, methods=("full", "h2o"), budgets=(0.55,))
     for name, seed, lengths in (("aaaaaaaaaaaa", 0, 1), ("bbbbbbbbbbbb", 1, 1), ("cccccccccccc", 0, 2)):
         write(tmp_path, name, seed, made, lengths, h2o={"normalize": False})
-    found = dict(paper.groups(load_table(tmp_path)))
+    found = dict(settings.groups(load_table(tmp_path)))
     assert set(found) == {"exp-aaaaaaaaaaaa", "exp-cccccccccccc"}
     both, alone = found["exp-aaaaaaaaaaaa"], found["exp-cccccccccccc"]
     assert both["sample"].nunique() == 2 * alone["sample"].nunique()
     assert both["cluster"].nunique() == alone["cluster"].nunique()  # the same documents
     assert significance.compared(both)["samples"].tolist() == [10, 10]
-    names = {(one.folder, one.name) for one in paper.drawings(load_table(tmp_path))}
+    names = {(one.folder, one.name) for one in figures_over_runs.drawings(load_table(tmp_path))}
     assert ("figures", "curve_exp-aaaaaaaaaaaa") in names and ("figures", "curve_exp-cccccccccccc") not in names
 
 
@@ -148,7 +148,7 @@ def test_methods_of_several_runs_are_joined_unless_a_name_means_two(tmp_path):
     lost = needle_rows(repeats=1, methods=("full", "h2o"), budgets=(0.25,))
     lost = [row | ({"score": None, "error": "out of memory"} if row["reference"] else {}) for row in lost]
     write(tmp_path, "000000000000", 0, lost, h2o={})
-    [(name, rows)] = paper.groups(load_table(tmp_path))
+    [(name, rows)] = settings.groups(load_table(tmp_path))
     assert name == "exp" and rows["error"].isna().all()  # the full cache of a run that has it
     found = significance.compared(rows)
     assert found[["method", "budget"]].values.tolist() == [
@@ -160,7 +160,7 @@ def test_methods_of_several_runs_are_joined_unless_a_name_means_two(tmp_path):
     assert set(found["samples"]) == {5}
     other = needle_rows(repeats=1, methods=("full", "h2o"), budgets=(0.75,))
     write(tmp_path, "cccccccccccc", 0, other, h2o={"normalize": True})
-    assert {name for name, _ in paper.groups(load_table(tmp_path))} == {"exp-000000000000", "exp-cccccccccccc"}
+    assert {name for name, _ in settings.groups(load_table(tmp_path))} == {"exp-000000000000", "exp-cccccccccccc"}
 
 
 # ----------------------------------------------------------------------------------------------------------- the front
@@ -264,7 +264,7 @@ def test_too_few_clusters_are_marked_and_no_pairs_give_no_picture(rows):
 
 
 def test_the_table_has_every_cell_with_intervals_and_marks(rows, compared):
-    frame, notes = paper_tables.scores(rows, compared, published.beside(rows))
+    frame, notes = markdown_latex.scores(rows, compared, published.beside(rows))
     assert list(frame.columns[:6]) == ["method", "asked", "bytes, %", "entries, %", "MiB", "n"]
     assert len(frame) == len(compared)
     random = frame[(frame["method"] == "random") & (frame["asked"] == "10%")].iloc[0]
@@ -279,8 +279,8 @@ def test_the_table_has_every_cell_with_intervals_and_marks(rows, compared):
 
 
 def test_markdown_and_latex_hold_the_same_cells(rows, compared):
-    frame, notes = paper_tables.scores(rows, compared, published.beside(rows))
-    made = paper_tables.texts(frame, notes, "needle_test", "ab" * 32)
+    frame, notes = markdown_latex.scores(rows, compared, published.beside(rows))
+    made = markdown_latex.texts(frame, notes, "needle_test", "ab" * 32)
     body = [line for line in made["md"].splitlines() if line.startswith("| ")]
     assert len(body) == 2 + len(frame) and {line.count(" | ") for line in body} == {len(frame.columns) - 1}
     tex = made["tex"]
@@ -337,9 +337,9 @@ def test_published_scores_are_drawn_hollow_and_in_the_table():
     np.testing.assert_allclose(mine.get_xdata(), [100 * size / tokens for size in (64, 128, 2048)])
     assert list(theirs["full cache, published"].get_ydata()) == [0.4146] * 2
     assert any("2406.02069" in text for text in legend(figure))
-    frame, notes = paper_tables.scores(rows, significance.compared(rows), published.beside(rows))
+    frame, notes = markdown_latex.scores(rows, significance.compared(rows), published.beside(rows))
     assert frame["published"].tolist() == ["41.46", "39.35"] and "2406.02069" in notes[-1]
-    sets, _ = paper_tables.by_set(rows)
+    sets, _ = markdown_latex.by_set(rows)
     assert list(sets.columns) == ["method", "asked", *(f"set{number}" for number in range(16)), "mean"]
     score = rows[(rows["method"] == "h2o") & (rows["stratum"] == "set3")]["score"].mean()
     assert sets.iloc[1][["method", "set3"]].tolist() == ["h2o", f"{100 * score:.1f}"]
