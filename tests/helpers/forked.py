@@ -91,14 +91,21 @@ class Command:
         """Its lines, without the progress told to those who have no terminal."""
         return [line for line in self.text().splitlines() if " samples, about " not in line]
 
-    def work_for(self, seconds: float) -> None:
-        """Waits until it has used so much processor time, whatever else the machine does, or has ended."""
+    def work_for(self, seconds: float) -> float:
+        """Waits until it has used so much processor time, or has ended; returns what it was last seen to have used."""
+        used = 0.0
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(self.process.pid)
-            while self.process.is_alive() and sum(process.cpu_times()[:2]) < seconds:
+            while self.process.is_alive() and used < seconds:
                 time.sleep(0.005)
+                used = max(used, sum(process.cpu_times()[:2]))
+        return used
 
-    def end(self, number: int | None = None, seconds: float = 120) -> int:
+    def wait_for(self, condition) -> None:
+        """Waits until something holds, or it has ended."""
+        wait_for(lambda: condition() or not self.process.is_alive())
+
+    def end(self, number: int | None = None, seconds: float = 300) -> int:
         """Waits for its end, after a signal if one is named, and returns its exit code (-9 after a kill)."""
         if number is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -135,7 +142,7 @@ class Server:
         return command.end(), command
 
 
-def wait_for(condition, seconds: float = 60) -> None:
+def wait_for(condition, seconds: float = 300) -> None:
     """Waits until something holds."""
     deadline = time.monotonic() + seconds
     while not condition():
