@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_layers import imports
 
 import bench_scoring
 from peers import curve, scoring
@@ -25,6 +24,7 @@ from pvcbench.models import random_weights
 from pvcbench.tasks.base import Sample
 from pvcbench.tasks.needle.task import Needle
 from pvcbench.tasks.prompts import Prompter
+from source_imports import imports
 from tiny import dense, engine, prompt
 
 REAL = Path(__file__).parents[2] / ".venv-peers/kvpress/bin/python"

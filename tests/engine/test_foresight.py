@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from test_methods import attention_of, kept_sets
-from test_scores import cached, heads_of
 
 import naive_scores
 import pvcbench
+from kept_sets import attention_of, cached, heads_of, kept_sets
 from methods.expected_attention import ExpectedAttention
 from methods.oracle import Oracle
 from pvcbench.config import compose
