@@ -54,10 +54,11 @@ def run(
 ) -> Result:
     """Runs what the configuration says, or what is missing of it; objects given stand in for their configuration.
 
-    `planned` is told what will be measured before anything is; without `figures` none are drawn.
+    `planned` is told what will be measured before anything is; without `figures`, or where the configuration has
+    `figures=false`, none are drawn.
     """
     settings.check(config)
-    extent, asked = Extent.of(config), OmegaConf.to_container(config)
+    extent, asked, figures = Extent.of(config), OmegaConf.to_container(config), figures and config.figures
     given = (model, task, methods) != (None, None, None)
     config = told(config, model, task, methods)
     spec, mirror = RunSpec.of(config, task, methods), Mirror.of(config)
@@ -71,7 +72,7 @@ def run(
     finally:
         folder.close()
     if extent.shard is not None:
-        return report_shard(extent.shard, folder, spec.task, added, plan, mirror)
+        return report_shard(extent.shard, folder, spec.task, added, plan, mirror, figures)
     result = report(folder.path, spec.task, added, plan.samples, mirror, figures)
     if not (given or extent.retry_failed):
         receipts.keep(asked, folder.path, spec.task, plan.samples, files)
@@ -112,7 +113,9 @@ def _measure(
     return plan, added
 
 
-def report_shard(shard: Shard, folder: RunFolder, task: Task, added: int, plan: Plan, mirror: Mirror) -> Result:
+def report_shard(
+    shard: Shard, folder: RunFolder, task: Task, added: int, plan: Plan, mirror: Mirror, figures: bool
+) -> Result:
     """The report if the whole run is finished and nobody writes it any more, else a note on what is missing."""
     with locks.alone(folder.path) as alone:
         rows = read_rows(folder.path)
@@ -121,7 +124,7 @@ def report_shard(shard: Shard, folder: RunFolder, task: Task, added: int, plan: 
             names = [task.sample(folder.identity["seed"], index).id for index in range(plan.total)]
             missing = len(plan.keys(names) - {key_of(row) for row in rows})
             if not missing:
-                return report(folder.path, task, added, names, mirror)
+                return report(folder.path, task, added, names, mirror, figures)
     state = f"{missing} cells of the run have no row yet" if missing else "another shard is still being written"
     note = (
         f"Shard {shard.number}/{shard.of} is finished: {len(plan.samples)} samples, {added} rows added in "

@@ -28,11 +28,6 @@ def prompter():
     return Prompter(loaded.tokenizer, loaded.chat, loaded.longest)
 
 
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
-
-
 def made(prompter, **settings):
     task = Observed(**{"tokens": [256, 400], "documents": 3, "needles": 7, "following": 20, **settings})
     task.prepare(prompter)
@@ -85,7 +80,7 @@ def test_bad_settings_are_refused(settings):
 
 def small(tmp_path, *more):
     keys = ["task=context_redundancy", "task.shares=[0.2]", "task.above=[0.2]", "task.documents=2", "task.needles=1"]
-    return runner.run(compose.composed([*TINY, *keys, f"results={tmp_path}", *more]))
+    return runner.run(compose.composed([*TINY, *keys, f"results={tmp_path}", *more]), figures=False)
 
 
 def test_what_fails_is_a_row_and_sinks_no_other(tmp_path, monkeypatch):

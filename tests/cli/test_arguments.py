@@ -120,6 +120,7 @@ MISTAKES = {
     "query_aware=2": "query_aware must be true or false, not 2",
     "refeed_last=null": "refeed_last must be true or false",
     "retry_failed=3": "retry_failed must be true or false",
+    "figures=3": "figures must be true or false",
     "device=null": "device must be text",
     "shard=x": "shard must be a part of a whole such as 1/4",
     "shard=5/4": "shard must be a part of a whole",

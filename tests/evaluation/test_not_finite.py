@@ -23,11 +23,6 @@ METHODS = ["h2o", "streaming_llm", "knorm", "random"]
 BAD = float("nan"), float("inf")
 
 
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
-
-
 def broken(value, token):
     """The tiny random model, one token of which is embedded as numbers that are not finite."""
     loaded = random_weights.random("tiny", "cpu", None)
@@ -43,6 +38,7 @@ def token_of(text):
 def rows_of(tmp_path, loaded, task, **settings):
     """The rows of a run, read as JSON without NaN."""
     options = {"budgets": [0.5], "results": str(tmp_path), "wandb__mode": "disabled", "threads": 1, "limit": 2}
+    options |= {"figures": False}
     pvcbench.evaluate(loaded, task, settings.pop("methods", METHODS), **options | settings)
     [path] = tmp_path.rglob("rows.jsonl")
 

@@ -65,9 +65,8 @@ def folder_of(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def quiet(monkeypatch):
-    """No pictures; random weights answer nothing, and are not warned of."""
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
+def quiet():
+    """Random weights answer nothing, and are not warned of."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -77,7 +76,7 @@ def run(folder, results, *overrides, methods=()):
     """The rows of a run, by the path that the command line takes."""
     settings = ["model=hf", f"model.name={folder}", "threads=1", "wandb.mode=disabled", f"results={results}"]
     settings += ["budgets=[0.5]", *overrides] + ([f"method=[{','.join(methods)}]"] if methods else [])
-    return runner.run(compose.composed(settings)).rows
+    return runner.run(compose.composed(settings), figures=False).rows
 
 
 def held_by(model, tokens: int) -> tuple[int, int]:

@@ -16,31 +16,25 @@ from pathlib import Path
 import psutil
 
 from pvcbench.cli import main
-from pvcbench.runs import result as outcome
 
 ROOT = Path(__file__).parents[2]
 
 
 def warm() -> None:
     """Does once what every command would do first: a small run on one thread, so that no thread is there to be lost."""
-    real = outcome.draw
-    outcome.draw = lambda rows, folder: []
     settings = ["model=random", "method=[h2o,streaming_llm]", "task.lengths=[300]", "threads=1", "wandb.mode=disabled"]
     quiet = io.StringIO()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-        main.main([*settings, "limit=1", f"results={folder}"])
-    outcome.draw = real
+        main.main([*settings, "limit=1", "figures=false", f"results={folder}"])
 
 
-def work(arguments, said, ready, folder, pause, skip, file_limit) -> None:
+def work(arguments, said, ready, folder, pause, file_limit) -> None:
     """Runs `python -m pvcbench` in this process, its output in a file or on a terminal."""
     replace("pvcbench.runs.signals.handled", lambda real: noted(real, ready))
     out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY)
     os.dup2(out, 1)
     os.dup2(out, 2)
     os.chdir(folder)
-    if skip:
-        replace(skip, lambda real: lambda *_, **__: [])
     if pause:
         name, marker = pause
         replace(name, lambda real: lambda *args, **options: paused(marker) or real(*args, **options))
@@ -126,12 +120,12 @@ class Server:
         self.context.set_forkserver_preload(["forked_warm"])
         self.folder, self.count = folder, 0
 
-    def start(self, *arguments, said=None, pause=None, skip=None, file_limit=None) -> Command:
+    def start(self, *arguments, said=None, pause=None, file_limit=None) -> Command:
         """Starts `python -m pvcbench` with these arguments."""
         self.count += 1
         said = Path(said or self.folder / f"said-{self.count}.txt")
         ready = self.folder / f"ready-{self.count}"
-        options = (list(arguments), str(said), str(ready), str(self.folder), pause, skip, file_limit)
+        options = (list(arguments), str(said), str(ready), str(self.folder), pause, file_limit)
         process = self.context.Process(target=work, args=options)
         process.start()
         return Command(process, said, ready)

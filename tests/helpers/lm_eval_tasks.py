@@ -47,8 +47,7 @@ TASKS = {
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
-    """No pictures and no report on the machine."""
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
+    """No report on the machine."""
     monkeypatch.setattr(evaluator, "add_env_info", lambda results: None)
 
 

@@ -1,7 +1,6 @@
 """A method that fails in all of its cells is a failure of the run; what is out of reach, or fails once, is not."""
 
 import pandas as pd
-import pytest
 
 from pvcbench.cli import main
 from pvcbench.config import compose
@@ -9,12 +8,7 @@ from pvcbench.runs import result
 from pvcbench.stats import failures
 
 TINY = ["model=random", "threads=1", "wandb.mode=disabled", "task.lengths=[300]", "task.max_new_tokens=2", "limit=2"]
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    """Figures are tested elsewhere."""
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
+TINY += ["figures=false"]
 
 
 def break_plan(monkeypatch, when):

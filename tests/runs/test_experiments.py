@@ -73,16 +73,11 @@ def test_the_quickstart_is_the_committed_run(monkeypatch):
     assert found == stored["identity"]
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
-
-
 def run_small(name, tmp_path, *more):
     """The small form of a header on the tiny random model."""
     asked = [one.replace("model=smollm2", "model=random") for one in small_form(name)]
     common = ["threads=1", "wandb.mode=disabled", f"results={tmp_path / 'results'}"]
-    result = runner.run(compose.composed([*asked, *common, *more]))
+    result = runner.run(compose.composed([*asked, *common, *more]), figures=False)
     assert result.folder.parent == tmp_path / "results" / name and result.measured == len(result.rows) > 0
     lost = result.rows["error"].dropna()
     assert lost.map(lambda error: "reach" in error).all(), lost.unique()
@@ -102,7 +97,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_each_runs_in_small(name, tmp_path, undrawn):
+def test_each_runs_in_small(name, tmp_path):
     result = run_small(name, tmp_path, *SMALL[name])
     methods = set(compose.composed([f"+experiment={name}"]).methods)
     seen = set(result.rows["method"].dropna())
@@ -110,12 +105,12 @@ def test_each_runs_in_small(name, tmp_path, undrawn):
 
 
 @pytest.mark.parametrize("task", ["attention_consistency", "pivotal_roles"])
-def test_the_figures_of_pyramidinfer_are_three_tasks(task, tmp_path, undrawn):
+def test_the_figures_of_pyramidinfer_are_three_tasks(task, tmp_path):
     result = run_small("pyramidinfer_figures", tmp_path, f"task={task}", "limit=1")
     assert set(result.rows["task"]) == {task}
 
 
-def test_one_set_of_longbench_in_small(tmp_path, undrawn):
+def test_one_set_of_longbench_in_small(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     text = "The council met on Tuesday and agreed on a new bridge over the river. " * 30
@@ -130,7 +125,7 @@ def test_one_set_of_longbench_in_small(tmp_path, undrawn):
     assert set(result.rows["stratum"]) == {"multi_news"} and set(result.rows["budget"]) == {"1.0", "128"}
 
 
-def test_ruler_in_small_sees_the_question_after_compression(tmp_path, undrawn):
+def test_ruler_in_small_sees_the_question_after_compression(tmp_path):
     pytest.importorskip("lm_eval")
     more = ["task.sets=[vt]", "task.samples=1", "task.lengths=[3500]", "budgets=[0.75]"]
     result = run_small("ruler_4k", tmp_path, *more)

@@ -214,7 +214,6 @@ def test_a_finished_run_is_mirrored_once(tmp_path, monkeypatch):
     from pvcbench.runs import runner
 
     calls, real = [], wandb_mirror._mirror
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
 
     def mirror(*arguments):
         calls.append(arguments)
@@ -224,7 +223,10 @@ def test_a_finished_run_is_mirrored_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(wandb_mirror, "_mirror", mirror)
     command = ["model=random", "method=h2o", "threads=1", "task.lengths=[300]", "budgets=[0.5]", "limit=1"]
-    results = [runner.run(config.composed([*command, f"results={tmp_path}", "experiment=grid"])) for _ in range(3)]
+    results = [
+        runner.run(config.composed([*command, f"results={tmp_path}", "experiment=grid"]), figures=False)
+        for _ in range(3)
+    ]
     assert [result.measured for result in results] == [2, 0, 0]
     assert len(calls) == 2 and [result.tracked is not None for result in results] == [False, True, False]
     (path,) = results[0].folder.glob("wandb/*/*.wandb")

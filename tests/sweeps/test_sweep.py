@@ -24,14 +24,13 @@ from pvcbench.sweeps import manifest, slurm
 
 ROOT = Path(__file__).parents[2]
 TINY = ["model=random", "threads=1", "wandb.mode=disabled", "task.lengths=[600]", "task.max_new_tokens=4"]
-TINY += ["budgets=[0.5]", "limit=2"]
+TINY += ["budgets=[0.5]", "limit=2", "figures=false"]
 SCRIPT = ROOT / "scripts" / "slurm" / "sweep.py"
 
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch, tmp_path):
-    """No pictures, signals as before, no SLURM unless a test fakes one, and a folder of its own."""
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
+    """Signals as before, no SLURM unless a test fakes one, and a folder of its own."""
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     monkeypatch.chdir(tmp_path)
     before = signal.getsignal(signal.SIGUSR1)

@@ -31,7 +31,7 @@ from pvcbench.tasks.lm_eval.recorder import Recorder
 from pvcbench.tasks.lm_eval.task import LmEval
 from pvcbench.tasks.prompts import Prompter
 
-__all__ = ["folder", "quiet"]  # fixtures: no pictures, and a folder of YAML tasks
+__all__ = ["folder", "quiet"]  # fixtures: no report on the machine, and a folder of YAML tasks
 
 MIXED = """
 import datasets
@@ -240,7 +240,7 @@ def run(tmp_path, folder, *overrides, names=("choice", "inputs", "gen")):
     """A run of the tiny model with wide weights."""
     settings = ["task=lm_eval", f"task.include_path={folder}", f"task.tasks=[{','.join(names)}]", "threads=1"]
     settings += ["wandb.mode=disabled", "model=random", f"results={tmp_path}", *overrides]
-    result = runner.run(compose.composed(settings), model=loaded_model())
+    result = runner.run(compose.composed(settings), model=loaded_model(), figures=False)
     return result, json.loads((result.folder / "lm_eval.json").read_text())
 
 
@@ -512,7 +512,7 @@ def test_requests_whose_logits_are_not_finite_are_error_rows(tmp_path, folder):
         loaded.model.get_input_embeddings().weight[loaded.tokenizer("e")["input_ids"][0]] = float("nan")
     settings = ["task=lm_eval", f"task.include_path={folder}", "task.tasks=[choice,gen]", "threads=1", "method=h2o"]
     settings += ["budgets=[0.5]", "wandb.mode=disabled", "model=random", f"results={tmp_path}"]
-    rows = runner.run(compose.composed(settings), model=loaded).rows
+    rows = runner.run(compose.composed(settings), model=loaded, figures=False).rows
     broken = rows[rows["error"].notna()]
     assert set(broken["method"]) == {"full", "h2o"} and broken["score"].isna().all()
     assert broken["error"].str.contains("NaN or infinite").all() and rows[rows["error"].isna()]["score"].notna().all()
