@@ -12,7 +12,7 @@ from pvcbench.analyses import common
 from pvcbench.analyses.context_redundancy.task import ContextRedundancy
 from pvcbench.analyses.observed_task import Observed
 from pvcbench.cli import run_table
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.errors import UserError
 from pvcbench.runs import runner
 from pvcbench.stats import intervals
@@ -24,7 +24,7 @@ TINY = ["model=random", "threads=1", "wandb.mode=disabled", "task.tokens=[128]",
 
 @pytest.fixture(scope="module")
 def prompter():
-    loaded = compose.build(compose.composed(["model=random"]).model, "the model", device="cpu", dtype=None)
+    loaded = building.build(compose.composed(["model=random"]).model, "the model", device="cpu", dtype=None)
     return Prompter(loaded.tokenizer, loaded.chat, loaded.longest)
 
 
@@ -141,7 +141,7 @@ def test_every_task_has_an_observer_and_a_reporter():
     tasks = [task for task in compose.options("task") if task in analyses.REPORTED]
     assert len(tasks) == 5
     for name in tasks:
-        task = compose.build(compose.composed([f"task={name}"]).task, name)
+        task = building.build(compose.composed([f"task={name}"]).task, name)
         assert task.kind == "measure" or callable(importlib.import_module(task.observer).observe)
         report = analyses.reporter(pd.DataFrame({"task": [task.name]}))
         assert callable(report.tables) and callable(report.figures) and "95% intervals" in report.intervals

@@ -17,7 +17,7 @@ from scipy import stats as scipy_stats
 from pvcbench.analyses.throughput import figures as drawing
 from pvcbench.analyses.throughput import tables as report
 from pvcbench.cli import main, run_table
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.engine.static_decode import StaticDecoder, fastest
@@ -176,7 +176,7 @@ def test_rows_hold_medians_of_hand_made_clocks(tmp_path, monkeypatch):
     assert found["generated_per_s"] == 2 * 6 / 13 and found["paper_tokens_per_s"] == 2 * (64 + 6) / 13
     # 4 layers, 2 KV heads, 16 floats for key and value each, 2 prompts; the last token is never fed
     assert row["kv_bytes"] == 2 * 64 * 4 * 2 * 16 * 2 * 4 and found["kv_bytes_end"] == row["kv_bytes"] * (64 + 5) / 64
-    loaded = compose.build(compose.composed(TINY).model, "the model", device="cpu", dtype=None)
+    loaded = building.build(compose.composed(TINY).model, "the model", device="cpu", dtype=None)
     assert found["weight_bytes"] == sum(tensor.nbytes for tensor in loaded.model.state_dict().values())
 
 
@@ -243,7 +243,7 @@ def test_out_of_reach_is_a_row(tmp_path):
 def test_the_machine_and_its_threads_are_part_of_the_run(tmp_path, monkeypatch):
     def identity(*overrides, base=SMALL):
         made = compose.composed([*base, *overrides])
-        loaded, task = compose.build(made.model, "", device="cpu", dtype=None), compose.build(made.task, "the task")
+        loaded, task = building.build(made.model, "", device="cpu", dtype=None), building.build(made.task, "the task")
         return RunSpec.of(made, task).identity(loaded)
 
     one, two = identity(), identity("threads=2")

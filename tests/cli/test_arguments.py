@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 import pvcbench
 from pvcbench.cli import exits, main
-from pvcbench.config import compose, overrides, settings
+from pvcbench.config import building, compose, overrides, settings
 from pvcbench.errors import UserError
 from pvcbench.sweeps import manifest
 
@@ -282,7 +282,7 @@ def own(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
-    compose.load_methods_package()
+    building.load_methods_package()
     monkeypatch.setattr(sys.modules["methods"], "__path__", list(sys.modules["methods"].__path__))
     yield tmp_path
     for name in [name for name in sys.modules if name == "methods.newest"]:

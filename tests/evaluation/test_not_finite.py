@@ -8,7 +8,7 @@ import torch
 
 import pvcbench
 import tiny
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.errors import MethodError, NotFinite
@@ -160,7 +160,7 @@ class Late(Method):
 
 def test_a_method_that_fails_on_every_sample_is_told(tmp_path):
     """Its rows say why, the others' rows stand, and the reason comes with file and line."""
-    full = compose.build_methods(compose.composed(["method=full"]).methods)
+    full = building.build_methods(compose.composed(["method=full"]).methods)
     settings = {"task__lengths": [600], "results": str(tmp_path), "wandb__mode": "disabled", "threads": 1, "limit": 2}
     with pytest.warns(UserWarning, match=rf"no cell of late has a value \(2 rows\): .*{__file__}:\d+\) gave float16"):
         pvcbench.evaluate("random", "needle", full | {"late": Late()}, budgets=[0.5], **settings)
@@ -175,7 +175,7 @@ def test_a_broken_method_ends_the_run_at_once(tmp_path):
         def scores(self, seen):
             return seen.positions > 5
 
-    full = compose.build_methods(compose.composed(["method=full"]).methods)
+    full = building.build_methods(compose.composed(["method=full"]).methods)
     with pytest.raises(MethodError, match=r"Now.scores \(.*\) gave bool .*; wanted: float32 or float64"):
         pvcbench.evaluate("random", "needle", full | {"now": Now()}, budgets=[0.5], results=str(tmp_path), threads=1)
     assert not list(tmp_path.rglob("rows.jsonl"))
@@ -190,7 +190,7 @@ def test_a_refused_model_is_given_back(tmp_path):
         def scores(self, seen):
             raise ValueError("no")
 
-    full = compose.build_methods(compose.composed(["method=full"]).methods)
+    full = building.build_methods(compose.composed(["method=full"]).methods)
     with pytest.raises(MethodError, match="stopped with ValueError: no"):
         pvcbench.evaluate(loaded, "needle", full | {"now": Now()}, budgets=[0.5], results=str(tmp_path), threads=1)
     assert loaded.model.config._attn_implementation == before

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from pvcbench.cli import main
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.runs import result
 from pvcbench.stats import failures
 
@@ -13,7 +13,7 @@ TINY += ["figures=false"]
 
 def break_plan(monkeypatch, when):
     """Makes `random` fail while `when()` is true, on prompts longer than that of its trial."""
-    kind = type(compose.build_methods(compose.composed(["method=random"]).methods)["random"])
+    kind = type(building.build_methods(compose.composed(["method=random"]).methods)["random"])
     real = kind.plan
 
     def broken(self, scores, budget, shape):

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pvcbench.cli import main
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.plots import published
 from pvcbench.runs import identity, runner
 from pvcbench.runs.run_id import run_id
@@ -66,7 +66,7 @@ def test_the_quickstart_is_the_committed_run(monkeypatch):
     """The same settings and the same id, but for the model's own part, which needs the model."""
     stored = yaml.safe_load((ROOT / "results/quickstart/38204906e0bf/config.yaml").read_text(encoding="utf-8"))
     made = compose.composed(["+experiment=quickstart", "device=cpu"])
-    task, methods = compose.build(made.task, "the task"), compose.build_methods(made.methods)
+    task, methods = building.build(made.task, "the task"), building.build_methods(made.methods)
     monkeypatch.setattr(identity, "of_model", lambda loaded: stored["identity"]["model"])
     found = json.loads(json.dumps(RunSpec.of(made, task, methods).identity(None)))
     assert run_id(stored["identity"]) == stored["run"] == "38204906e0bf"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.models import loading, random_weights
 from pvcbench.runs import receipts, runner
 from pvcbench.runs.result import Mirror, report
@@ -117,7 +117,7 @@ def test_an_unreadable_receipt_is_none(asked, tmp_path):
 
 
 def test_objects_from_python_leave_none(asked, tmp_path):
-    task = compose.build(asked().task, "the task")
+    task = building.build(asked().task, "the task")
     runner.run(asked(), task=task)
     assert not (tmp_path / "results" / receipts.FOLDER).exists()
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 import pvcbench
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
 from pvcbench.policy import Method
@@ -90,7 +90,7 @@ def test_identity_changes_with_what_changes_numbers(tmp_path):
 @pytest.mark.parametrize("decode", ["grow", "hold"])
 @pytest.mark.parametrize("aware", ["query_aware=true", "query_aware=false", "refeed_last=true"])
 def test_protocols_answer_like_full_at_full_budget(tmp_path, decode, aware):
-    methods = compose.build_methods(compose.composed([f"method=[{','.join(compose.options('method'))}]"]).methods)
+    methods = building.build_methods(compose.composed([f"method=[{','.join(compose.options('method'))}]"]).methods)
     suits = {name for name, m in methods.items() if decode in m.decodes and "generate" in m.protocols}
     names = sorted(name for name in suits if methods[name].own_budget is None)
     result = run(tmp_path, f"method=[{','.join(names)}]", "budgets=[1.0]", f"decode={decode}", aware)
@@ -121,7 +121,7 @@ def test_waves_split_when_memory_is_short(tmp_path, monkeypatch):
 
 
 def test_a_failing_method_is_a_row_and_can_be_retried(tmp_path, monkeypatch):
-    methods = compose.build_methods(compose.composed(["method=[h2o,random]"]).methods)
+    methods = building.build_methods(compose.composed(["method=[h2o,random]"]).methods)
 
     monkeypatch.setattr(
         identity, "of_method", lambda method: {"class": type(method).__name__}

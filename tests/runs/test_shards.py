@@ -11,7 +11,7 @@ import pytest
 
 from pvcbench.cli import run_table
 from pvcbench.cli.main import main as command
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.config.shards import Shard
 from pvcbench.errors import UserError
 from pvcbench.runs import identity, locks, runner
@@ -194,7 +194,7 @@ def test_a_line_that_another_shard_is_writing_is_left_alone(tmp_path):
 
 
 def test_retries_stay_in_their_file(tmp_path, monkeypatch):
-    methods = compose.build_methods(compose.composed(["method=[h2o,random]"]).methods)
+    methods = building.build_methods(compose.composed(["method=[h2o,random]"]).methods)
 
     real = type(methods["random"]).plan
 

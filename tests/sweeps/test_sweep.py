@@ -14,7 +14,7 @@ import torch
 from pvcbench.cli import exits
 from pvcbench.cli import sweep as cli_sweep
 from pvcbench.cli.main import main as command
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
 from pvcbench.evaluation import generation
@@ -205,7 +205,7 @@ def test_status_counts_cells(tmp_path, capsys, monkeypatch):
 
 
 def test_failed_cells_are_tried_again_on_request(fake, capsys, monkeypatch):
-    methods = compose.build_methods(compose.composed(["method=random"]).methods)
+    methods = building.build_methods(compose.composed(["method=random"]).methods)
 
     def broken(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
