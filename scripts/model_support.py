@@ -62,12 +62,12 @@ def measured(chosen: Sequence[str], threads: int = 1) -> Support:
     import torch
 
     from pvcbench.architectures import families
-    from pvcbench.config import compose
+    from pvcbench.config import building, compose
     from pvcbench.engine.engine import VERSION
 
     torch.set_num_threads(threads)
     names = compose.options("method")
-    methods = compose.build_methods(compose.composed([f"method=[{','.join(names)}]"]).methods)
+    methods = building.build_methods(compose.composed([f"method=[{','.join(names)}]"]).methods)
     known = support.load() if support.FILE.is_file() else Support("", 0, [], {})
     tried = {}
     for name in chosen or families.every():

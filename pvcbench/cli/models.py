@@ -63,10 +63,11 @@ def is_folder(name: str) -> bool:
 
 def own_methods() -> dict:
     """Every method of conf/method."""
+    from pvcbench.config import building
     from pvcbench.config import compose as config
 
     names = config.options("method")
-    return config.build_methods(config.composed([f"method=[{','.join(names)}]"]).methods)
+    return building.build_methods(config.composed([f"method=[{','.join(names)}]"]).methods)
 
 
 def trial_of(name: str) -> Family:

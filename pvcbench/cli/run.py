@@ -88,7 +88,7 @@ def once(config) -> int:
         if known is not None:
             from pvcbench.runs.result import Mirror, report
 
-            return told_of(report(known.folder, known.task, 0, known.asked, Mirror.of(config)))
+            return told_of(report(known.folder, known.task, 0, known.asked, Mirror.of(config), config.figures))
         from pvcbench.runs import runner  # takes seconds to import
 
         result = runner.run(config)

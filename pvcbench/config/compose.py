@@ -1,10 +1,8 @@
-"""Configuration: finds `conf`, composes it, and builds models, tasks and methods from it by `_target_`."""
+"""Configuration: finds `conf` and the user's folders, and composes a run's configuration from overrides by Hydra."""
 
 import difflib
-import importlib.util
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,13 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pvcbench.config import overrides as written_settings
 from pvcbench.config import settings
+from pvcbench.config.building import add_folder, refuse_shadow
 from pvcbench.config.extras import pip_install
-from pvcbench.config.moved import target_now
 from pvcbench.config.overrides import quoted
 from pvcbench.config.settings import Config
 from pvcbench.errors import UserError
@@ -29,50 +26,10 @@ from pvcbench.places import user_path
 PACKAGE = Path(__file__).parent.parent
 # of a wheel, of the sources
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-METHODS = (
-    PACKAGE / "methods" if (PACKAGE / "methods").is_dir() else PACKAGE.parent / "methods"
-)  # of a wheel, of the sources
 LAUNCHERS = ("basic", "submitit_local", "submitit_slurm")
 CHOSEN = ("model", "task", "method")  # groups that every run chooses from
 
 ConfigStore.instance().store("pvcbench_schema", Config)
-
-
-def load_methods_package() -> None:
-    """Makes `methods` mean ours, by its place, whatever folder the user runs in."""
-    known = sys.modules.get("methods")
-    if known is not None and Path(getattr(known, "__file__", None) or "").parent == METHODS:
-        return
-    for name in [name for name in sys.modules if name == "methods" or name.startswith("methods.")]:
-        del sys.modules[name]
-    spec = importlib.util.spec_from_file_location(
-        "methods", METHODS / "__init__.py", submodule_search_locations=[str(METHODS)]
-    )
-    if spec is None or not (METHODS / "__init__.py").is_file():
-        raise UserError(f"there are no methods in {METHODS}: install pvcbench again")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["methods"] = module
-    spec.loader.exec_module(module)
-
-
-def add_folder(folder: Path) -> None:
-    """Makes the modules in a folder of configuration importable, those in its `methods` beside ours."""
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    own = folder / "methods"
-    if own.is_dir() and own != METHODS:
-        for path in own.glob("*.py"):
-            refuse_shadow(path, METHODS / path.name)
-        load_methods_package()
-        places = sys.modules["methods"].__path__
-        if str(own) not in places:
-            places.append(str(own))
-
-
-def refuse_shadow(path: Path, ours: Path) -> None:
-    """Refuses a file that would be passed over for one of pvcbench's own of the same name."""
-    if path.name != "__init__.py" and ours.is_file() and ours.read_bytes() != path.read_bytes():
-        raise UserError(f"{path} has the name of a file of pvcbench's own, which would be used instead: rename it")
 
 
 def check_header(path: Path) -> None:
@@ -291,46 +248,3 @@ def choices(group: str, folders: Sequence[Path] = ()) -> dict[str, Path]:
 def options(group: str, folders: Sequence[Path] = ()) -> list[str]:
     """The names in a configuration group."""
     return list(choices(group, folders))
-
-
-def build(node: Any, name: str, **runtime) -> Any:
-    """The object a configuration node describes by `_target_`; a wrong argument becomes a user's error."""
-    target = node.get("_target_")
-    if isinstance(target, str) and target_now(target) != target:
-        node = {**node, "_target_": target_now(target)}
-    try:
-        return instantiate(node, _convert_="all", **runtime)
-    except (HydraException, TypeError) as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, UserError):
-            raise cause from error
-        raise UserError(f"cannot build {name}: {' '.join(str(cause).split())}") from error
-
-
-def build_methods(nodes: Any) -> dict[str, Any]:
-    """The methods of a run by name."""
-    load_methods_package()
-    return {name: build(node, f"method {name}") for name, node in nodes.items()}
-
-
-def device_of(name: str) -> str:
-    """The device a run uses: the first GPU if there is one and `auto` was asked."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        here = ["auto", "cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-        reason = str(error).splitlines()[0].partition(". ")[0]
-        raise UserError(
-            f"device {name!r} cannot be used here, choose from {', '.join(here)} ({type(error).__name__}: {reason})"
-        ) from error
-    return name
-
-
-def threads_of(asked: int | None) -> int:
-    """Threads for the model: what was asked, or all cores this process may run on."""
-    own = os.sched_getaffinity(0) if sys.platform == "linux" else range(os.cpu_count() or 1)
-    return asked or len(own)

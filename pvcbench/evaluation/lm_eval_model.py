@@ -12,6 +12,7 @@ import torch
 from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
+from pvcbench.config import building, processors
 from pvcbench.config import compose as configuration
 from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
@@ -52,7 +53,7 @@ class CompressedLM(Tokens):
         here = device is not None and (
             torch.cuda.is_available() or not device.startswith("cuda")
         )  # lm-eval says cuda:0
-        device = configuration.device_of(device if here else "auto")
+        device = processors.device_of(device if here else "auto")
         if pretrained == "smollm2":
             own = embedded.smollm2(device, options.pop("dtype", None))
             pretrained, options = own.model, {"tokenizer": own.tokenizer, **options}
@@ -111,7 +112,7 @@ def nothing(share: float) -> None:
 
 def point_of(method: str, budget: int | float, decode: str):
     """The cell of a method of conf/method; raises UserError."""
-    methods = configuration.build_methods(configuration.composed([f"method={method}"]).methods)
+    methods = building.build_methods(configuration.composed([f"method={method}"]).methods)
     if decode not in ("grow", "hold"):
         raise UserError(f"decode must be grow or hold, not {decode!r}")
     return next(point for point in points(methods, parse_budgets([budget]), decode, ()) if point.name == method)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from pvcbench.config import building
 from pvcbench.config import compose as configuration
 from pvcbench.errors import UserError
 from pvcbench.models.loaded import LoadedModel
@@ -67,7 +68,7 @@ def methods_of(methods: Mapping) -> dict[str, Method]:
             raise UserError(f"methods must map names to Method objects; {name!r} is {shown(method)}")
     found = dict(methods)
     if not any(method.reference for method in found.values()):
-        found |= configuration.build_methods(configuration.composed(["method=full"]).methods)
+        found |= building.build_methods(configuration.composed(["method=full"]).methods)
     return found
 
 

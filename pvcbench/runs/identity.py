@@ -11,7 +11,7 @@ from types import MethodType
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from pvcbench.config import compose as configuration
+from pvcbench.config import building
 from pvcbench.models.loaded import LoadedModel, fingerprint, tokenizer_id
 from pvcbench.policy import Method
 from pvcbench.runs.code_hash import Description, brief, sha256
@@ -113,7 +113,7 @@ def told(config: DictConfig, model: LoadedModel | None, task: Task | None, metho
         shared = {name: node for name, node in kept["methods"].items() if name in methods}
         same = {
             name: shared[name]
-            for name, made in configuration.build_methods(shared).items()
+            for name, made in building.build_methods(shared).items()
             if of_method(made) == of_method(methods[name])
         }
         kept["methods"] = {name: same.get(name) or given(method, Method) for name, method in methods.items()}

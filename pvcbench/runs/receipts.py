@@ -17,7 +17,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from pvcbench.config import compose as configuration
+from pvcbench.config import building, processors
 from pvcbench.places import marks, of_library, user_path
 from pvcbench.runs import environment
 from pvcbench.runs.rows import row_files
@@ -45,7 +45,7 @@ def key(config: Mapping) -> str:
         "python": platform.python_version(),
         "packages": {name: environment.version(name) for name in environment.PACKAGES},
         "code": environment.source(),
-        "machine": [platform.node(), environment.processor(), configuration.threads_of(None)],
+        "machine": [platform.node(), environment.processor(), processors.threads_of(None)],
         "gpus": sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*")),
         "variables": {
             name: value
@@ -92,7 +92,7 @@ def find(config: DictConfig) -> Receipt | None:
             return None
         if _kept(folder) - {Path(path) for path in known["files"]} or _modules(known["modules"]) != known["modules"]:
             return None
-        task = configuration.build(config.task, "the task")
+        task = building.build(config.task, "the task")
         task.validate()
         same = json.loads(json.dumps(_of_task(task), default=str)) == known["task"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pvcbench.config import compose as configuration
+from pvcbench.config import building
 from pvcbench.errors import UserError
 from pvcbench.runs import locks
 from pvcbench.runs.rows import read_rows, row_files, rows_by_file
@@ -100,7 +100,7 @@ def task_of(folder: Path) -> Task:
         raise UserError(f"{folder} has no readable config.yaml that names its task: leave it out") from error
     if FROM_PYTHON in node:
         raise UserError(f"{folder} was measured with a task object, {said(node)}, not one of conf/task: leave it out")
-    task = configuration.build(node, f"the task of {folder}")
+    task = building.build(node, f"the task of {folder}")
     if task.name != name:
         raise UserError(f"{folder} was measured with a task object named {name!r}, not one of conf/task: leave it out")
     return task

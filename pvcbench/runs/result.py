@@ -51,9 +51,10 @@ def broken(rows: pd.DataFrame) -> list[str]:
 
 
 def kept_config(config: DictConfig) -> dict:
-    """The configuration as the run's folder keeps it; which shard came first is not part of it."""
+    """The configuration as the run's folder keeps it, without which shard came first and whether figures are drawn."""
     kept = OmegaConf.to_container(config)
-    kept.pop("shard", None)
+    for name in ("shard", "figures"):
+        kept.pop(name, None)
     return kept
 
 

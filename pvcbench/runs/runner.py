@@ -56,10 +56,11 @@ def run(
 ) -> Result:
     """Runs what the configuration says, or what is missing of it; objects given stand in for their configuration.
 
-    `planned` is told what will be measured before anything is; without `figures` none are drawn.
+    `planned` is told what will be measured before anything is; without `figures`, or where the configuration has
+    `figures=false`, none are drawn.
     """
     settings.check(config)
-    extent, asked = Extent.of(config), OmegaConf.to_container(config)
+    extent, asked, figures = Extent.of(config), OmegaConf.to_container(config), figures and config.figures
     given = (model, task, methods) != (None, None, None)
     config = told(config, model, task, methods)
     spec, mirror = RunSpec.of(config, task, methods), Mirror.of(config)
@@ -77,7 +78,7 @@ def run(
     if extent.shard is not None:
         if live is not None:
             live.stop("finished", 0)  # the whole run's mirror is made by the last shard
-        return report_shard(extent.shard, folder, spec.task, added, plan, mirror)
+        return report_shard(extent.shard, folder, spec.task, added, plan, mirror, figures)
     result = report(folder.path, spec.task, added, plan.samples, mirror, figures, live)
     if not (given or extent.retry_failed):
         receipts.keep(asked, folder.path, spec.task, plan.samples, files)
@@ -132,7 +133,9 @@ def _measure(
     return added, live
 
 
-def report_shard(shard: Shard, folder: RunFolder, task: Task, added: int, plan: Plan, mirror: Mirror) -> Result:
+def report_shard(
+    shard: Shard, folder: RunFolder, task: Task, added: int, plan: Plan, mirror: Mirror, figures: bool
+) -> Result:
     """The report if the whole run is finished and nobody writes it any more, else a note on what is missing."""
     with locks.alone(folder.path) as alone:
         rows = read_rows(folder.path)
@@ -141,7 +144,7 @@ def report_shard(shard: Shard, folder: RunFolder, task: Task, added: int, plan: 
             names = [task.sample(folder.identity["seed"], index).id for index in range(plan.total)]
             missing = len(plan.keys(names) - {key_of(row) for row in rows})
             if not missing:
-                return report(folder.path, task, added, names, mirror)
+                return report(folder.path, task, added, names, mirror, figures)
     state = f"{missing} cells of the run have no row yet" if missing else "another shard is still being written"
     note = (
         f"Shard {shard.number}/{shard.of} is finished: {len(plan.samples)} samples, {added} rows added in "

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from pvcbench.config import compose as configuration
+from pvcbench.config import building, processors
 from pvcbench.config.budgets import parse_budgets
 from pvcbench.engine import engine as engines
 from pvcbench.engine.engine import Engine
@@ -39,8 +39,8 @@ class RunSpec:
     @classmethod
     def of(cls, config: DictConfig, task: Task | None = None, methods: Mapping[str, Method] | None = None) -> "RunSpec":
         """The specification of a run; objects given stand in for their configuration. Raises UserError."""
-        methods = configuration.build_methods(config.methods) if methods is None else methods
-        task = configuration.build(config.task, "the task") if task is None else task
+        methods = building.build_methods(config.methods) if methods is None else methods
+        task = building.build(config.task, "the task") if task is None else task
         protocol = Protocol(config.query_aware, config.refeed_last, config.decode, config.seed)
         check_question(task, protocol, KINDS[task.kind].answers)
         budgets = parse_budgets(OmegaConf.to_container(config.budgets))
@@ -52,8 +52,8 @@ class RunSpec:
             backend=config.engine.backend,
             chunk=config.engine.chunk,
             batch=config.batch,
-            device=configuration.device_of(config.device),
-            threads=configuration.threads_of(config.threads),
+            device=processors.device_of(config.device),
+            threads=processors.threads_of(config.threads),
             dtype=config.dtype,
             model=config.model,
         )
@@ -76,7 +76,7 @@ class RunSpec:
         torch.set_num_threads(self.threads)
         self.task.check_device(self.device)
         self.task.validate()
-        return model or configuration.build(self.model, "the model", device=self.device, dtype=self.dtype)
+        return model or building.build(self.model, "the model", device=self.device, dtype=self.dtype)
 
     def engine(self, loaded: LoadedModel) -> Engine:
         """The engine on a model, which is the caller's to release."""

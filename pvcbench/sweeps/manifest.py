@@ -91,14 +91,13 @@ def composed(line: Line):
 
 def checked_results(lines: Iterable[Line]) -> Path:
     """Composes every line and builds its methods, so that a typo fails before anything runs; the results folder."""
-    from pvcbench.config import compose as configuration
-    from pvcbench.config import settings
+    from pvcbench.config import building, settings
 
     found = set()
     for line in {tuple(line.overrides): line for line in lines}.values():  # shards differ in nothing else
         config = composed(line)
         settings.check(config)
-        configuration.build_methods(config.methods)
+        building.build_methods(config.methods)
         found.add(str(config.results))
     if len(found) > 1:
         raise UserError(f"all runs of a sweep write to one results folder, not to {', '.join(sorted(found))}")

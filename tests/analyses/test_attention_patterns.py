@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
+from patterns_task import EXACT, task
 from pvcbench.analyses.attention_patterns import observe as observing
 from pvcbench.analyses.attention_patterns import tables as report
 from pvcbench.analyses.attention_patterns.rules import COMPRESSIBLE, PATTERNS, classify
-from pvcbench.analyses.attention_patterns.task import THRESHOLDS, AttentionPatterns
+from pvcbench.analyses.attention_patterns.task import THRESHOLDS
 from pvcbench.config import compose
 from pvcbench.errors import UserError
 from pvcbench.evaluation.cells import OBSERVATION, Point
@@ -21,8 +22,6 @@ from pvcbench.tasks.prompts import Prompt
 from rows import table
 from tiny import METHODS, cell_of, dense, engine, fork, largest, prompt
 from tiny import positions as positions_of
-
-EXACT = 1e-9  # float64 sums of some dozen terms
 
 
 def pattern(**head):
@@ -151,11 +150,6 @@ def test_output_errors_equal_naive_attention(inference):
         assert float(masses[head]) == pytest.approx(sum(m for _, m in mine) / count, abs=EXACT)
     everything, whole = observing.output_error(rows, torch.ones_like(kept))
     assert float(everything.max()) < EXACT and float((whole - 1).abs().max()) < EXACT
-
-
-def task(**settings):
-    settings = {"tokens": [64], "sinks": 2, "recent": 8, "rows": 5, "top": [1, 4], **settings}
-    return AttentionPatterns(**settings)
 
 
 def observed(name="h2o", budget=20, family="llama"):

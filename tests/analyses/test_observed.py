@@ -12,7 +12,7 @@ from pvcbench.analyses import common
 from pvcbench.analyses.context_redundancy.task import ContextRedundancy
 from pvcbench.analyses.observed_task import Observed
 from pvcbench.cli import run_table
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.errors import UserError
 from pvcbench.runs import runner
 from pvcbench.stats import intervals
@@ -24,13 +24,8 @@ TINY = ["model=random", "threads=1", "wandb.mode=disabled", "task.tokens=[128]",
 
 @pytest.fixture(scope="module")
 def prompter():
-    loaded = compose.build(compose.composed(["model=random"]).model, "the model", device="cpu", dtype=None)
+    loaded = building.build(compose.composed(["model=random"]).model, "the model", device="cpu", dtype=None)
     return Prompter(loaded.tokenizer, loaded.chat, loaded.longest)
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
 
 
 def made(prompter, **settings):
@@ -85,7 +80,7 @@ def test_bad_settings_are_refused(settings):
 
 def small(tmp_path, *more):
     keys = ["task=context_redundancy", "task.shares=[0.2]", "task.above=[0.2]", "task.documents=2", "task.needles=1"]
-    return runner.run(compose.composed([*TINY, *keys, f"results={tmp_path}", *more]))
+    return runner.run(compose.composed([*TINY, *keys, f"results={tmp_path}", *more]), figures=False)
 
 
 def test_what_fails_is_a_row_and_sinks_no_other(tmp_path, monkeypatch):
@@ -146,7 +141,7 @@ def test_every_task_has_an_observer_and_a_reporter():
     tasks = [task for task in compose.options("task") if task in analyses.REPORTED]
     assert len(tasks) == 5
     for name in tasks:
-        task = compose.build(compose.composed([f"task={name}"]).task, name)
+        task = building.build(compose.composed([f"task={name}"]).task, name)
         assert task.kind == "measure" or callable(importlib.import_module(task.observer).observe)
         report = analyses.reporter(pd.DataFrame({"task": [task.name]}))
         assert callable(report.tables) and callable(report.figures) and "95% intervals" in report.intervals

@@ -1,13 +1,14 @@
 """Attention patterns on models of today: learnt sinks, latents, soft caps and states, against naive dense attention.
 
-The dense reference of test_engine_families.py shows queries, keys and values as the unmodified model has them.
+The dense reference of family_dense.py shows queries, keys and values as the unmodified model has them.
 """
 
 import pytest
 import torch
-from test_engine_families import CLOSE, Dense, dense, exact, host
 
 import families
+from families import hosted as host
+from family_dense import CLOSE, Dense, dense, exact
 from pvcbench.analyses.attention_patterns import observe as observing
 
 __all__ = ["exact"]  # the fixture that takes transformers' roundings out

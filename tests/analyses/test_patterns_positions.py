@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_attention_patterns import EXACT, task
 
+from patterns_task import EXACT, task
 from pvcbench.analyses.attention_patterns import observe as observing
 from pvcbench.evaluation.cells import Point
 from pvcbench.tasks.prompts import Prompt

@@ -17,7 +17,7 @@ from scipy import stats as scipy_stats
 from pvcbench.analyses.throughput import figures as drawing
 from pvcbench.analyses.throughput import tables as report
 from pvcbench.cli import main, run_table
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.engine.static_decode import StaticDecoder, fastest
@@ -44,12 +44,7 @@ LINUX = pytest.mark.skipif(
 
 
 def run(tmp_path, *overrides, **objects):
-    return runner.run(compose.composed([*SMALL, f"results={tmp_path}", *overrides]), **objects)
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
+    return runner.run(compose.composed([*SMALL, f"results={tmp_path}", *overrides]), figures=False, **objects)
 
 
 # ------------------------------------------------------------------------------------------------------------ prompts
@@ -160,7 +155,7 @@ def test_speeds_by_hand():
     assert found == {"decode_tokens_per_s": 8.0, "generated_per_s": 4.4, "paper_tokens_per_s": 44.4}
 
 
-def test_rows_hold_medians_of_hand_made_clocks(tmp_path, monkeypatch, undrawn):
+def test_rows_hold_medians_of_hand_made_clocks(tmp_path, monkeypatch):
     """A pass reads the clock six times: prefill 2 s, fork 1 s, a pause, capture 4 s, decoding 5 s times its number."""
     passes, ticks = [0], [0.0]
     steps = [7.0, 2.0, 1.0, 30.0, 4.0, 5.0]  # since the reading before
@@ -181,7 +176,7 @@ def test_rows_hold_medians_of_hand_made_clocks(tmp_path, monkeypatch, undrawn):
     assert found["generated_per_s"] == 2 * 6 / 13 and found["paper_tokens_per_s"] == 2 * (64 + 6) / 13
     # 4 layers, 2 KV heads, 16 floats for key and value each, 2 prompts; the last token is never fed
     assert row["kv_bytes"] == 2 * 64 * 4 * 2 * 16 * 2 * 4 and found["kv_bytes_end"] == row["kv_bytes"] * (64 + 5) / 64
-    loaded = compose.build(compose.composed(TINY).model, "the model", device="cpu", dtype=None)
+    loaded = building.build(compose.composed(TINY).model, "the model", device="cpu", dtype=None)
     assert found["weight_bytes"] == sum(tensor.nbytes for tensor in loaded.model.state_dict().values())
 
 
@@ -208,7 +203,7 @@ def prefills(monkeypatch):
     return seen
 
 
-def test_cells_run_alone_in_turn_and_leave_nothing(tmp_path, prefills, undrawn):
+def test_cells_run_alone_in_turn_and_leave_nothing(tmp_path, prefills):
     result = run(tmp_path, "method=[h2o,pvc]", "budgets=[0.9]", "task.prompts=[128]", "task.repeats=2")
     assert result.rows["error"].isna().all() and len(result.rows) == 3
     names = ["full" if not found else type(found[0]).__name__ for found, _, _ in prefills]
@@ -219,7 +214,7 @@ def test_cells_run_alone_in_turn_and_leave_nothing(tmp_path, prefills, undrawn):
     assert result.rows["session"].nunique() == 1 and result.rows["peak_bytes"].notna().any()
 
 
-def test_what_fails_is_a_row_and_sinks_no_other(tmp_path, monkeypatch, undrawn):
+def test_what_fails_is_a_row_and_sinks_no_other(tmp_path, monkeypatch):
     real = measure.decode
 
     def short(decoder, first, new_tokens):
@@ -240,15 +235,15 @@ def test_what_fails_is_a_row_and_sinks_no_other(tmp_path, monkeypatch, undrawn):
     assert "[" in told["streaming_llm"] and "[" not in told["h2o"]  # it did not take turns with the full cache
 
 
-def test_out_of_reach_is_a_row(tmp_path, undrawn):
+def test_out_of_reach_is_a_row(tmp_path):
     rows = run(tmp_path, "method=pvc", "budgets=[0.1]", "task.prompts=[128]").rows.set_index("method")
     assert "reach" in rows.loc["pvc", "error"] and rows.loc["full", "score"] > 0
 
 
-def test_the_machine_and_its_threads_are_part_of_the_run(tmp_path, monkeypatch, undrawn):
+def test_the_machine_and_its_threads_are_part_of_the_run(tmp_path, monkeypatch):
     def identity(*overrides, base=SMALL):
         made = compose.composed([*base, *overrides])
-        loaded, task = compose.build(made.model, "", device="cpu", dtype=None), compose.build(made.task, "the task")
+        loaded, task = building.build(made.model, "", device="cpu", dtype=None), building.build(made.task, "the task")
         return RunSpec.of(made, task).identity(loaded)
 
     one, two = identity(), identity("threads=2")
@@ -300,7 +295,7 @@ def test_the_peak_is_that_of_the_process():
 
 
 @LINUX
-def test_the_largest_batch_for_real(tmp_path, undrawn):
+def test_the_largest_batch_for_real(tmp_path):
     """32 MiB beyond what the process holds: some prompts of 64 tokens fit, more do not, and each cell runs its own."""
     run(tmp_path / "warm", "method=h2o")
     meter = peak_memory.PeakMemory(torch.device("cpu"))
@@ -454,16 +449,17 @@ def test_a_multirun_names_its_folder(tmp_path):
     assert len(list((tmp_path / "demo").iterdir())) == 2
 
 
-def test_the_list_and_python_know_experiments(capsys, tmp_path, undrawn):
+def test_the_list_and_python_know_experiments(capsys, tmp_path):
     import pvcbench
 
     assert main.main(["list"]) == 0 and "pyramidinfer_throughput" in capsys.readouterr().out
     settings = {"threads": 1, "wandb__mode": "disabled", "task__prompts": [32], "task__new_tokens": [4]}
+    settings |= {"figures": False}
     found = pvcbench.evaluate("random", "throughput", ["full"], results=str(tmp_path), experiment="x", **settings)
     assert found["method"].tolist() == ["full"] and (tmp_path / "x").is_dir()
 
 
-def test_the_console_says_what_the_intervals_are(tmp_path, capsys, undrawn):
+def test_the_console_says_what_the_intervals_are(tmp_path, capsys):
     run_table.show(run(tmp_path))
     assert "intervals of ratios to the full cache" in " ".join(capsys.readouterr().out.split())
     gc.collect()

@@ -12,7 +12,7 @@ import torch
 import families
 from pvcbench.architectures import support, trial
 from pvcbench.cli import main
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ KNOWN = support.load()
 def methods():
     """Every method of conf/method."""
     names = compose.options("method")
-    return compose.build_methods(compose.composed([f"method=[{','.join(names)}]"]).methods)
+    return building.build_methods(compose.composed([f"method=[{','.join(names)}]"]).methods)
 
 
 def test_the_file_names_every_architecture_of_the_installed_transformers():

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 import pvcbench
 from pvcbench.cli import exits, main
-from pvcbench.config import compose, overrides, settings
+from pvcbench.config import building, compose, overrides, settings
 from pvcbench.errors import UserError
 from pvcbench.sweeps import manifest
 
@@ -120,6 +120,7 @@ MISTAKES = {
     "query_aware=2": "query_aware must be true or false, not 2",
     "refeed_last=null": "refeed_last must be true or false",
     "retry_failed=3": "retry_failed must be true or false",
+    "figures=3": "figures must be true or false",
     "device=null": "device must be text",
     "shard=x": "shard must be a part of a whole such as 1/4",
     "shard=5/4": "shard must be a part of a whole",
@@ -281,7 +282,7 @@ def own(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
-    compose.load_methods_package()
+    building.load_methods_package()
     monkeypatch.setattr(sys.modules["methods"], "__path__", list(sys.modules["methods"].__path__))
     yield tmp_path
     for name in [name for name in sys.modules if name == "methods.newest"]:

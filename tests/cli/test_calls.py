@@ -10,7 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from pvcbench.config import compose, extras
+from pvcbench.config import building, extras
 from pvcbench.errors import UserError
 from pvcbench.models import hub, loaded, random_weights
 from pvcbench.runs import from_python
@@ -65,7 +65,7 @@ def test_a_whole_call_in_other_types():
 
 
 def h2o():
-    compose.load_methods_package()
+    building.load_methods_package()
     from methods.h2o import H2O
 
     return H2O

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pvcbench.cli import main
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.errors import UserError
 from pvcbench.evaluation.cells import parse_budgets, points
 
@@ -29,16 +29,16 @@ def test_every_method_composes_alone(method):
 
 
 def test_every_method_builds_and_is_found_by_name():
-    methods = compose.build_methods(compose.composed([f"method=[{','.join(GROUPS['method'])}]"]).methods)
+    methods = building.build_methods(compose.composed([f"method=[{','.join(GROUPS['method'])}]"]).methods)
     assert set(methods) == set(GROUPS["method"])
     assert [name for name, method in methods.items() if method.reference] == ["full"]
 
 
 def test_two_settings_of_one_method():
     made = compose.composed(["+methods.pvc_b={_target_: methods.pvc.PvC, recent_ratio: 0.1}"])
-    methods = compose.build_methods(made.methods)
+    methods = building.build_methods(made.methods)
     assert methods["pvc_b"].recent_ratio == 0.1 and methods["pvc"].recent_ratio == 0.2
-    inherited = compose.build_methods(compose.composed(["method=pvc_kv", "methods.pvc_kv.recent_ratio=0.3"]).methods)
+    inherited = building.build_methods(compose.composed(["method=pvc_kv", "methods.pvc_kv.recent_ratio=0.3"]).methods)
     assert (inherited["pvc_kv"].prune, inherited["pvc_kv"].recent_ratio) == ("kv", 0.3)
 
 
@@ -48,7 +48,7 @@ def test_budgets_keep_their_kind():
         float,
         float,
     ]
-    cells = points(compose.build_methods(compose.composed(["method=h2o"]).methods), [64, 0.5, 1.0], "grow")
+    cells = points(building.build_methods(compose.composed(["method=h2o"]).methods), [64, 0.5, 1.0], "grow")
     assert [cell.label for cell in cells] == ["1.0", "64", "0.5", "1.0"]
 
 

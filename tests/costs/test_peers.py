@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_layers import imports
 
 import bench_scoring
 from peers import curve, scoring
 from peers.client import WORKER, Peer, PeerDied, PeerFailed, peak_of
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
 from pvcbench.evaluation.cells import points
@@ -25,6 +24,7 @@ from pvcbench.models import random_weights
 from pvcbench.tasks.base import Sample
 from pvcbench.tasks.needle.task import Needle
 from pvcbench.tasks.prompts import Prompter
+from source_imports import imports
 from tiny import dense, engine, prompt
 
 REAL = Path(__file__).parents[2] / ".venv-peers/kvpress/bin/python"
@@ -196,7 +196,7 @@ def test_kvpress_says_what_we_say(tmp_path):
         curve.ask(peer, task, sample, coded, list(curve.points(["streaming_llm", "h2o"], [0.5])), theirs)
         assert peer.ask("prefill", press=None, length=64, repeats=2)["seconds"][1] > 0
     overrides = ["method=[streaming_llm,h2o]", *curve.OVERRIDES]
-    cells = tuple(points(compose.build_methods(compose.composed(overrides).methods), [0.5], "grow"))
+    cells = tuple(points(building.build_methods(compose.composed(overrides).methods), [0.5], "grow"))
     batch, protocol = [WorkItem(sample, coded, cells)], Protocol(False, False, "grow", 0)
     curve.note(ours, run_batch(Generate, Engine(loaded.model), loaded, task, batch, protocol, Meter(1)))
     report = curve.report(ours, theirs, ["streaming_llm", "h2o"], False, len)

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from beside_dense import DRAWS, followed, ranks_of
 from pvcbench.engine import attention
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.errors import UserError
-from pvcbench.policy import Method, Observation
+from pvcbench.policy import Method
 from tiny import (
     FAMILIES,
     METHODS,
@@ -30,12 +31,12 @@ from tiny import (
     teach,
     unmodified,
 )
+from uneven_plans import Pyramid, Ragged
 
 # float64 with norms in float64: logits of size 5 come out within 1e-13 of each other; 1e-9 is the design's promise
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 pytestmark = pytest.mark.usefixtures("inference")
 FULL = METHODS["full"]
-DRAWS = torch.tensor([5, 70, 900])
 both = pytest.mark.parametrize("hold", [False, True], ids=["grow", "hold"])
 every_method = pytest.mark.parametrize("name", METHODS)
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -49,37 +50,6 @@ def everything(method=FULL, hold=False):
 def watchers(cell):
     """The methods that observe a cell's prefill."""
     return [] if cell.everything else [cell.method]
-
-
-def followed(family, ids, fed, method, chunks, host=None, exact_angles=False):
-    """A method's cells by both decode policies, stepped together, each beside the dense reference under its mask.
-
-    Yields (cell, prefill, kept positions per step, logits after each chunk, dense logits of all tokens).
-    """
-    host, batch = host or engine(family), len(ids)
-    cells = [cell_of(method, host.shape(ids.shape[1]), hold) for hold in (False, True)]
-    groups, both = fork(host, ids, cells, fed.shape[1], DRAWS[:batch]), torch.cat((ids, fed), 1)
-    order = [(group, number) for group in groups for number in range(len(group.cells))]
-    trace = teach(host, groups, fed.repeat(len(order), 1), chunks)
-    logits = torch.stack(trace.logits, 1).split(batch)
-    for (group, number), mine in zip(order, logits, strict=True):
-        rows = slice(number * batch, (number + 1) * batch)
-        kept = [(first, size, [layer[rows] for layer in step]) for first, size, step in trace.kept[groups.index(group)]]
-        masks = dense_masks(kept, group.prefill, both.shape[1])
-        ranks = ranks_of(masks, both.shape[1]) if method.positions == "cache" else None
-        expected = dense(family, exact_angles)(both, masks, ranks=ranks)
-        yield group.cells[number], group.prefill, [step for _, _, step in kept], mine, expected
-
-
-def ranks_of(masks, tokens):
-    """Places inside the cache: of each query among what it sees, and of each key it sees."""
-
-    def ranks(layer):
-        visible = masks(layer) & torch.ones(tokens, tokens, dtype=torch.bool).tril()
-        places = (visible.cumsum(-1) - 1).clamp(min=0)
-        return places.diagonal(dim1=-2, dim2=-1), places
-
-    return ranks
 
 
 def ends(tokens, chunks):
@@ -410,41 +380,6 @@ def test_what_is_dropped_is_freed(name):
 
 
 # ---------------------------------------------------------------------------------------------- ragged plans
-
-
-@dataclass(frozen=True)
-class Ragged(Method):
-    """Keeps another number of entries in every layer, sample and head, around the budget."""
-
-    watches_decoding = True
-    channels = 1
-
-    def row_weights(self, shape, layer):
-        return torch.ones(shape.tokens, dtype=torch.float64)
-
-    def protects(self, budget, shape):
-        return 2, 3
-
-    def accumulate(self, seen: Observation):
-        received = seen.grouped_mass().double()[..., None]
-        return received if seen.totals is None else seen.totals + received
-
-    def scores(self, seen):
-        return seen.totals[..., 0]
-
-    def plan(self, scores, budget, shape):
-        batch, heads, _ = scores[0].shape
-        layer, row, head = (torch.arange(size) for size in (len(scores), batch, heads))
-        return budget - 4 + 3 * (layer[:, None, None] - 1) + 2 * row[:, None] + 7 * (2 * head - heads + 1)
-
-
-@dataclass(frozen=True)
-class Pyramid(Ragged):
-    """Keeps fewer entries the deeper the layer, equally many in all of its heads."""
-
-    def plan(self, scores, budget, shape):
-        batch, heads, _ = scores[0].shape
-        return (budget + 4 - 4 * torch.arange(len(scores)))[:, None, None].expand(-1, batch, heads)
 
 
 @pytest.mark.parametrize("method", [Ragged(), Pyramid()], ids=["ragged", "pyramid"])

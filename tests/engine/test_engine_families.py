@@ -1,16 +1,15 @@
 """The engine on the families of today: full budget, any budget, hold, chunks, forks, steps of one shape, streams.
 
-Float64 throughout, transformers' own roundings to float32 taken out: what differs is an error. The dense reference is
-the unmodified model whose attention is plain softmax under any mask; it knows layers by the order in which they attend.
+Float64 throughout, against the dense reference of family_dense.py: what differs is an error.
 """
-
-from functools import cache
 
 import pytest
 import torch
-from transformers import AttentionInterface
 
 import families
+from families import built as plain
+from families import hosted as host
+from family_dense import CLOSE, dense, exact, off
 from methods.ada_kv import AdaKV
 from methods.h2o import H2O
 from methods.knorm import Knorm
@@ -26,6 +25,8 @@ from pvcbench.errors import UserError
 from pvcbench.policy import Method
 from tiny import fork, positions, teach
 
+__all__ = ["exact"]  # the fixture that takes transformers' roundings out
+
 TOKENS, STEPS, CHUNK, BUDGET = 40, 8, 7, 16
 STATES = ["qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "granitemoehybrid", "granitemoehybrid:rope"]
 STATES += ["nemotron_h", "lfm2", "lfm2_moe", "lfm3", "falcon_h1", "bamba", "zamba2", "olmo_hybrid", "zaya"]
@@ -40,91 +41,9 @@ HEADS = ["gemma4_text:moe"]  # their number differs by layer (mimo_v2_flash's to
 SHARED = ["gemma4_text", "gemma3n_text"]  # layers that read another's entries, where streams go token by token
 STREAMED = LATENTS + STATES + PLAIN + SINKS + CAPS + CHUNKS + HEADS
 WORKING = STREAMED + STEPWISE + SHARED
-CLOSE = 1e-12  # of the range of the logits
 FULL = Cell("1.0", Method(), None, everything=True)
 every = pytest.mark.parametrize("name", WORKING)
 pytestmark = pytest.mark.usefixtures("inference")
-
-
-@pytest.fixture(autouse=True)
-def exact(request):
-    """Transformers' code of a family must be imported before its roundings can be taken out."""
-    name = request.node.callspec.params.get("name") if hasattr(request.node, "callspec") else None
-    if name is None:
-        yield
-        return
-    dense(name), plain(name)
-    with families.unrounded():
-        yield
-    host(name).chunk = None
-
-
-@cache
-def host(name: str) -> Engine:
-    """The engine on a family."""
-    return Engine(families.build(name, torch.float64))
-
-
-@cache
-def plain(name: str):
-    """The model as transformers runs it."""
-    return families.build(name, torch.float64)
-
-
-class Dense:
-    """The unmodified model under masks by the engine's layers, [rows, kv_heads, tokens, tokens]; None: causal."""
-
-    running = None
-
-    def __init__(self, name: str):
-        self.model, self.engine = families.build(name, torch.float64), host(name)
-        self.model.set_attn_implementation("tests_families")
-        layout = self.engine.layout
-        self.order = [number for _, number in sorted({**layout.numbers, **layout.readers}.items())]
-
-    def __call__(self, ids, masks=None):
-        Dense.running, self.masks, self.calls = self, masks, 0
-        return self.model(input_ids=ids, use_cache=False, logits_to_keep=ids.shape[1]).logits
-
-    def attend(self, query, key, value, scale, cap, sinks):
-        layer, self.calls = self.order[self.calls], self.calls + 1
-        groups, tokens, window = query.shape[1] // key.shape[1], key.shape[2], self.engine.windows[layer]
-        logits = query @ key.repeat_interleave(groups, 1).mT * (query.shape[-1] ** -0.5 if scale is None else scale)
-        logits = logits if cap is None else cap * torch.tanh(logits / cap)
-        allowed = self.allowed(layer, tokens, window).expand(len(query), key.shape[1], -1, -1)
-        allowed = allowed.repeat_interleave(groups, 1)[:, :, tokens - query.shape[2] :]
-        logits = logits.masked_fill(~allowed, float("-inf"))
-        if sinks is not None:
-            logits = torch.cat((logits, sinks.view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)), -1)
-        return logits.softmax(-1)[..., :tokens] @ value.repeat_interleave(groups, 1)
-
-    def allowed(self, layer, tokens, window):
-        rows, columns = torch.arange(tokens)[:, None], torch.arange(tokens)
-        allowed = columns <= rows
-        if window is not None:
-            chunked = type(window) is not int
-            allowed = allowed & (rows // window == columns // window if chunked else columns > rows - window)
-        if self.masks is None:
-            return allowed
-        return allowed & (self.masks[layer] | torch.eye(tokens, dtype=torch.bool))
-
-
-def _dense(module, query, key, value, attention_mask, scaling=None, softcap=None, s_aux=None, **kwargs):
-    return Dense.running.attend(query, key, value, scaling, softcap, s_aux).transpose(1, 2), None
-
-
-AttentionInterface.register("tests_families", _dense)
-
-
-@cache
-def dense(name: str) -> Dense:
-    """The dense reference of a family."""
-    return Dense(name)
-
-
-def off(found, expected) -> float:
-    """The largest difference, of the range of the expected."""
-    return ((found - expected).abs().max() / (expected.max() - expected.min())).item()
 
 
 def masks_of(kept, heads, rows):

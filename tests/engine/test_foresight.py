@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from test_methods import attention_of, kept_sets
-from test_scores import cached, heads_of
 
 import naive_scores
 import pvcbench
+from kept_sets import attention_of, cached, heads_of, kept_sets
 from methods.expected_attention import ExpectedAttention
 from methods.oracle import Oracle
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.engine.evict import Cell
 from pvcbench.engine.lookahead import foresee
 from pvcbench.errors import UserError
@@ -144,5 +143,7 @@ def test_a_leaking_reference_reads_the_answer(tmp_path, monkeypatch):
     pvcbench.evaluate("random", "needle", ["oracle_answer"], task__lengths=[600], **options)
     [(tokens, count)] = given
     rows = load_table(tmp_path)
-    tokenizer = compose.build(compose.composed(["model=random"]).model, "the model", device="cpu", dtype=None).tokenizer
+    tokenizer = building.build(
+        compose.composed(["model=random"]).model, "the model", device="cpu", dtype=None
+    ).tokenizer
     assert tokenizer.decode(tokens[0]) == rows["answers"].iloc[0][0] and count == len(tokens[0])

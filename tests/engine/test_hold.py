@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from test_engine import followed
 
+from beside_dense import followed
 from methods.pvc import PvC
 from pvcbench.engine.engine import Engine
 from tiny import METHODS, build, engine, exact_rotary, prompt

@@ -1,6 +1,6 @@
 """Layers that read another's entries, and layers with numbers of KV heads of their own, under every method.
 
-The dense reference is the one of test_engine_families.py: plain softmax under any mask, float64, no rounding between. A
+The dense reference is the one of family_dense.py: plain softmax under any mask, float64, no rounding between. A
 reader stands there under the mask of its source. On prompts of 22 tokens the sliding layers evict beside the full ones;
 they then have other numbers of heads than these in MIXED.
 """
@@ -10,10 +10,10 @@ from itertools import accumulate
 
 import pytest
 import torch
-from test_engine_families import Dense, off
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import families
+from family_dense import CLOSE, Dense, off
 from methods.ada_kv import AdaKV
 from methods.h2o import H2O
 from methods.pvc import PvC
@@ -43,7 +43,6 @@ SHARED, MIXED = ["gemma3n", "gemma4_mixed"], ["gemma4_mixed", "gemma4_moe", "mim
 METHODS = {name: shrunk(method) for name, method in configured().items()}
 SHORT, LONG, STEPS, CHUNK = 22, 40, 6, 7
 DRAWS = torch.tensor([11, 2**40 + 3])
-CLOSE = 1e-12  # of the range of the logits
 FULL = Cell("1.0", Method(), None, everything=True)
 pytestmark = pytest.mark.usefixtures("inference")
 every = pytest.mark.parametrize("name", VARIANTS)

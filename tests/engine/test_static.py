@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from decoder_steps import DRAWS, STEPS, TOKENS, decoded
 from pvcbench.architectures import families
 from pvcbench.engine.decode import Decoder
 from pvcbench.engine.engine import Engine
@@ -18,29 +19,7 @@ from tiny import FAMILIES, METHODS, build, cell_of, engine, fork, positions, pro
 # tables, which one path composes for a long shift as the other applies them in turn.
 CLOSE, CLOSE_ROTATED = {"rtol": 1e-9, "atol": 1e-9}, {"rtol": 1e-4, "atol": 1e-4}
 pytestmark = pytest.mark.usefixtures("inference")
-DRAWS = torch.tensor([5, 70])
 STEADY = sorted(name for name, method in METHODS.items() if method.steady)
-TOKENS, STEPS = 60, 24
-
-
-def decoded(kind, family, cells, fed):
-    """Logits of every step, kept positions after each as sorted sets, and the groups, by one kind of decoder."""
-    host, ids = engine(family), prompt(TOKENS, 2)
-    groups = fork(host, ids, cells, STEPS, DRAWS)
-    decoder = kind(host.call, groups)
-    logits, kept = [], []
-    for number in range(STEPS):
-        logits.append(decoder.step(fed[:, number : number + 1].repeat(len(cells), 1)).clone())
-        kept.append([sorted_positions(group) for group in groups])
-    return torch.stack(logits, 1), kept, groups, decoder
-
-
-def sorted_positions(group):
-    """The positions that every head of every layer holds, empty slots left out."""
-    return [
-        [head[head >= 0].sort().values.tolist() for row in entries.positions for head in row]
-        for entries in group.layers
-    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

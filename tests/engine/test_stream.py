@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pvcbench.engine.evict import Cell
 from pvcbench.engine.teacher_forcing import Scored, tokens_per_call
 from pvcbench.policy import Shape
+from streams import STREAMS, cell, logprobs
 from tiny import (
     FAMILIES,
     METHODS,
@@ -24,19 +24,7 @@ from tiny import (
 )
 
 pytestmark = pytest.mark.usefixtures("inference")
-STREAMS = {name: method for name, method in METHODS.items() if "streaming" in method.protocols}
-STREAMS["window_only"] = replace(METHODS["streaming_llm"], sinks=0)
 DRAWS = torch.tensor([3, 11])
-
-
-def cell(method, budget=16):
-    """A cell that holds this many entries, or the reference."""
-    return Cell("test", method, None if method.reference else budget, True, everything=method.reference)
-
-
-def logprobs(logits, ids):
-    """Log-probabilities of every token but the first, by torch's own log-softmax."""
-    return logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
 
 
 def exact(method):

@@ -4,13 +4,15 @@ from dataclasses import fields
 
 import pytest
 import torch
-from test_static import Decoder, StaticDecoder, decoded
-from test_stream import STREAMS, cell, logprobs
 
+from decoder_steps import decoded
 from pvcbench.engine import answers
+from pvcbench.engine.decode import Decoder
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
+from pvcbench.engine.static_decode import StaticDecoder
 from pvcbench.policy import Shape, lowest
+from streams import STREAMS, cell, logprobs
 from tiny import build, dense, dense_masks, engine, exact_rotary, prompt, teach
 
 pytestmark = pytest.mark.usefixtures("inference")

@@ -1,13 +1,15 @@
 """Reading on after a prompt whose entries are hidden, on models of today: against dense attention under the mask.
 
-The dense reference is that of test_engine_families.py: float64, transformers' own roundings to float32 taken out.
+The dense reference is that of family_dense.py: float64, transformers' own roundings to float32 taken out.
 """
 
 import pytest
 import torch
-from test_engine_families import CLOSE, dense, exact, host, off, plain
 
 import families
+from families import built as plain
+from families import hosted as host
+from family_dense import CLOSE, dense, exact, off
 from pvcbench.engine.ablation import Variant
 from pvcbench.errors import UserError
 

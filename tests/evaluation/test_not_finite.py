@@ -8,7 +8,7 @@ import torch
 
 import pvcbench
 import tiny
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.errors import MethodError, NotFinite
@@ -21,11 +21,6 @@ from pvcbench.runs.rows import load_table
 FULL = Cell("1.0", Method(), None, everything=True)
 METHODS = ["h2o", "streaming_llm", "knorm", "random"]
 BAD = float("nan"), float("inf")
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
 
 
 def broken(value, token):
@@ -43,6 +38,7 @@ def token_of(text):
 def rows_of(tmp_path, loaded, task, **settings):
     """The rows of a run, read as JSON without NaN."""
     options = {"budgets": [0.5], "results": str(tmp_path), "wandb__mode": "disabled", "threads": 1, "limit": 2}
+    options |= {"figures": False}
     pvcbench.evaluate(loaded, task, settings.pop("methods", METHODS), **options | settings)
     [path] = tmp_path.rglob("rows.jsonl")
 
@@ -164,7 +160,7 @@ class Late(Method):
 
 def test_a_method_that_fails_on_every_sample_is_told(tmp_path):
     """Its rows say why, the others' rows stand, and the reason comes with file and line."""
-    full = compose.build_methods(compose.composed(["method=full"]).methods)
+    full = building.build_methods(compose.composed(["method=full"]).methods)
     settings = {"task__lengths": [600], "results": str(tmp_path), "wandb__mode": "disabled", "threads": 1, "limit": 2}
     with pytest.warns(UserWarning, match=rf"no cell of late has a value \(2 rows\): .*{__file__}:\d+\) gave float16"):
         pvcbench.evaluate("random", "needle", full | {"late": Late()}, budgets=[0.5], **settings)
@@ -179,7 +175,7 @@ def test_a_broken_method_ends_the_run_at_once(tmp_path):
         def scores(self, seen):
             return seen.positions > 5
 
-    full = compose.build_methods(compose.composed(["method=full"]).methods)
+    full = building.build_methods(compose.composed(["method=full"]).methods)
     with pytest.raises(MethodError, match=r"Now.scores \(.*\) gave bool .*; wanted: float32 or float64"):
         pvcbench.evaluate("random", "needle", full | {"now": Now()}, budgets=[0.5], results=str(tmp_path), threads=1)
     assert not list(tmp_path.rglob("rows.jsonl"))
@@ -194,7 +190,7 @@ def test_a_refused_model_is_given_back(tmp_path):
         def scores(self, seen):
             raise ValueError("no")
 
-    full = compose.build_methods(compose.composed(["method=full"]).methods)
+    full = building.build_methods(compose.composed(["method=full"]).methods)
     with pytest.raises(MethodError, match="stopped with ValueError: no"):
         pvcbench.evaluate(loaded, "needle", full | {"now": Now()}, budgets=[0.5], results=str(tmp_path), threads=1)
     assert loaded.model.config._attn_implementation == before

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pvcbench.architectures import families
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.errors import UserError
@@ -65,9 +65,8 @@ def folder_of(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def quiet(monkeypatch):
-    """No pictures; random weights answer nothing, and are not warned of."""
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
+def quiet():
+    """Random weights answer nothing, and are not warned of."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -77,7 +76,7 @@ def run(folder, results, *overrides, methods=()):
     """The rows of a run, by the path that the command line takes."""
     settings = ["model=hf", f"model.name={folder}", "threads=1", "wandb.mode=disabled", f"results={results}"]
     settings += ["budgets=[0.5]", *overrides] + ([f"method=[{','.join(methods)}]"] if methods else [])
-    return runner.run(compose.composed(settings)).rows
+    return runner.run(compose.composed(settings), figures=False).rows
 
 
 def held_by(model, tokens: int) -> tuple[int, int]:
@@ -105,7 +104,7 @@ def test_a_streamed_document_is_read_as_token_by_token(name, folder_of, tmp_path
     nll = rows.set_index("method")["token_nll"]
     assert torch.tensor(nll["full"]).double() == pytest.approx(plain, abs=1e-3)
     engine = Engine(loaded.model)
-    method = compose.build_methods(compose.composed(["method=[h2o]"]).methods)["h2o"].resolve(70, engine.shape(140))
+    method = building.build_methods(compose.composed(["method=[h2o]"]).methods)["h2o"].resolve(70, engine.shape(140))
     slow, _ = engine.stream(ids, Cell("x", method, 70, True, share=0.5), draws=torch.zeros(1).long(), scan=False)
     engine.release()
     assert torch.tensor(nll["h2o"]) == pytest.approx(-slow.logprobs[0].float(), abs=1e-3)
@@ -114,7 +113,7 @@ def test_a_streamed_document_is_read_as_token_by_token(name, folder_of, tmp_path
 
 def read_documents(loaded, settings) -> list[torch.Tensor]:
     """The token ids of a task's samples."""
-    task = compose.build(compose.composed(settings).task, "the task")
+    task = building.build(compose.composed(settings).task, "the task")
     task.validate()
     task.prepare(loaded.prompter())
     return [torch.tensor([list(task.encode(task.sample(0, number)).ids)]) for number in range(task.size(0))]

@@ -16,31 +16,25 @@ from pathlib import Path
 import psutil
 
 from pvcbench.cli import main
-from pvcbench.runs import result as outcome
 
 ROOT = Path(__file__).parents[2]
 
 
 def warm() -> None:
     """Does once what every command would do first: a small run on one thread, so that no thread is there to be lost."""
-    real = outcome.draw
-    outcome.draw = lambda rows, folder: []
     settings = ["model=random", "method=[h2o,streaming_llm]", "task.lengths=[300]", "threads=1", "wandb.mode=disabled"]
     quiet = io.StringIO()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-        main.main([*settings, "limit=1", f"results={folder}"])
-    outcome.draw = real
+        main.main([*settings, "limit=1", "figures=false", f"results={folder}"])
 
 
-def work(arguments, said, ready, folder, pause, skip, file_limit) -> None:
+def work(arguments, said, ready, folder, pause, file_limit) -> None:
     """Runs `python -m pvcbench` in this process, its output in a file or on a terminal."""
     replace("pvcbench.runs.signals.handled", lambda real: noted(real, ready))
     out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY)
     os.dup2(out, 1)
     os.dup2(out, 2)
     os.chdir(folder)
-    if skip:
-        replace(skip, lambda real: lambda *_, **__: [])
     if pause:
         name, marker = pause
         replace(name, lambda real: lambda *args, **options: paused(marker) or real(*args, **options))
@@ -91,14 +85,21 @@ class Command:
         """Its lines, without the progress told to those who have no terminal."""
         return [line for line in self.text().splitlines() if " samples, about " not in line]
 
-    def work_for(self, seconds: float) -> None:
-        """Waits until it has used so much processor time, whatever else the machine does, or has ended."""
+    def work_for(self, seconds: float) -> float:
+        """Waits until it has used so much processor time, or has ended; returns what it was last seen to have used."""
+        used = 0.0
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(self.process.pid)
-            while self.process.is_alive() and sum(process.cpu_times()[:2]) < seconds:
+            while self.process.is_alive() and used < seconds:
                 time.sleep(0.005)
+                used = max(used, sum(process.cpu_times()[:2]))
+        return used
 
-    def end(self, number: int | None = None, seconds: float = 120) -> int:
+    def wait_for(self, condition) -> None:
+        """Waits until something holds, or it has ended."""
+        wait_for(lambda: condition() or not self.process.is_alive())
+
+    def end(self, number: int | None = None, seconds: float = 300) -> int:
         """Waits for its end, after a signal if one is named, and returns its exit code (-9 after a kill)."""
         if number is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -119,12 +120,12 @@ class Server:
         self.context.set_forkserver_preload(["forked_warm"])
         self.folder, self.count = folder, 0
 
-    def start(self, *arguments, said=None, pause=None, skip=None, file_limit=None) -> Command:
+    def start(self, *arguments, said=None, pause=None, file_limit=None) -> Command:
         """Starts `python -m pvcbench` with these arguments."""
         self.count += 1
         said = Path(said or self.folder / f"said-{self.count}.txt")
         ready = self.folder / f"ready-{self.count}"
-        options = (list(arguments), str(said), str(ready), str(self.folder), pause, skip, file_limit)
+        options = (list(arguments), str(said), str(ready), str(self.folder), pause, file_limit)
         process = self.context.Process(target=work, args=options)
         process.start()
         return Command(process, said, ready)
@@ -135,7 +136,7 @@ class Server:
         return command.end(), command
 
 
-def wait_for(condition, seconds: float = 60) -> None:
+def wait_for(condition, seconds: float = 300) -> None:
     """Waits until something holds."""
     deadline = time.monotonic() + seconds
     while not condition():

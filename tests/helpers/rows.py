@@ -1,4 +1,4 @@
-"""Made-up rows of a needle run, shaped like real ones: full, pvc, h2o, streaming_llm and random at some budgets."""
+"""Made-up rows of runs, shaped like real ones: a needle run of five methods at some budgets, one of perplexity."""
 
 import json
 import zlib
@@ -12,6 +12,8 @@ from pvcbench.stats.failures import typed
 LAYERS, BYTES = 30, 23040  # of the cache per entry
 BUDGETS = (0.05, 0.1, 0.25, 0.4, 0.55, 0.75)
 REACH = 0.38
+# an output that would be markup where a page let it
+EVIL = "</script><script>window.owned=1</script><!--<script> & \u2028\u2029 <img src=x onerror=owned=1>"
 PROTOCOL = {"query_aware": True, "decode": "grow", "refeed_last": False, "first_token_uncompressed": True}
 METHODS = {"full": 1.0, "pvc": 0.9, "h2o": 0.75, "streaming_llm": 0.3, "random": 0.1}
 
@@ -71,6 +73,26 @@ def needle_rows(lengths=(1024,), depths=(0.0, 25.0, 50.0, 75.0, 100.0), repeats=
         for method in methods:
             rows += [row(method, budget, index, length, depth) for budget in ((1.0,) if method == "full" else budgets)]
     return rows
+
+
+def perplexity_rows():
+    """Rows of a continuation run: 12 documents, 64 scored tokens, h2o worse than full by 0.1 to 0.3 nats."""
+    found = []
+    for number in range(12):
+        rng = np.random.default_rng(number)
+        nll = rng.gamma(2, 1.5, 64)
+        for method, budget, more in (("full", "1.0", 0), ("h2o", "0.25", 0.3), ("h2o", "0.5", 0.1)):
+            own = (nll + more + (method == "h2o") * rng.normal(0, 0.05, 64)).round(4).tolist()
+            kept = float(budget)
+            made = {"task": "perplexity", "sample": f"doc{number}#0", "sample_info": {"bytes": 300, "scored": 64}}
+            made |= {"cluster": f"doc{number}", "stratum": "", "prompt_sha256": f"{number:064x}", "method": method}
+            made |= {"budget": budget, "reference": method == "full", "prompt_tokens": 577, "question_tokens": 65}
+            made |= {"protocol": {"name": "continuation", "decode": "grow", "query_aware": None}, "spans_kept": {}}
+            made |= {"budget_entries": None if method == "full" else int(512 * kept), "kept_entries": 512 * kept}
+            made |= {"kept_fraction": kept, "kv_bytes": int(512 * kept) * 1000, "score": -float(np.mean(own))}
+            made |= {"metrics": {"perplexity": float(np.exp(np.mean(own)))}, "output": None, "answers": []}
+            found.append(made | {"prefill_s": 1.0, "decode_s": None, "error": None, "token_nll": own})
+    return found
 
 
 def table(rows):

@@ -1,13 +1,11 @@
 """Who may import whom, read from the source, imports inside functions included."""
 
 import ast
-from functools import cache
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "pvcbench"
+from source_imports import MODULES, PACKAGE, ROOT, imports, top
+
 LADDER = [  # a package imports from those before it, and from itself
     "version errors places",
     "config",
@@ -24,42 +22,6 @@ RANK = {name: rank for rank, names in enumerate(LADDER) for name in names.split(
 STANDARD = (
     """copy dataclasses collections contextvars inspect sys functools itertools typing math time os enum""".split()
 )
-
-
-def modules():
-    """Every module of the package by its dotted name; not the former names of commands, nor `__main__`."""
-    found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        if "former" not in path.parts and path.name != "__main__.py":
-            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-            found[name] = path
-    return found
-
-
-MODULES = modules()
-
-
-def names(tree):
-    """The names of all modules that a syntax tree imports, at any depth of it; of ours the modules themselves."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                yield whole if whole in MODULES else node.module or ""
-
-
-@cache
-def imports(path):
-    return frozenset(names(ast.parse(path.read_text(encoding="utf-8"))))
-
-
-@cache
-def top(path):
-    """What a module imports when it is imported itself."""
-    body = ast.parse(path.read_text(encoding="utf-8")).body
-    return frozenset(names(ast.Module([node for node in body if isinstance(node, ast.Import | ast.ImportFrom)], [])))
 
 
 def within(name, allowed):
@@ -142,6 +104,12 @@ def test_tasks_know_no_torch_and_no_engine_not_even_indirectly(name):
         assert name.endswith("recorder") or not [other for other in top(MODULES[one]) if within(other, heavy)], one
         seen.add(one)
         waiting += [other for other in top(MODULES[one]) if other in MODULES and other not in seen]
+
+
+def test_no_test_file_imports_another():
+    """What they share stands in tests/helpers."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not [name for name in imports(path) if name.rpartition(".")[2].startswith("test_")], path
 
 
 def test_every_method_is_named_nowhere_in_the_harness():

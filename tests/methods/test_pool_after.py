@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from test_methods import attention_of, kept_sets, without_ties
 
 import naive_scores
+from kept_sets import attention_of, kept_sets, without_ties
 from methods.ada_kv import AdaKV
 from methods.pyramidkv import PyramidKV
 from methods.snapkv import SnapKV

@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from test_methods import attention_of, kept_sets
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import naive
+from kept_sets import attention_of, kept_sets
 from methods.pvc import PvC
 from methods.pvc_ladder import ladder, mean_entries, solve
 from pvcbench.engine.engine import Engine

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from test_methods import kept_sets
 
 import naive
+from kept_sets import kept_sets
 from methods.pvc import PvC
 from pvcbench.engine.evict import Cell
 from pvcbench.policy import UserError

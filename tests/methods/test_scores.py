@@ -4,10 +4,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from test_methods import attention_of, evicts_as, kept_sets, without_ties
 
 import naive
 import naive_scores
+from kept_sets import attention_of, cached, evicts_as, heads_of, kept_sets, without_ties
 from methods.ada_kv import AdaKV
 from methods.h2o import H2O
 from methods.keydiff import KeyDiff
@@ -21,7 +21,7 @@ from methods.value_norm import ValueNorm
 from pvcbench.engine.evict import Cell
 from pvcbench.policy import OutOfReach, UserError
 from pvcbench.runs import identity
-from tiny import engine, fork, prompt, teach, unmodified
+from tiny import engine, fork, prompt, teach
 
 pytestmark = pytest.mark.usefixtures("inference")
 POOLINGS = [(4, 7, "max"), (6, 5, "average"), (1, 1, "max"), (100, 7, "max")]  # the last: a window beyond the prompt
@@ -34,17 +34,6 @@ def sets_of(method, ids, family, budget):
         engine(family), ids, [Cell("x", method.resolve(budget, engine(family).shape(ids.shape[1])), budget)], 0
     )
     return [kept_sets(group[0], layer) for layer in range(len(group[0].layers))]
-
-
-def cached(family, ids):
-    """Keys and values of every layer as transformers' own cache holds them, [batch, heads, tokens, dim]."""
-    layers = unmodified(family)(ids, use_cache=True).past_key_values.layers
-    return [(layer.keys, layer.values) for layer in layers]
-
-
-def heads_of(family):
-    """KV heads of a family."""
-    return engine(family).config.num_key_value_heads
 
 
 def each_sample(family, ids, kept):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pvcbench.cli import main
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.model_check import check
 from pvcbench.errors import UserError
@@ -45,7 +45,7 @@ def test_every_method_at_full_budget_answers_like_generate(loaded, task):
     try:
         check(engine, rotates=True)
         names = ",".join(compose.options("method"))
-        methods = compose.build_methods(compose.composed([f"method=[{names}]"]).methods)
+        methods = building.build_methods(compose.composed([f"method=[{names}]"]).methods)
         methods = {name: method for name, method in methods.items() if "generate" in method.protocols}
         cells = [point.cell(engine.shape(len(prompt.ids)), False) for point in points(methods, [1.0], "grow")]
         cells = [cell for cell in cells if cell.everything]

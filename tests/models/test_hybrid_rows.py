@@ -27,7 +27,7 @@ def loaded(name: str) -> LoadedModel:
 def run(name: str, tmp_path, methods=("h2o", "pvc_kv"), **more):
     """The rows of two short needle prompts."""
     settings = {"task__lengths": [300], "task__max_new_tokens": 2, "limit": 2, "threads": 1, "results": str(tmp_path)}
-    settings |= {"budgets": [0.5], "wandb": {"mode": "disabled"}} | more
+    settings |= {"budgets": [0.5], "wandb": {"mode": "disabled"}, "figures": False} | more
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # random weights answer nothing
         table = pvcbench.evaluate(loaded(name), "needle", list(methods), **settings)
@@ -35,9 +35,8 @@ def run(name: str, tmp_path, methods=("h2o", "pvc_kv"), **more):
 
 
 @pytest.mark.parametrize("name", HYBRIDS)
-def test_rows_count_what_recurrent_layers_carry(name, tmp_path, monkeypatch):
+def test_rows_count_what_recurrent_layers_carry(name, tmp_path):
     """A cache that transformers fills itself has the same bytes: those of its entries, and of its states."""
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
     table, rows = run(name, tmp_path)
     rows = rows[rows["sample"] == rows["sample"].iloc[0]].set_index("method")
     full, cut = rows.loc["full"], rows.loc["h2o"]
@@ -58,9 +57,8 @@ def test_rows_count_what_recurrent_layers_carry(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name, holding", [("gemma4_text", 4), ("gemma3n_text", 4), ("gemma4_text:moe", 4)])
-def test_rows_of_shared_caches_and_of_heads_by_layer(name, holding, tmp_path, monkeypatch):
+def test_rows_of_shared_caches_and_of_heads_by_layer(name, holding, tmp_path):
     """The full cache is as large as transformers' own; of an evicted layer's bytes its share of entries is left."""
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
     _, rows = run(name, tmp_path, ["h2o", "pvc_kv", "ada_snapkv", "pyramidkv"])
     assert rows["error"].isna().all()
     rows = rows[rows["sample"] == rows["sample"].iloc[0]].set_index("method")
@@ -79,8 +77,7 @@ def test_rows_of_shared_caches_and_of_heads_by_layer(name, holding, tmp_path, mo
         assert cut["kv_bytes"] == pytest.approx(left, abs=len(held))
 
 
-def test_a_model_without_states_carries_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
+def test_a_model_without_states_carries_nothing(tmp_path):
     _, rows = run("llama", tmp_path)
     assert set(rows["carried_bytes"]) == {0}
 

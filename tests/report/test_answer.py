@@ -3,12 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
-from test_report import perplexity_rows
 
 from cells import rows_of
 from pvcbench.report import answer, answer_text, leaderboard, relative_times, scores
 from pvcbench.stats import significance
-from rows import table
+from rows import perplexity_rows, table
 
 TOKENS = [1000] * 30
 

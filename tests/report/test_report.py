@@ -35,11 +35,10 @@ from pvcbench.report import (
 from pvcbench.runs import result
 from pvcbench.runs.rows import load_table
 from pvcbench.stats import perplexity, significance, summaries
-from rows import needle_rows, table, write_run
+from rows import EVIL, needle_rows, perplexity_rows, table, write_run
 
 RESULTS = Path(__file__).parents[2] / "results"
 METHODS, BUDGETS = ("full", "pvc", "h2o"), (0.1, 0.25, 0.55)
-EVIL = "</script><script>window.owned=1</script><!--<script> & \u2028\u2029 <img src=x onerror=owned=1>"
 STORED = {"identity": {"methods": {name: {} for name in METHODS}, "budgets": [repr(one) for one in BUDGETS]}}
 
 
@@ -51,26 +50,6 @@ def made():
 @pytest.fixture
 def rows(made):
     return table(copy.deepcopy(made))
-
-
-def perplexity_rows():
-    """Rows of a continuation run: 12 documents, 64 scored tokens, h2o worse than full by 0.1 to 0.3 nats."""
-    found = []
-    for number in range(12):
-        rng = np.random.default_rng(number)
-        nll = rng.gamma(2, 1.5, 64)
-        for method, budget, more in (("full", "1.0", 0), ("h2o", "0.25", 0.3), ("h2o", "0.5", 0.1)):
-            own = (nll + more + (method == "h2o") * rng.normal(0, 0.05, 64)).round(4).tolist()
-            kept = float(budget)
-            made = {"task": "perplexity", "sample": f"doc{number}#0", "sample_info": {"bytes": 300, "scored": 64}}
-            made |= {"cluster": f"doc{number}", "stratum": "", "prompt_sha256": f"{number:064x}", "method": method}
-            made |= {"budget": budget, "reference": method == "full", "prompt_tokens": 577, "question_tokens": 65}
-            made |= {"protocol": {"name": "continuation", "decode": "grow", "query_aware": None}, "spans_kept": {}}
-            made |= {"budget_entries": None if method == "full" else int(512 * kept), "kept_entries": 512 * kept}
-            made |= {"kept_fraction": kept, "kv_bytes": int(512 * kept) * 1000, "score": -float(np.mean(own))}
-            made |= {"metrics": {"perplexity": float(np.exp(np.mean(own)))}, "output": None, "answers": []}
-            found.append(made | {"prefill_s": 1.0, "decode_s": None, "error": None, "token_nll": own})
-    return found
 
 
 def cell(run, method, budget, part=0):

@@ -5,10 +5,9 @@ import json
 import shutil
 
 import pytest
-from test_report import EVIL, perplexity_rows
 
 from pvcbench.report import html_page
-from rows import needle_rows, write_run
+from rows import EVIL, needle_rows, perplexity_rows, write_run
 
 webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.webdriver.common.by import By  # noqa: E402

@@ -19,9 +19,9 @@ TINY = ["model=random", "method=h2o", "threads=1", "wandb.mode=disabled", "task.
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
-    return lambda *more: runner.run(compose.composed([*TINY, f"results={tmp_path}", "limit=1", *more])).folder
+def run(tmp_path):
+    asked = [*TINY, f"results={tmp_path}", "limit=1"]
+    return lambda *more: runner.run(compose.composed([*asked, *more]), figures=False).folder
 
 
 def test_a_run_tells_all_that_can_change_a_number(run, monkeypatch):

@@ -18,14 +18,8 @@ TINY = ["model=random", "threads=1", "wandb.mode=disabled", "method=h2o", "budge
 NEEDLE = ["task.lengths=[600]", "task.haystack=noise", "task.max_new_tokens=2"]
 
 
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    """Figures are tested elsewhere."""
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
-
-
 def run(tmp_path, *overrides):
-    return runner.run(compose.composed([*TINY, f"results={tmp_path}", *overrides]))
+    return runner.run(compose.composed([*TINY, f"results={tmp_path}", *overrides]), figures=False)
 
 
 def lines(folder):

@@ -1,25 +1,19 @@
 """A method that fails in all of its cells is a failure of the run; what is out of reach, or fails once, is not."""
 
 import pandas as pd
-import pytest
 
 from pvcbench.cli import main
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.runs import result
 from pvcbench.stats import failures
 
 TINY = ["model=random", "threads=1", "wandb.mode=disabled", "task.lengths=[300]", "task.max_new_tokens=2", "limit=2"]
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    """Figures are tested elsewhere."""
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
+TINY += ["figures=false"]
 
 
 def break_plan(monkeypatch, when):
     """Makes `random` fail while `when()` is true, on prompts longer than that of its trial."""
-    kind = type(compose.build_methods(compose.composed(["method=random"]).methods)["random"])
+    kind = type(building.build_methods(compose.composed(["method=random"]).methods)["random"])
     real = kind.plan
 
     def broken(self, scores, budget, shape):

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pvcbench.cli import main
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.plots import published
 from pvcbench.runs import identity, runner
 from pvcbench.runs.run_id import run_id
@@ -66,23 +66,18 @@ def test_the_quickstart_is_the_committed_run(monkeypatch):
     """The same settings and the same id, but for the model's own part, which needs the model."""
     stored = yaml.safe_load((ROOT / "results/quickstart/38204906e0bf/config.yaml").read_text(encoding="utf-8"))
     made = compose.composed(["+experiment=quickstart", "device=cpu"])
-    task, methods = compose.build(made.task, "the task"), compose.build_methods(made.methods)
+    task, methods = building.build(made.task, "the task"), building.build_methods(made.methods)
     monkeypatch.setattr(identity, "of_model", lambda loaded: stored["identity"]["model"])
     found = json.loads(json.dumps(RunSpec.of(made, task, methods).identity(None)))
     assert run_id(stored["identity"]) == stored["run"] == "38204906e0bf"
     assert found == stored["identity"]
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
-
-
 def run_small(name, tmp_path, *more):
     """The small form of a header on the tiny random model."""
     asked = [one.replace("model=smollm2", "model=random") for one in small_form(name)]
     common = ["threads=1", "wandb.mode=disabled", f"results={tmp_path / 'results'}"]
-    result = runner.run(compose.composed([*asked, *common, *more]))
+    result = runner.run(compose.composed([*asked, *common, *more]), figures=False)
     assert result.folder.parent == tmp_path / "results" / name and result.measured == len(result.rows) > 0
     lost = result.rows["error"].dropna()
     assert lost.map(lambda error: "reach" in error).all(), lost.unique()
@@ -102,7 +97,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_each_runs_in_small(name, tmp_path, undrawn):
+def test_each_runs_in_small(name, tmp_path):
     result = run_small(name, tmp_path, *SMALL[name])
     methods = set(compose.composed([f"+experiment={name}"]).methods)
     seen = set(result.rows["method"].dropna())
@@ -110,12 +105,12 @@ def test_each_runs_in_small(name, tmp_path, undrawn):
 
 
 @pytest.mark.parametrize("task", ["attention_consistency", "pivotal_roles"])
-def test_the_figures_of_pyramidinfer_are_three_tasks(task, tmp_path, undrawn):
+def test_the_figures_of_pyramidinfer_are_three_tasks(task, tmp_path):
     result = run_small("pyramidinfer_figures", tmp_path, f"task={task}", "limit=1")
     assert set(result.rows["task"]) == {task}
 
 
-def test_one_set_of_longbench_in_small(tmp_path, undrawn):
+def test_one_set_of_longbench_in_small(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     text = "The council met on Tuesday and agreed on a new bridge over the river. " * 30
@@ -130,7 +125,7 @@ def test_one_set_of_longbench_in_small(tmp_path, undrawn):
     assert set(result.rows["stratum"]) == {"multi_news"} and set(result.rows["budget"]) == {"1.0", "128"}
 
 
-def test_ruler_in_small_sees_the_question_after_compression(tmp_path, undrawn):
+def test_ruler_in_small_sees_the_question_after_compression(tmp_path):
     pytest.importorskip("lm_eval")
     more = ["task.sets=[vt]", "task.samples=1", "task.lengths=[3500]", "budgets=[0.75]"]
     result = run_small("ruler_4k", tmp_path, *more)

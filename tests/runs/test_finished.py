@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from pvcbench.cli import main
 from pvcbench.config import compose
 from pvcbench.runs import environment, figure_cache, runner
 from pvcbench.runs.rows import run_folders
@@ -65,6 +66,19 @@ def test_a_drawing_that_was_stopped_is_drawn_again(tmp_path, drawings):
     assert not (folder / figure_cache.RECORD).exists()
     run(tmp_path)
     assert len(drawings) == 2
+
+
+def test_a_run_that_shall_have_no_figures_is_the_same_run(tmp_path, drawings, capsys):
+    """Not drawn when it ends nor when it is found finished; the same command with figures draws them."""
+    line = [*TINY, "method=h2o", "budgets=[0.5]", f"results={tmp_path}"]
+    for _ in range(2):
+        assert main.main([*line, "figures=false"]) == 0
+        assert not drawings and "\nfigure" not in capsys.readouterr().out
+    [folder] = run_folders(tmp_path)
+    assert "figures:" not in (folder / "config.yaml").read_text()
+    assert main.main(line) == 0
+    assert drawings == [folder / "figures"] and run_folders(tmp_path) == [folder]
+    assert "finished before" in capsys.readouterr().out
 
 
 def test_a_run_without_figures_is_asked_again(tmp_path, monkeypatch):

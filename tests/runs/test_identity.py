@@ -20,7 +20,7 @@ from transformers import LlamaForCausalLM
 from transformers.utils import chat_template_utils
 
 import pvcbench
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.errors import UserError
 from pvcbench.models import hub, random_weights
 from pvcbench.models.loaded import LoadedModel
@@ -298,7 +298,7 @@ def id_of(name, **options):
     chosen = compose.composed(
         ["model=hf", f"model.name={compose.written(str(name))}", "task=needle", "method=h2o", "budgets=[0.5]"]
     )
-    task, methods = compose.build(chosen.task, "the task"), compose.build_methods(chosen.methods)
+    task, methods = building.build(chosen.task, "the task"), building.build_methods(chosen.methods)
     spec = RunSpec.of(chosen, task, methods)
     return run_id(spec.identity(hub.hf(str(name), "cpu", None, **options)))
 
@@ -512,11 +512,11 @@ def test_the_same_objects_measure_once(tmp_path, capsys):
 
 
 def test_a_method_object_is_told_as_what_it_is(tmp_path):
-    compose.load_methods_package()
+    building.load_methods_package()
     from methods.h2o import H2O
 
     chosen = compose.composed(["model=random", "task=needle"])
-    kept = identity.told(chosen, None, None, {"mine": H2O(normalize=True), **compose.build_methods(chosen.methods)})
+    kept = identity.told(chosen, None, None, {"mine": H2O(normalize=True), **building.build_methods(chosen.methods)})
     assert list(stored.objects(kept)) == ["method mine"]  # the others are what their configurations describe
     assert stored.objects(kept)["method mine"] == "methods.h2o.H2O(normalize=True)"
 
@@ -547,7 +547,7 @@ def test_bytecode_without_docstrings_and_lines():
 
 def test_what_else_was_imported_changes_no_method():
     """A package holds its modules once they are imported: whoever ran before must not change a method's id."""
-    load = "from pvcbench.config import compose; from pvcbench.runs import identity; compose.load_methods_package()"
+    load = "from pvcbench.config import building; from pvcbench.runs import identity; building.load_methods_package()"
     show = "from methods.full import Full; print(identity.of_method(Full())['source'])"
     texts = (f"{load}; {show}", f"{load}; import methods.h2o, methods.pvc; {show}")
     found = [

@@ -5,6 +5,7 @@ Everything runs the real command line on the tiny random model, in processes of 
 
 import contextlib
 import json
+import math
 import os
 import random
 import re
@@ -26,7 +27,7 @@ from pvcbench.runs.rows import KEY, read_rows
 SETTINGS = ["model=random", "method=[h2o,streaming_llm]", "task.lengths=[300]", "budgets=[0.2,0.6]"]
 SETTINGS += ["task.repeats=4", "task.max_new_tokens=6", "threads=1", "wandb.mode=disabled", "experiment=lost"]
 SAMPLES, CELLS = 20, 5
-NO_PICTURES = "pvcbench.runs.result.draw"
+UNDRAWN = "figures=false"
 KILLS = 20
 
 
@@ -66,21 +67,31 @@ def rows_file(results):
     return next(iter(Path(results).rglob("rows.jsonl")), None)
 
 
+def written(results):
+    """How many rows all runs below a folder have."""
+    return sum(path.read_bytes().count(b"\n") for path in Path(results).rglob("rows.jsonl"))
+
+
 def has_rows(results, count=1):
-    path = rows_file(results)
-    return path is not None and path.read_bytes().count(b"\n") >= count
+    return written(results) >= count
 
 
 @pytest.fixture(scope="module")
-def whole(server, tmp_path_factory):
-    """The rows of an uninterrupted sweep."""
-    results = tmp_path_factory.mktemp("whole")
+def uninterrupted(server, tmp_path_factory):
+    """The rows of an uninterrupted sweep, and the processor time of one of its runs."""
+    results, seconds = tmp_path_factory.mktemp("whole"), []
     for seed in (0, 1):
-        code, command = server.run(*one(results, f"seed={seed}"), skip=NO_PICTURES)
-        assert code == 0, command.text()
+        command = server.start(*one(results, f"seed={seed}", UNDRAWN))
+        seconds.append(command.work_for(math.inf))
+        assert command.end() == 0, command.text()
     rows = rows_of(results)
     assert len(rows) == 2 * SAMPLES * CELLS
-    return rows
+    return rows, min(seconds)
+
+
+@pytest.fixture(scope="module")
+def whole(uninterrupted):
+    return uninterrupted[0]
 
 
 def part(whole, run, samples=SAMPLES):
@@ -93,25 +104,37 @@ def part(whole, run, samples=SAMPLES):
 
 
 @pytest.mark.long
-def test_twenty_kills_lose_nothing(server, whole, tmp_path):
-    """A sweep of two runs, killed at 20 random moments and resumed each time, has an uninterrupted one's rows."""
-    rng, killed, seed, counts = random.Random(6), 0, 0, []
-    results = tmp_path / "0"
-    while killed < KILLS:
-        command = server.start(*one(results, f"seed={seed}"), skip=NO_PICTURES)
-        command.work_for(rng.uniform(0.05, 2.0))
+def test_twenty_kills_lose_nothing(server, uninterrupted, tmp_path):
+    """A sweep of two runs, killed at 20 random moments and resumed each time, has an uninterrupted one's rows.
+
+    Half of the kills come while samples are measured, wherever a run stands then; the others after a share of the
+    processor time of a whole run, so that its beginning is hit too. Neither depends on how fast the machine is.
+    """
+    (whole, seconds), rng = uninterrupted, random.Random(6)
+    kills, results, seed = {"measuring": 0, "anywhere": 0}, tmp_path / "0", 0
+    for turn in range(1, 10 * KILLS):
+        kind, before = min(kills, key=kills.get), written(results)
+        command = server.start(*one(results, f"seed={seed}", UNDRAWN))
+        if kind == "measuring":
+            more = before + rng.randint(1, 4 * CELLS)
+            command.wait_for(lambda results=results, more=more: written(results) >= more)
+            time.sleep(rng.uniform(0, seconds / SAMPLES))
+        else:
+            command.work_for(rng.uniform(0, seconds))
         code = command.end(signal.SIGKILL)
         assert code in (0, -signal.SIGKILL), command.text()
-        killed += code != 0
-        counts.append(sum(path.read_bytes().count(b"\n") for path in results.rglob("rows.jsonl")))
         if code == 0:  # finished before its kill
             seed += 1
+        elif kind == "anywhere" or before < written(results) < (seed + 1) * SAMPLES * CELLS:
+            kills[kind] += 1
         if seed == 2:  # the sweep has to be right, and the next one starts from nothing
             assert rows_of(results) == whole
-            results, seed = tmp_path / str(len(counts)), 0
-    assert len(set(counts)) > 5, f"most kills came before anything was measured: {counts}"
+            results, seed = tmp_path / str(turn), 0
+        if sum(kills.values()) == KILLS:
+            break
+    assert min(kills.values()) == KILLS // 2, f"too few of the kills met a run that had some of its rows: {kills}"
     for last in (0, 1):
-        code, command = server.run(*one(results, f"seed={last}"), skip=NO_PICTURES)
+        code, command = server.run(*one(results, f"seed={last}", UNDRAWN))
         assert code == 0, command.text()
     assert rows_of(results) == whole
     for path in results.rglob("rows.jsonl"):
@@ -146,7 +169,7 @@ def test_a_kill_while_figures_are_drawn(server, tmp_path):
 
 def finishes_like(whole, server, results, *more):
     """The same command again finishes the run, and its rows are those of an uninterrupted one."""
-    code, command = server.run(*one(results, *more), skip=NO_PICTURES)
+    code, command = server.run(*one(results, *more, UNDRAWN))
     assert code == 0, command.text()
     run = rows_file(results).parent.name
     assert rows_of(results) == part(whole, run)
@@ -163,7 +186,7 @@ def assert_full(command, results, reason):
 
 def test_a_file_that_may_not_grow(server, whole, tmp_path):
     """A limit on the size of files stops a write half way, as a full disk does."""
-    code, command = server.run(*one(tmp_path), skip=NO_PICTURES, file_limit=20_000)
+    code, command = server.run(*one(tmp_path, UNDRAWN), file_limit=20_000)
     assert code == 1
     assert_full(command, tmp_path, "File too large")
     finishes_like(whole, server, tmp_path)
@@ -189,10 +212,10 @@ def remount(folder, options):
 def test_a_full_disk(server, whole, tmp_path):
     disk = tmp_path / "disk"
     with small_disk(disk, "size=64k"):
-        code, command = server.run(*one(disk), skip=NO_PICTURES)
+        code, command = server.run(*one(disk, UNDRAWN))
         assert code == 1
         assert_full(command, disk, "No space left on device")
-        code, command = server.run(*one(disk), skip=NO_PICTURES)
+        code, command = server.run(*one(disk, UNDRAWN))
         assert code == 1 and len(command.lines()) == 1  # still full: still one line, nothing worse
         remount(disk, "size=8m")
         finishes_like(whole, server, disk)
@@ -201,11 +224,11 @@ def test_a_full_disk(server, whole, tmp_path):
 def test_a_disk_that_is_full_from_the_start(server, tmp_path):
     disk = tmp_path / "disk"
     with small_disk(disk, "size=16k"):
-        code, command = server.run(*one(disk), skip=NO_PICTURES)
+        code, command = server.run(*one(disk, UNDRAWN))
         (line,) = command.lines()
         assert code == 1 and "No space left" in line and "free some space" in line
         remount(disk, "size=8m")
-        code, command = server.run(*one(disk, "limit=1"), skip=NO_PICTURES)
+        code, command = server.run(*one(disk, "limit=1", UNDRAWN))
         assert code == 0, command.text()
 
 
@@ -224,11 +247,11 @@ def test_a_disk_that_is_full_when_figures_are_drawn(server, tmp_path):
 def test_a_read_only_results_folder(server, tmp_path):
     disk = tmp_path / "disk"
     with small_disk(disk, "size=8m"):
-        assert server.run(*one(disk, "limit=1"), skip=NO_PICTURES)[0] == 0
+        assert server.run(*one(disk, "limit=1", UNDRAWN))[0] == 0
         remount(disk, "ro")
         before = rows_file(disk).read_bytes()
         for limit in (1, 2):
-            code, command = server.run(*one(disk, f"limit={limit}"), skip=NO_PICTURES)
+            code, command = server.run(*one(disk, f"limit={limit}", UNDRAWN))
             (line,) = command.lines()
             assert code == 2 and "cannot write results to" in line and "set results=FOLDER" in line
         assert rows_file(disk).read_bytes() == before
@@ -241,7 +264,7 @@ def test_a_read_only_results_folder(server, tmp_path):
 def begun(server, tmp_path_factory):
     """A run of three samples, to be copied."""
     results = tmp_path_factory.mktemp("begun")
-    assert server.run(*one(results, "limit=3"), skip=NO_PICTURES)[0] == 0
+    assert server.run(*one(results, "limit=3", UNDRAWN))[0] == 0
     return rows_file(results)
 
 
@@ -260,7 +283,7 @@ def test_a_torn_last_line_is_measured_again(server, whole, begun, tmp_path, left
     path = copied(begun, tmp_path)
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-1]) + lines[-1][:left])
-    code, command = server.run(*one(tmp_path, "limit=3"), skip=NO_PICTURES)
+    code, command = server.run(*one(tmp_path, "limit=3", UNDRAWN))
     assert code == 0, command.text()
     assert rows_of(tmp_path) == part(whole, path.parent.name, 3)
     assert path.read_bytes().startswith(b"".join(lines[:-1]))
@@ -275,23 +298,25 @@ def test_a_foreign_line_is_named_and_nothing_is_lost(server, whole, begun, tmp_p
     lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join([*lines[:7], foreign, *lines[8:]]) + "\n", encoding="utf-8")
     before = path.read_bytes()
-    code, command = server.run(*one(tmp_path, "limit=3"), skip=NO_PICTURES)
+    code, command = server.run(*one(tmp_path, "limit=3", UNDRAWN))
     (line,) = command.lines()
     assert code == 2 and f"{path}, line 8 is not a row" in line and "delete it" in line
     assert path.read_bytes() == before
     path.write_text("\n".join([*lines[:7], *lines[8:]]) + "\n", encoding="utf-8")
-    assert server.run(*one(tmp_path, "limit=3"), skip=NO_PICTURES)[0] == 0
+    assert server.run(*one(tmp_path, "limit=3", UNDRAWN))[0] == 0
     assert rows_of(tmp_path) == part(whole, path.parent.name, 3)
 
 
 def test_two_processes_on_one_run(server, whole, tmp_path):
-    first = server.start(*one(tmp_path), skip=NO_PICTURES)
+    first = server.start(*one(tmp_path, UNDRAWN))
     wait_for(lambda: has_rows(tmp_path))
-    code, second = server.run(*one(tmp_path), skip=NO_PICTURES)
+    os.kill(first.process.pid, signal.SIGSTOP)  # it waits while the second starts, however long that takes
+    code, second = server.run(*one(tmp_path, UNDRAWN))
     (line,) = second.lines()
     run = rows_file(tmp_path).parent.name
     assert code == 2 and f"another process is writing run {run}: wait for it or stop it" in line
-    assert first.process.exitcode is None, "the first had ended before the second began"
+    assert written(tmp_path) < SAMPLES * CELLS and first.process.is_alive(), "the first had ended before the second"
+    os.kill(first.process.pid, signal.SIGCONT)
     assert first.end() == 0, first.text()
     assert rows_of(tmp_path) == part(whole, run)
 
@@ -312,24 +337,25 @@ def test_a_signal_leaves_one_line_wherever_it_comes(server, tmp_path, number, pl
     marker = tmp_path / "here"
     mode = "wandb.mode=offline" if place == "mirroring" else "wandb.mode=disabled"
     settings = one(tmp_path, "limit=1", mode)
-    skip = NO_PICTURES if place == "mirroring" else None
-    command = server.start(*settings, pause=(PLACES[place], str(marker)), skip=skip)
+    settings += [UNDRAWN] if place == "mirroring" else []
+    command = server.start(*settings, pause=(PLACES[place], str(marker)))
     wait_for(marker.exists)
     time.sleep(0.02)
-    assert command.end(number, seconds=20) == CODES[number]
+    assert command.end(number, seconds=60) == CODES[number]
     assert command.lines() == [stopping.LINE]
 
 
-def test_signals_at_random_moments_leave_a_run_that_goes_on(server, whole, tmp_path):
-    """Moments are of processor time, and a run that ends before its signal makes room for one that begins anew."""
-    rng, results, stopped = random.Random(7), tmp_path / "0", 0
+def test_signals_at_random_moments_leave_a_run_that_goes_on(server, uninterrupted, tmp_path):
+    """Moments are shares of a run's processor time; one that ends before its signal makes room for a new one."""
+    (whole, seconds), rng, results, stopped = uninterrupted, random.Random(7), tmp_path / "0", 0
     for turn in range(1, 40):
         number = rng.choice(list(CODES))
-        command = server.start(*one(results), skip=NO_PICTURES)
+        command = server.start(*one(results, UNDRAWN))
         wait_for(command.ready.exists)
-        command.work_for(rng.uniform(0, 1.0))
-        code = command.end(number, seconds=20)
-        if code == 0:
+        command.work_for(rng.uniform(0, seconds / 2))
+        code = command.end(number, seconds=60)
+        if code in (0, -number):  # it had finished: where only its process was still ending, the system stops that
+            assert written(results) == SAMPLES * CELLS
             results = tmp_path / str(turn)
             continue
         assert (code, command.lines()) == (CODES[number], [stopping.LINE]), f"turn {turn}"
@@ -343,9 +369,9 @@ def test_signals_at_random_moments_leave_a_run_that_goes_on(server, whole, tmp_p
 def test_ctrl_c_under_the_progress_bar(server, tmp_path):
     """On a terminal: the bar is taken away, the cursor is back, one line is said."""
     near, far = os.openpty()
-    command = server.start(*one(tmp_path), said=os.ttyname(far), skip=NO_PICTURES)
+    command = server.start(*one(tmp_path, UNDRAWN), said=os.ttyname(far))
     wait_for(lambda: has_rows(tmp_path, 2 * CELLS))
-    code, seen = command.end(signal.SIGINT, seconds=20), b""
+    code, seen = command.end(signal.SIGINT, seconds=60), b""
     while select.select([near], [], [], 0.2)[0]:
         seen += os.read(near, 65536)
     os.close(near)
@@ -365,7 +391,7 @@ def test_a_signal_while_a_fresh_process_imports(tmp_path, library, number):
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         wait_for(lambda: library in Path(f"/proc/{process.pid}/maps").read_text())
         process.send_signal(number)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (CODES[number], "", stopping.LINE + "\n")
 
 
@@ -387,7 +413,7 @@ def small(code, *signals):
             assert process.stdout.readline() == "swallowed\n"
         process.send_signal(signals[-1])
         try:
-            out, err = process.communicate(timeout=20)
+            out, err = process.communicate(timeout=60)
         finally:
             process.kill()  # where it did not end
     return process.returncode, out, err, time.monotonic() - started
@@ -464,7 +490,7 @@ def test_sessions_of_an_older_run_begin_with_its_environment(server, begun, tmp_
     (path.parent / sessions.NAME).unlink()
     first = json.loads((path.parent / "environment.json").read_text()) | {"processor": "another one"}
     (path.parent / "environment.json").write_text(json.dumps(first))
-    assert server.run(*one(tmp_path, "limit=4"), skip=NO_PICTURES)[0] == 0
+    assert server.run(*one(tmp_path, "limit=4", UNDRAWN))[0] == 0
     noted = sessions.read(path.parent)
     owners = [sessions.session_of(noted, path.name, line)["environment"]["processor"] for line in (0, 14, 15, 19)]
     assert owners[:2] == ["another one"] * 2 and "another one" not in owners[2:]
@@ -478,6 +504,6 @@ def test_a_torn_session_is_passed_over(server, begun, tmp_path):
     path = copied(begun, tmp_path)
     with (path.parent / sessions.NAME).open("a") as file:
         file.write('{"file": "rows.jsonl", "bef')
-    assert server.run(*one(tmp_path, "limit=4"), skip=NO_PICTURES)[0] == 0
+    assert server.run(*one(tmp_path, "limit=4", UNDRAWN))[0] == 0
     noted = sessions.read(path.parent)
     assert [session["before"] for session in noted] == [0, 0, 3 * CELLS]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.models import loading, random_weights
 from pvcbench.runs import receipts, runner
 from pvcbench.runs.result import Mirror, report
@@ -28,9 +28,8 @@ class Newest(Method):
 
 
 @pytest.fixture
-def asked(tmp_path, monkeypatch):
+def asked(tmp_path):
     """A command line whose model, data and method lie in files of a folder; made by a function of more settings."""
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
     shape = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, eos_token_id=0)).save_pretrained(tmp_path / "model")
     random_weights.byte_tokenizer().save_pretrained(tmp_path / "model")
@@ -45,7 +44,7 @@ def asked(tmp_path, monkeypatch):
     )
     texts = ["model=hf", f"model.name={tmp_path}/model", "task=jsonl", f"task.path={tmp_path}/data.jsonl"]
     texts += ["method=newest", "budgets=[0.5]", "task.max_new_tokens=2", "threads=1", "wandb.mode=disabled"]
-    texts += [f"results={tmp_path}/results", "device=cpu"]
+    texts += [f"results={tmp_path}/results", "device=cpu", "figures=false"]
     yield lambda *more: compose.composed([*texts, *more], [own])
     for name in ("own_newest", "own_helper"):
         sys.modules.pop(name, None)
@@ -55,7 +54,7 @@ def asked(tmp_path, monkeypatch):
 def test_a_receipt_gives_what_the_run_gave(asked):
     first = runner.run(asked())
     known = receipts.find(asked())
-    again = report(known.folder, known.task, 0, known.asked, Mirror.of(asked()))
+    again = report(known.folder, known.task, 0, known.asked, Mirror.of(asked()), figures=False)
     assert first.measured == 2 and again.measured == 0 and again.folder == first.folder
     assert again.summary.equals(first.summary) and again.rows.equals(first.rows)
     assert runner.run(asked()).measured == 0  # and so does the run that is looked up in the usual way
@@ -118,7 +117,7 @@ def test_an_unreadable_receipt_is_none(asked, tmp_path):
 
 
 def test_objects_from_python_leave_none(asked, tmp_path):
-    task = compose.build(asked().task, "the task")
+    task = building.build(asked().task, "the task")
     runner.run(asked(), task=task)
     assert not (tmp_path / "results" / receipts.FOLDER).exists()
 

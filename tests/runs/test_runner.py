@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 import pvcbench
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
 from pvcbench.policy import Method
@@ -21,19 +21,13 @@ decode_s peak_bytes error""".split()
 
 def run(tmp_path, *overrides, **objects):
     """A run of the tiny model."""
-    return runner.run(compose.composed([*TINY, f"results={tmp_path}", *overrides]), **objects)
+    return runner.run(compose.composed([*TINY, f"results={tmp_path}", *overrides]), figures=False, **objects)
 
 
 def comparable(result):
     """Rows without times, in a fixed order."""
     frame = result.rows.drop(columns=["prefill_s", "decode_s", "run", "folder"])
     return frame.sort_values(["sample", "method", "budget"]).reset_index(drop=True)
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    """Figures are tested elsewhere."""
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
 
 
 @pytest.fixture
@@ -96,7 +90,7 @@ def test_identity_changes_with_what_changes_numbers(tmp_path):
 @pytest.mark.parametrize("decode", ["grow", "hold"])
 @pytest.mark.parametrize("aware", ["query_aware=true", "query_aware=false", "refeed_last=true"])
 def test_protocols_answer_like_full_at_full_budget(tmp_path, decode, aware):
-    methods = compose.build_methods(compose.composed([f"method=[{','.join(compose.options('method'))}]"]).methods)
+    methods = building.build_methods(compose.composed([f"method=[{','.join(compose.options('method'))}]"]).methods)
     suits = {name for name, m in methods.items() if decode in m.decodes and "generate" in m.protocols}
     names = sorted(name for name in suits if methods[name].own_budget is None)
     result = run(tmp_path, f"method=[{','.join(names)}]", "budgets=[1.0]", f"decode={decode}", aware)
@@ -127,7 +121,7 @@ def test_waves_split_when_memory_is_short(tmp_path, monkeypatch):
 
 
 def test_a_failing_method_is_a_row_and_can_be_retried(tmp_path, monkeypatch):
-    methods = compose.build_methods(compose.composed(["method=[h2o,random]"]).methods)
+    methods = building.build_methods(compose.composed(["method=[h2o,random]"]).methods)
 
     monkeypatch.setattr(
         identity, "of_method", lambda method: {"class": type(method).__name__}
@@ -162,7 +156,9 @@ def test_own_data(tmp_path):
     lines += [{"id": "b", "context": "x " * 200, "question": "Why?", "answers": ["yes", "no"], "metric": "exact"}]
     path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
     settings = ["model=random", "threads=1", "wandb.mode=disabled", "task=jsonl", f"task.path={path}", "method=h2o"]
-    result = runner.run(compose.composed([*settings, f"results={tmp_path}", "budgets=[0.5]", "task.max_new_tokens=4"]))
+    result = runner.run(
+        compose.composed([*settings, f"results={tmp_path}", "budgets=[0.5]", "task.max_new_tokens=4"]), figures=False
+    )
     assert set(result.rows["sample"]) == {"1", "b"} and result.rows["error"].isna().all()
     metrics = {sample: set(rows["metrics"].iloc[0]) for sample, rows in result.rows.groupby("sample")}
     assert metrics == {"1": {"contains"}, "b": {"exact"}}
@@ -174,6 +170,7 @@ def test_own_data(tmp_path):
 
 def test_evaluate_from_python(tmp_path):
     settings = {"results": str(tmp_path), "limit": 2, "threads": 1, "wandb__mode": "disabled", "task__lengths": [600]}
+    settings |= {"figures": False}
     table = pvcbench.evaluate("random", "needle", ["h2o"], budgets=[0.5], **settings)
     assert list(table["method"]) == ["full", "h2o"] and table["kept_fraction"].round(2).tolist() == [1.0, 0.5]
 

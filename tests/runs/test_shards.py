@@ -11,7 +11,7 @@ import pytest
 
 from pvcbench.cli import run_table
 from pvcbench.cli.main import main as command
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.config.shards import Shard
 from pvcbench.errors import UserError
 from pvcbench.runs import identity, locks, runner
@@ -194,7 +194,7 @@ def test_a_line_that_another_shard_is_writing_is_left_alone(tmp_path):
 
 
 def test_retries_stay_in_their_file(tmp_path, monkeypatch):
-    methods = compose.build_methods(compose.composed(["method=[h2o,random]"]).methods)
+    methods = building.build_methods(compose.composed(["method=[h2o,random]"]).methods)
 
     real = type(methods["random"]).plan
 
@@ -210,7 +210,6 @@ def test_retries_stay_in_their_file(tmp_path, monkeypatch):
         patch.setattr(type(methods["random"]), "plan", broken, raising=False)
         for shard in ("1/2", "2/2"):
             folder = run(tmp_path, f"shard={shard}", "limit=2").folder
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
     failed = lambda: [one["sample"] for one in read_rows(folder) if one["error"] is not None]  # noqa: E731
     assert failed() == ["0-0", "0-1"]
     assert run(tmp_path, "shard=1/2", "limit=2", "retry_failed=true").measured == 1 and failed() == ["0-1"]

@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from forked import wait_for
 from pvcbench.errors import UserError
 from pvcbench.runs.folder import RunFolder
 from pvcbench.runs.rows import load_table, newest, read_rows
@@ -39,6 +39,12 @@ def rows_file(results):
     return next(iter(Path(results).rglob("rows.jsonl")), None)
 
 
+def sample_written(results):
+    """Whether the first sample's rows are there."""
+    path = rows_file(results)
+    return path is not None and path.read_bytes().count(b"\n") >= 5
+
+
 def without_times(path):
     """Rows in a fixed order, apart from what depends on the clock."""
     rows = [{name: value for name, value in row.items() if name not in TIMES} for row in read_rows(path)]
@@ -50,12 +56,7 @@ def test_kill_and_resume_equals_an_uninterrupted_run(tmp_path):
     process = subprocess.Popen(
         [*COMMAND, f"results={killed}", "limit=12"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        path = rows_file(killed)
-        if path is not None and path.read_bytes().count(b"\n") >= 5:
-            break
-        time.sleep(0.02)
+    wait_for(lambda: process.poll() is not None or sample_written(killed))
     assert process.poll() is None, "the run ended before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()

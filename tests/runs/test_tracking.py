@@ -68,7 +68,7 @@ def records(path):
 
 def finished(path):
     """All records of a run's file, once it has its last one: wandb writes the file a moment after the run ends."""
-    for _ in range(400):
+    for _ in range(2400):
         with suppress(AssertionError, struct.error):  # half written
             found = list(records(path))
             if found and found[-1].HasField("exit"):
@@ -189,7 +189,7 @@ def test_a_run_that_goes_on_continues_its_wandb_run(summary, tmp_path):
 def wandb_command(*arguments):
     """W&B's own command line."""
     command = [sys.executable, "-m", "wandb", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_what_was_mirrored_is_remembered(summary, tmp_path, monkeypatch, capfd):
@@ -216,7 +216,6 @@ def test_a_finished_run_is_mirrored_once(tmp_path, monkeypatch):
     from pvcbench.runs import runner
 
     calls, real = [], wandb_mirror._conclude
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
 
     def mirror(*arguments):
         calls.append(arguments)
@@ -226,7 +225,10 @@ def test_a_finished_run_is_mirrored_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(wandb_mirror, "_conclude", mirror)
     command = ["model=random", "method=h2o", "threads=1", "task.lengths=[300]", "budgets=[0.5]", "limit=1"]
-    results = [runner.run(config.composed([*command, f"results={tmp_path}", "experiment=grid"])) for _ in range(3)]
+    results = [
+        runner.run(config.composed([*command, f"results={tmp_path}", "experiment=grid"]), figures=False)
+        for _ in range(3)
+    ]
     assert [result.measured for result in results] == [2, 0, 0]
     assert len(calls) == 2 and [result.tracked is not None for result in results] == [False, True, False]
     path = Path(next(filter(None, (result.tracked for result in results))))
@@ -362,7 +364,7 @@ def broken(folder, mode, when, **environment):
     known = {**own, "PYTHONPATH": str(Path(__file__).parents[2]), "HOME": str(folder), **environment}
     started = time.monotonic()
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False, env=known)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=known)
     return done, time.monotonic() - started
 
 
@@ -373,7 +375,7 @@ def test_a_killed_wandb_is_one_line_and_no_failure(tmp_path, when):
     assert done.returncode == 0 and done.stdout.splitlines() == ["killed", "place None", "again True"], done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("pvcbench: wandb failed (") and f"the results are safe in {tmp_path}" in line
-    assert seconds < 40
+    assert seconds < 110  # less than the wait for W&B's end, imports included
 
 
 def test_an_unreachable_server_is_one_line_and_a_bounded_wait(tmp_path):
@@ -383,7 +385,7 @@ def test_an_unreachable_server_is_one_line_and_a_bounded_wait(tmp_path):
     assert done.returncode == 0 and done.stdout.splitlines() == ["place None"]
     (line,) = done.stderr.splitlines()
     assert line.startswith("pvcbench: wandb failed (") and "mirrors them again" in line
-    assert seconds < 60
+    assert seconds < 85  # half a minute for the answer and the imports; W&B by itself waits for 90 seconds
 
 
 def test_disabled_writes_nothing(summary, tmp_path):

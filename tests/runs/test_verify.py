@@ -31,11 +31,6 @@ KINDS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
-
-
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory):
     folder = tmp_path_factory.mktemp("documents")
@@ -51,7 +46,7 @@ def run(tmp_path, documents):
     def made(kind, *more):
         source = [] if kind in ("generate", "measure") else [f"task.source={documents}"]
         settings = [*COMMON, *KINDS[kind], *source, f"results={tmp_path}", *more]
-        return runner.run(compose.composed(settings)).folder
+        return runner.run(compose.composed(settings), figures=False).folder
 
     return made
 
@@ -221,7 +216,7 @@ def test_own_methods_are_found(tmp_path, monkeypatch, capsys):
     )
     monkeypatch.setattr(sys, "path", [str(own), *sys.path])
     settings = [*COMMON, *KINDS["generate"], "method=oldest", f"results={tmp_path / 'out'}"]
-    folder = runner.run(compose.composed(settings, [str(own)])).folder
+    folder = runner.run(compose.composed(settings, [str(own)]), figures=False).folder
     sys.path.remove(str(own))
     sys.modules.pop("oldest_method")
     assert command(["verify", str(folder), "--cells", "1"]) == 2

@@ -47,7 +47,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
     yield tmp_path
     for path in tmp_path.rglob("jobs.jsonl"):
         for line in path.read_text().splitlines():
@@ -102,7 +101,7 @@ def restarts(task):
 
 def plain(*overrides):
     """The run of one line without SLURM."""
-    return runner.run(compose.composed([*overrides, "results=plain"]))
+    return runner.run(compose.composed([*overrides, "results=plain"]), figures=False)
 
 
 def begun(sweep):

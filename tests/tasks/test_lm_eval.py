@@ -9,16 +9,15 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
-import datasets
 import lm_eval.tasks
 import torch
-import yaml
 from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers.cache_utils import DynamicLayer
 
+from lm_eval_tasks import ACCURACIES, DOCS, TASKS, evaluated, flat, folder, quiet, responses, write_task
 from pvcbench.cli.main import main as command
 from pvcbench.config import compose
 from pvcbench.engine.engine import Engine
@@ -32,42 +31,7 @@ from pvcbench.tasks.lm_eval.recorder import Recorder
 from pvcbench.tasks.lm_eval.task import LmEval
 from pvcbench.tasks.prompts import Prompter
 
-DOCS = [
-    {"text": "Anna has a red door, Tom a blue one.", "ask": "Anna's door?", "choices": ["red", "r", "blue"], "gold": 0},
-    {"text": "The bakery opens at six. The library is closed.", "ask": "Closed?", "choices": ["a", "b c"], "gold": 1},
-    {"text": "Maria took the train to Prague.", "ask": "Where?", "choices": ["Rome", "Prague", "Bonn"], "gold": 1},
-]
-ACCURACIES = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")]
-TASKS = {
-    "choice": {
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{text}}\n{{ask}}",
-        "doc_to_choice": "choices",
-        "doc_to_target": "gold",
-        "metric_list": [*ACCURACIES, {"metric": "acc_mutual_info", "aggregation": "mean", "higher_is_better": True}],
-    },
-    "inputs": {  # as winogrande: the choices are contexts
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{gold}}",
-        "doc_to_choice": "{{[text + choices[0], text + choices[1]]}}",
-        "doc_to_target": "it was said",
-        "metric_list": ACCURACIES[:1],
-    },
-    "gen": {
-        "output_type": "generate_until",
-        "doc_to_text": "{{text}} {{ask}}",
-        "doc_to_target": "{{choices[gold]}}",
-        "generation_kwargs": {"until": ["\n", "e"], "max_gen_toks": 10},
-        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-    },
-    "roll": {
-        "output_type": "loglikelihood_rolling",
-        "doc_to_text": "",
-        "doc_to_target": "{{text}}",
-        "metric_list": [{"metric": name} for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
-    },
-}
-
+__all__ = ["folder", "quiet"]  # fixtures: no report on the machine, and a folder of YAML tasks
 
 MIXED = """
 import datasets
@@ -92,32 +56,6 @@ class Mixed(ConfigurableTask):
 """
 
 
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch):
-    """No pictures and no report on the machine."""
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
-    monkeypatch.setattr(evaluator, "add_env_info", lambda results: None)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder of YAML tasks; lm-eval's data go into its cache."""
-    path = tmp_path_factory.mktemp("tasks")
-    (path / "docs.jsonl").write_text("\n".join(json.dumps(doc) for doc in DOCS))
-    for name, settings in TASKS.items():
-        write_task(path, name, settings)
-    kept, datasets.config.HF_DATASETS_CACHE = datasets.config.HF_DATASETS_CACHE, path / "cache"
-    yield path
-    datasets.config.HF_DATASETS_CACHE = kept
-
-
-def write_task(path, name, settings):
-    """A YAML task over docs.jsonl, which also serves as its few-shot examples."""
-    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(path / "docs.jsonl")}}}
-    content = {"task": name, "test_split": "test", "fewshot_config": {"split": "test"}, **data, **settings}
-    (path / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-
-
 def loaded_model():
     """A tiny model whose attention is uneven, the same in every call."""
     loaded = random_weights.random("tiny", "cpu", "float32")
@@ -138,27 +76,12 @@ def ours(method="h2o", budget=1.0, **options):
     return CompressedLM(loaded.model, tokenizer=loaded.tokenizer, method=method, budget=budget, **options)
 
 
-def evaluated(lm, folder, names=tuple(TASKS), **options):
-    """lm-eval's own evaluation of local tasks."""
-    manager = TaskManager(include_path=str(folder), include_defaults=False)
-    return evaluator.simple_evaluate(lm, tasks=list(names), task_manager=manager, bootstrap_iters=0, **options)
-
-
 @pytest.fixture(scope="module")
 def reference(folder):
     """Stock lm-eval's results of all tasks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluator, "add_env_info", lambda results: None)
         return evaluated(stock(), folder)
-
-
-def responses(results, name):
-    """Each document's responses, request by request."""
-    return [[answer for [answer] in sample["resps"]] for sample in results["samples"][name]]
-
-
-def flat(lists):
-    return [value for part in lists for value in part]
 
 
 def numbers(results):
@@ -317,7 +240,7 @@ def run(tmp_path, folder, *overrides, names=("choice", "inputs", "gen")):
     """A run of the tiny model with wide weights."""
     settings = ["task=lm_eval", f"task.include_path={folder}", f"task.tasks=[{','.join(names)}]", "threads=1"]
     settings += ["wandb.mode=disabled", "model=random", f"results={tmp_path}", *overrides]
-    result = runner.run(compose.composed(settings), model=loaded_model())
+    result = runner.run(compose.composed(settings), model=loaded_model(), figures=False)
     return result, json.loads((result.folder / "lm_eval.json").read_text())
 
 
@@ -589,7 +512,7 @@ def test_requests_whose_logits_are_not_finite_are_error_rows(tmp_path, folder):
         loaded.model.get_input_embeddings().weight[loaded.tokenizer("e")["input_ids"][0]] = float("nan")
     settings = ["task=lm_eval", f"task.include_path={folder}", "task.tasks=[choice,gen]", "threads=1", "method=h2o"]
     settings += ["budgets=[0.5]", "wandb.mode=disabled", "model=random", f"results={tmp_path}"]
-    rows = runner.run(compose.composed(settings), model=loaded).rows
+    rows = runner.run(compose.composed(settings), model=loaded, figures=False).rows
     broken = rows[rows["error"].notna()]
     assert set(broken["method"]) == {"full", "h2o"} and broken["score"].isna().all()
     assert broken["error"].str.contains("NaN or infinite").all() and rows[rows["error"].isna()]["score"].notna().all()

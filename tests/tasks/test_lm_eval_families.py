@@ -5,13 +5,13 @@ import pytest
 pytest.importorskip("lm_eval")
 
 from lm_eval.models.huggingface import HFLM
-from test_lm_eval import TASKS, _quiet, evaluated, flat, folder, responses
 
 import families
+from lm_eval_tasks import TASKS, evaluated, flat, folder, quiet, responses
 from pvcbench.evaluation.lm_eval_model import CompressedLM
 from pvcbench.models.random_weights import byte_tokenizer
 
-__all__ = ["_quiet", "folder"]  # fixtures: no pictures, and a folder of YAML tasks
+__all__ = ["folder", "quiet"]  # fixtures: no report on the machine, and a folder of YAML tasks
 FIRST = ["qwen3_next"]
 OTHERS = ["gpt_oss", "deepseek_v3", "granitemoehybrid:rope", "lfm2", "jamba", "gemma2", "llama4_text", "gemma3_text"]
 EVERY = [*FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]

@@ -468,12 +468,11 @@ def test_hub_checksums_and_failures(monkeypatch):
 
 def run(tmp_path, *overrides):
     settings_ = ["model=random", "threads=1", "wandb.mode=disabled", "task=longbench", "method=h2o", "budgets=[0.5]"]
-    return runner.run(compose.composed([*settings_, f"results={tmp_path / 'results'}", *overrides]))
+    return runner.run(compose.composed([*settings_, f"results={tmp_path / 'results'}", *overrides]), figures=False)
 
 
 @pytest.mark.parametrize("aware", [True, False])
-def test_a_run_from_files_to_rows(tmp_path, monkeypatch, aware):
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
+def test_a_run_from_files_to_rows(tmp_path, aware):
     folder = write(tmp_path / "data", {"passage_retrieval_en": 1, "trec": 1, "hotpotqa": 1})
     names = "task.sets=[hotpotqa,trec,passage_retrieval_en]"
     result = run(tmp_path, f"task.data_dir={folder}", names, f"query_aware={str(aware).lower()}")

@@ -5,7 +5,7 @@ import json
 import datasets
 import pytest
 
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.errors import UserError
 from pvcbench.models.random_weights import byte_tokenizer
 from pvcbench.tasks.jsonl import Jsonl
@@ -198,13 +198,13 @@ def test_reading_the_data_does_not_change_the_settings(tmp_path):
 )
 def test_stop_strings_are_what_they_look_like(tmp_path, asked, stops):
     path = task_of(tmp_path, OK).path
-    made = compose.build(compose.composed(["task=jsonl", f"task.path={path}", asked]).task, "the task")
+    made = building.build(compose.composed(["task=jsonl", f"task.path={path}", asked]).task, "the task")
     assert made.stop == stops and made.sample(0, 0).stop == stops
 
 
 def test_stop_strings_from_python(tmp_path):
     assert task_of(tmp_path, OK, stop=["\n", r"\\n", r"\n"]).stop == ("\n", r"\n", "\n")
-    assert compose.build(
+    assert building.build(
         compose.composed(["task=jsonl", "task.path=x", f"task.stop={compose.written([chr(10)])}"]).task, ""
     ).stop == ("\n",)
 

@@ -293,11 +293,10 @@ def test_third_and_fourth_word_must_differ(monkeypatch):
         SETS["fwe"].make(ruler.Request(tokenizer(), 2048, 0, 0, 0))
 
 
-def test_run_end_to_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("pvcbench.runs.result.draw", lambda rows, folder: [])
+def test_run_end_to_end(tmp_path):
     lines = ["task=ruler", "task.sets=[niah_single_1]", "task.lengths=[1200]", "limit=2", "model=random", "threads=1"]
     lines += ["method=h2o", "budgets=[0.5]", "wandb.mode=disabled", f"results={tmp_path}"]
-    rows = runner.run(compose.composed(lines)).rows
+    rows = runner.run(compose.composed(lines), figures=False).rows
     assert len(rows) == 4 and rows["error"].isna().all() and set(rows["stratum"]) == {"niah_single_1"}
     assert all("needle" in kept for kept in rows["spans_kept"]) and rows["score"].between(0, 1).all()
     assert all(list(metrics) == ["string_match_all"] for metrics in rows["metrics"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pvcbench.analyses.observed_task import Observed
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.errors import UserError
 from pvcbench.models.random_weights import byte_tokenizer
 from pvcbench.tasks.base import Sample, Task
@@ -16,7 +16,7 @@ from pvcbench.tasks.ruler import Ruler
 
 
 def built(*asked):
-    return compose.build(compose.composed(list(asked)).task, "the task")
+    return building.build(compose.composed(list(asked)).task, "the task")
 
 
 def test_one_value_is_a_list_of_one():
