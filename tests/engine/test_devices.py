@@ -12,6 +12,7 @@ from accelerate import dispatch_model
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
 import tiny
+from pairs import pairs
 from pvcbench.architectures import families
 from pvcbench.engine.engine import Engine
 from pvcbench.models import random_weights
@@ -171,8 +172,7 @@ def test_pretended_devices_refuse_to_meet():
     assert one.sum().item() == 3
 
 
-@pytest.mark.parametrize("hold", [False, True], ids=["grow", "hold"])
-@pytest.mark.parametrize("name", tiny.METHODS)
+@pytest.mark.parametrize("name, hold", pairs(tiny.METHODS, [False, True]))
 def test_two_devices_answer_as_one(apart, inference, name, hold):
     method = tiny.METHODS[name]
     if hold and "hold" not in method.decodes:

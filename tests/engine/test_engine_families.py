@@ -42,7 +42,20 @@ SHARED = ["gemma4_text", "gemma3n_text"]  # layers that read another's entries, 
 STREAMED = LATENTS + STATES + PLAIN + SINKS + CAPS + CHUNKS + HEADS
 WORKING = STREAMED + STEPWISE + SHARED
 FULL = Cell("1.0", Method(), None, everything=True)
-every = pytest.mark.parametrize("name", WORKING)
+# one of each kind above runs in the fast tier, all of them in the slow one
+FIRST = ["qwen3_next", "granitemoehybrid:rope", "lfm2", "falcon_h1", "zamba2", "jamba", "gpt2", "gpt_oss"]
+FIRST += ["mimo_v2_flash"]
+FIRST += ["gemma2", "llama4_text", "deepseek_v3", "longcat_flash", "kimi_linear", "gemma4_text:moe", "gemma4_text"]
+
+
+def tiers(names):
+    """A test's families: those of FIRST, and the others marked slow."""
+    assert set(FIRST) <= set(WORKING)
+    marked = [pytest.param(name, marks=() if name in FIRST else pytest.mark.slow) for name in names]
+    return pytest.mark.parametrize("name", marked)
+
+
+every = tiers(WORKING)
 pytestmark = pytest.mark.usefixtures("inference")
 
 
@@ -165,7 +178,7 @@ def test_steps_of_one_shape_equal_any_others(name):
         assert off(torch.stack(found), torch.stack(expected.logits)) < CLOSE
 
 
-@pytest.mark.parametrize("name", STREAMED)
+@tiers(STREAMED)
 def test_a_stream_equals_steps_under_hold(name):
     ids, engine = families.prompt(TOKENS + STEPS, 2, seed=6), host(name)
     for cell in (Cell("hold", TOVA(), BUDGET), Cell("hold", Random(), BUDGET)):

@@ -96,7 +96,7 @@ def test_a_prompt_attends_by_its_rule(shape, dtype, cap, sinks):
 
 
 @ruled
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow), torch.bfloat16])
 @pytest.mark.parametrize("group", ["none", "sum", "mean"])
 @pytest.mark.parametrize("shape", ["whole", "later"])
 def test_the_kernels_sum_columns_by_the_rule(shape, group, dtype, cap, sinks):

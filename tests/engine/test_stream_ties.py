@@ -35,7 +35,7 @@ def repeating(tokens, seed):
     return prompt(tokens, 2, seed) % 13 + 1
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("budget, every", [(5, 1), (16, 1), (31, 1), (16, 5)])
 @pytest.mark.parametrize("name", NAMES)
 def test_equal_scores_stream_as_token_by_token(name, budget, every, seed):

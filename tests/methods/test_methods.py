@@ -29,15 +29,19 @@ every_method = pytest.mark.parametrize("name", METHODS)
 def test_the_realised_size_is_the_requested_one(name, hold):
     """Entries per KV head, mean over the layers that evict: exactly, or to 1% of the prompt where a solver sets it."""
     for family, tokens in (("llama_deep", 120), ("gemma3", 90), ("llama", 33)):
-        host, method = engine(family), METHODS[name]
-        shape, asked = host.shape(tokens), 0
+        host, method, ids = engine(family), METHODS[name], prompt(tokens, 2)
+        shape, asked, prefills = host.shape(tokens), 0, {}
         for share in (0.1, 0.3, 0.5, 0.7, 0.9, 0.95):
             budget = int(share * tokens)
             try:
                 settled = method.resolve(None if method.own_budget else budget, shape)
                 if method.own_budget:
                     continue
-                group = fork(host, prompt(tokens, 2), [Cell("x", settled, budget, hold)], 1, DRAWS)[0]
+                cell = Cell("x", settled, budget, hold)
+                if settled not in prefills:  # what a prefill observes depends on no budget
+                    observed = [settled] if cell.pruner is None else []
+                    prefills[settled] = host.prefill(ids, observed, cell.pruner, DRAWS)
+                group = host.fork(prefills[settled], [cell], 1)[0]
             except OutOfReach:
                 continue
             asked += 1
