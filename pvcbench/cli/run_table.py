@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pvcbench import analyses
+from pvcbench.cli import closing
 from pvcbench.plots import cautions
 from pvcbench.plots.style import metric
 from pvcbench.report.markdown_latex import sizes_of
@@ -157,16 +158,22 @@ def show(result: Result) -> None:
     parts = parts_table(result)
     if parts is not None:
         console.print(parts)
-    if not result.measured:
-        console.print("This run was finished before; nothing was measured again.")
-    if result.more:
-        console.print(f"The run has {result.more} more samples, of a larger limit; its figures and tables show all.")
-    for name, value in (
-        ("figure", result.figures[0] if result.figures else None),
-        ("rows", shown_rows(result.folder)),
-        ("W&B", result.tracked),
-    ):
-        if value is not None:
-            console.print(f"{name:<8}{value}", soft_wrap=True)
+    for line in last_lines(result):
+        console.print(line, soft_wrap=True)
     for line in cautions.loud(result.rows):
         console.print(f"WARNING: {line}", soft_wrap=True, style="bold")
+    for line in closing.next_lines(result):
+        console.print(line, soft_wrap=True)
+
+
+def last_lines(result: Result) -> list[str]:
+    """What was measured now, what the table shows in words, and where the run's files are."""
+    lines = []
+    if not result.measured:
+        lines.append("This run was finished before; nothing was measured again.")
+    if result.more:
+        lines.append(f"The run has {result.more} more samples, of a larger limit; its figures and tables show all.")
+    lines += closing.sentences(result)
+    figure = result.figures[0] if result.figures else None
+    places = {"figure": figure, "rows": shown_rows(result.folder), "W&B": result.tracked}
+    return lines + [f"{name:<8}{place}" for name, place in places.items() if place is not None]
