@@ -1,4 +1,4 @@
-"""Writes docs/methods.md: a definition card for every method of conf/method, from its file and its YAML alone.
+"""Writes docs/reference/methods.md: a definition card for every method of conf/method, from its file and its YAML.
 
     python scripts/method_cards.py            # writes; CI runs it and compares
 
@@ -158,8 +158,8 @@ def page() -> str:
 def main() -> None:
     """Writes the page."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    (ROOT / "docs" / "methods.md").write_text(page(), encoding="utf-8")
-    print("docs/methods.md")
+    (ROOT / "docs" / "reference" / "methods.md").write_text(page(), encoding="utf-8")
+    print("docs/reference/methods.md")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Rewrites docs/performance.md's tables and figures from results/bench alone: python scripts/performance.py
+"""Rewrites docs/results/performance.md's tables and figures from results/bench alone: python scripts/performance.py
 
 Needs results/bench/{scoring,curve,decode}.json, which the benchmark scripts write by `--out`,
 and the rows of results/pyramidinfer_throughput. The same files give the same bytes.
@@ -202,7 +202,7 @@ def main() -> int:
     """Rewrites tables and figures and prints their paths; 2 where a file is missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=ROOT / "results")
-    parser.add_argument("--doc", type=Path, default=ROOT / "docs/performance.md")
+    parser.add_argument("--doc", type=Path, default=ROOT / "docs/results/performance.md")
     options = parser.parse_args()
     folder = options.results / "bench"
     try:

@@ -1,4 +1,4 @@
-"""Fits the cost model to measured points, checks it on others, and writes docs/scale.md's tables and figures.
+"""Fits the cost model to measured points, checks it on others, and writes docs/results/scale.md's tables and figures.
 
     python scripts/bench_costs.py --out results/bench/costs.json
     python scripts/scale.py
@@ -170,7 +170,7 @@ def draw(costs: Path, folder: Path) -> list[Path]:
 
 
 def tables(measured: Measured, gpu: Measured | None) -> dict[str, str]:
-    """The tables of docs/scale.md, by marker."""
+    """The tables of docs/results/scale.md, by marker."""
     rates, source = (ASSUMED, "H100, assumed") if gpu is None else (gpu.constants, gpu.about)
     own, eight = measured.points[0]["model"], "Llama-3-8B"
     embedded = {own: measured.models[own]}
@@ -199,7 +199,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--costs", type=Path, default=ROOT / "results/bench/costs.json", help="measured on a CPU")
     parser.add_argument("--constants", type=Path, default=None, help="the same, measured on a GPU")
-    parser.add_argument("--doc", type=Path, default=ROOT / "docs/scale.md")
+    parser.add_argument("--doc", type=Path, default=ROOT / "docs/results/scale.md")
     parser.add_argument("--figures", type=Path, default=ROOT / "results/bench/figures")
     options = parser.parse_args()
     try:

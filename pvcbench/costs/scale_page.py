@@ -1,4 +1,4 @@
-"""How docs/scale.md's numbers are written and drawn: units, Markdown tables between markers, two figures."""
+"""How docs/results/scale.md's numbers are written and drawn: units, Markdown tables between markers, two figures."""
 
 import re
 from collections.abc import Mapping, Sequence
