@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pvcbench.cli import main
-from written_page import program, reference
+from scripts.written_page import program, reference
 
 PAGE = reference("commands")
 HEAD = """# Commands: what `pvcbench` can be told

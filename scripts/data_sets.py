@@ -15,8 +15,8 @@ from pvcbench.config import compose
 from pvcbench.tasks import ruler
 from pvcbench.tasks.longbench import datasets
 from pvcbench.tasks.needle import haystack
-from settings_reference import title
-from written_page import program, reference, table
+from scripts.settings_reference import title
+from scripts.written_page import program, reference, table
 
 PAGE = reference("data_sets")
 HEAD = """# Data sets: where samples come from

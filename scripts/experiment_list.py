@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pvcbench.config import compose
-from written_page import program, reference
+from scripts.written_page import program, reference
 
 PAGE = reference("experiments")
 HEAD = """# Experiments: whole runs by name

@@ -17,8 +17,8 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pvcbench.config import compose, settings
-from row_reference import comments
-from written_page import program, reference, table
+from scripts.row_reference import comments
+from scripts.written_page import program, reference, table
 
 PAGE = reference("settings")
 LINE = re.compile(r"^(\w+):\s*(?P<value>'[^']*'|\"[^\"]*\"|\[[^]]*\]|\{[^}]*\}|[^#]*?)\s*(?:#\s*(?P<note>.*))?$")
