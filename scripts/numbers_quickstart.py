@@ -97,9 +97,8 @@ class Quickstart:
 
     def answers(self) -> str:
         """Right answers of every cell, with the time of the prefill."""
-        head = [f"right answers, of {self.samples}", *map(percent, self.budgets), "prefill, of the full cache's"]
-        first = ["full cache", f"{self.right(self.full())} with all of it", *[""] * (len(self.budgets) - 1), "1"]
-        rows = [first]
+        whole = f"right answers, of {self.samples} (full cache: {self.right(self.full())})"
+        head, rows = [whole, *map(percent, self.budgets), "prefill, of the full cache's"], []
         for method in self.methods:
             cells = [self.cell(method, budget) for budget in self.budgets]
             times = [one["prefill_s"] / self.full()["prefill_s"] for one in cells if one["samples"]]

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pvcbench.costs.scale_page import filled
 from pvcbench.errors import UserError
 from scripts.numbers_bench import speed
+from scripts.numbers_committed import committed
 from scripts.numbers_methods import overview, sure, tested
 from scripts.numbers_quickstart import Quickstart, coverage
 from scripts.written_page import ROOT
@@ -37,6 +38,7 @@ PAGES: Mapping[str, Mapping[str, Callable[[], str]]] = {
         "many": lambda: quickstart().many(),
         "coverage": coverage,
     },
+    "docs/guide/experiments.md": {"committed": committed},
     "docs/results/which_method.md": {"overview": overview, "tested": tested, "sure": sure},
 }
 
