@@ -1,5 +1,6 @@
 """What the documents say of the experiments that run every method: one table, and what is told apart, from the rows."""
 
+from functools import cache
 from math import isnan
 from pathlib import Path
 
@@ -25,6 +26,7 @@ TESTED = (  # experiment, a method, what it is compared with
 LEAKING = "leaking reference"
 
 
+@cache
 def rows_of(results: Path, experiment: str) -> pd.DataFrame:
     """The rows of an experiment, its runs joined as in the figures; of one data set where one is shown."""
     [(_, rows)] = paper.groups(pvcbench.load(results / experiment))
