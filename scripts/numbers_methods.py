@@ -7,7 +7,6 @@ from pathlib import Path
 import pandas as pd
 
 import pvcbench
-from pvcbench.report import comparison, paper
 from pvcbench.stats import ranking, significance, summaries
 from scripts.numbers_words import called, joined, paragraph, pvalue
 from scripts.written_page import ROOT, table
@@ -28,8 +27,8 @@ LEAKING = "leaking reference"
 
 @cache
 def rows_of(results: Path, experiment: str) -> pd.DataFrame:
-    """The rows of an experiment, its runs joined as in the figures; of one data set where one is shown."""
-    [(_, rows)] = paper.groups(pvcbench.load(results / experiment))
+    """The rows of an experiment, its runs joined (each has the full cache); of one data set where one is shown."""
+    rows = pvcbench.load(results / experiment).drop_duplicates(["sample", "method", "budget"])
     chosen = COLUMNS[experiment][0]
     return rows if chosen is None else rows[rows["stratum"] == chosen]
 
@@ -77,7 +76,8 @@ def tested(results: Path = ROOT / "results") -> str:
     """Which differences at the smallest size Holm's correction leaves, a table for each comparison."""
     parts = []
     for experiment, method, others in TESTED:
-        found = comparison.compare([results / experiment], method, [f"{other}@{SIZES[0]}" for other in others])
+        lines = [significance.versus(rows_of(results, experiment), method, other, SIZES[0]) for other in others]
+        found = pd.DataFrame(lines).assign(p_holm=significance.holm([line["p"] for line in lines]))
         rows = [
             [
                 f"`{method}` minus `{line['other']}`",
