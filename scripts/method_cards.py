@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from methods.pvc_ladder import ladder
 from pvcbench.config import compose
 from pvcbench.policy import Method, Shape
-from scripts.written_page import program, reference
+from scripts.written_page import program, reference, table
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = reference("methods")
@@ -154,7 +154,8 @@ def page() -> str:
     """The whole page."""
     names = compose.options("method")
     methods = compose.build_methods(compose.composed([f"method=[{','.join(names)}]"]).methods)
-    return "\n\n".join([HEAD.rstrip(), *(card(name, methods[name]) for name in names), counts(methods)]) + "\n"
+    listed = table(["name", "what it is"], [[f"[`{name}`](#{name})", comments(name)[0]] for name in names])
+    return "\n\n".join([HEAD.rstrip(), listed, *(card(name, methods[name]) for name in names), counts(methods)]) + "\n"
 
 
 if __name__ == "__main__":
