@@ -20,6 +20,8 @@ COLUMNS = {  # experiment: the data set of it that is shown, what the column is 
 }
 TESTED = (  # experiment, a method, what it is compared with
     ("methods_needle", "snapkv_value_norm", ("snapkv", "pyramidkv", "tova", "h2o", "keydiff")),
+    ("methods_needle_agnostic", "keydiff", ("snapkv", "tova", "h2o", "streaming_llm")),
+    ("methods_perplexity", "snapkv", ("snapkv_value_norm",)),
     ("methods_perplexity", "h2o_mean", ("tova", "h2o", "snapkv", "ada_snapkv", "snapkv_value_norm")),
 )
 LEAKING = "leaking reference"
