@@ -1,4 +1,4 @@
-"""Checks that the intervals in docs/analysis.md are those of the analyses' rows: python scripts/analysis_numbers.py
+"""Checks that the intervals in docs/results/analysis.md are those of the rows: python scripts/analysis_numbers.py
 
 The tables of the runs below results/analysis are made anew from their rows. A number with its interval in the text,
 such as `0.56 [0.55, 0.57]` or `46% [41, 52]`, must stand in one of them, rounded as in the text (tables by layer aside,
@@ -91,7 +91,7 @@ def main() -> int:
     """1 where a number is not in the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "analysis")
-    parser.add_argument("--doc", type=Path, default=ROOT / "docs" / "analysis.md")
+    parser.add_argument("--doc", type=Path, default=ROOT / "docs" / "results" / "analysis.md")
     options = parser.parse_args()
     text = options.doc.read_text(encoding="utf-8")
     lines = list(complaints(text, [one for table in tables(options.results) for one in known(table)]))

@@ -1,4 +1,4 @@
-"""What the parts of an evaluation cost: the points that the cost model of docs/scale.md is fitted on and checked with.
+"""The points on which the cost model of docs/results/scale.md is fitted and checked: what parts of an evaluation cost.
 
     python scripts/bench_costs.py --out results/bench/costs.json
 

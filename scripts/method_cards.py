@@ -1,13 +1,13 @@
-"""Writes docs/methods.md: a definition card for every method of conf/method, from its file and its YAML alone.
+"""Writes docs/reference/methods.md: a definition card for every method of conf/method, from its file and its YAML.
 
-    python scripts/method_cards.py            # writes; CI runs it and compares
+    python scripts/method_cards.py            # writes the page; a test compares
+    python scripts/method_cards.py --check    # says whether the page is current, and exits with 1 if not
 
 What a method needs, protects and supports is asked of the method itself; its rule, its deviations, its known failures,
 its cost and where its settings come from are the comments of its YAML. Beside them stand what
 `scripts/crosscheck_kvpress.py` measured, from its JSON, and how many entries PyramidInfer's settings keep.
 """
 
-import argparse
 import inspect
 import json
 import re
@@ -20,8 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from methods.pvc_ladder import ladder
 from pvcbench.config import building, compose
 from pvcbench.policy import Method, Shape
+from scripts.written_page import program, reference, table
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = reference("methods")
 SHAPE = Shape(4096, 32, tuple(range(32)))  # what the methods are asked about
 BUDGET = 1024
 CROSSCHECK = ROOT / "results" / "bench" / "crosscheck_kvpress.json"
@@ -152,15 +154,9 @@ def page() -> str:
     """The whole page."""
     names = compose.options("method")
     methods = building.build_methods(compose.composed([f"method=[{','.join(names)}]"]).methods)
-    return "\n\n".join([HEAD.rstrip(), *(card(name, methods[name]) for name in names), counts(methods)]) + "\n"
-
-
-def main() -> None:
-    """Writes the page."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    (ROOT / "docs" / "methods.md").write_text(page(), encoding="utf-8")
-    print("docs/methods.md")
+    listed = table(["name", "what it is"], [[f"[`{name}`](#{name})", comments(name)[0]] for name in names])
+    return "\n\n".join([HEAD.rstrip(), listed, *(card(name, methods[name]) for name in names), counts(methods)]) + "\n"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(program(__doc__, PAGE, page))

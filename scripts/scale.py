@@ -1,4 +1,4 @@
-"""Fits the cost model to measured points, checks it on others, and writes docs/scale.md's tables and figures.
+"""Fits the cost model to measured points, checks it on others, and writes docs/results/scale.md's tables and figures.
 
     python scripts/bench_costs.py --out results/bench/costs.json
     python scripts/scale.py
@@ -29,6 +29,7 @@ from pvcbench.plots.drawn_from import fingerprint
 from pvcbench.plots.run_figures import save
 from pvcbench.policy import Method, Shape
 from scripts.bench_costs import Window
+from scripts.numbers_words import span
 
 ROOT = Path(__file__).resolve().parent.parent
 LENGTHS = {"1k": 2**10, "4k": 2**12, "16k": 2**14, "64k": 2**16, "128k": 2**17, "1M": 2**20, "10M": 10 * 2**20}
@@ -169,8 +170,17 @@ def draw(costs: Path, folder: Path) -> list[Path]:
     return figures(Measured(costs, profile_of_point), None, folder, [costs])
 
 
+def off(measured: Measured) -> str:
+    """How far predictions are from what was measured on points that were not fitted, by kind."""
+    found: dict[str, list[float]] = {}
+    for point in (point for point in measured.points if point["role"] == "check"):
+        known = point["bytes"] if point["kind"] == "memory" else point["median"]
+        found.setdefault(point["kind"], []).append(measured.predicted(point) / known)
+    return "Predicted over measured: " + ", ".join(f"{kind} {span(own)}" for kind, own in found.items()) + "."
+
+
 def tables(measured: Measured, gpu: Measured | None) -> dict[str, str]:
-    """The tables of docs/scale.md, by marker."""
+    """The tables of docs/results/scale.md, by marker."""
     rates, source = (ASSUMED, "H100, assumed") if gpu is None else (gpu.constants, gpu.about)
     own, eight = measured.points[0]["model"], "Llama-3-8B"
     embedded = {own: measured.models[own]}
@@ -185,7 +195,7 @@ def tables(measured: Measured, gpu: Measured | None) -> dict[str, str]:
     long = f"{sweep_cost.swept(hours[eight])}\n\nThe first line: {sweep_cost.worked(hours[eight][0])}"
     return {
         "constants": constants(measured, source, rates),
-        "check": measured.compared("check"),
+        "check": f"{measured.compared('check')}\n\n{off(measured)}",
         "fit": measured.compared("fit"),
         "lengths": f"{source}; bfloat16.\n\n{scaled(ARCHITECTURES, LENGTHS, rates, 2, GPU_BLOCK)}",
         "embedded": scaled(embedded, lengths, measured.constants, measured.element, CPU_BLOCK),
@@ -199,7 +209,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--costs", type=Path, default=ROOT / "results/bench/costs.json", help="measured on a CPU")
     parser.add_argument("--constants", type=Path, default=None, help="the same, measured on a GPU")
-    parser.add_argument("--doc", type=Path, default=ROOT / "docs/scale.md")
+    parser.add_argument("--doc", type=Path, default=ROOT / "docs/results/scale.md")
     parser.add_argument("--figures", type=Path, default=ROOT / "results/bench/figures")
     options = parser.parse_args()
     try:

@@ -1,4 +1,4 @@
-"""`pvcbench sweep`: many runs as one array of SLURM jobs, which can be stopped at any time (docs/slurm.md)."""
+"""`pvcbench sweep`: many runs as one array of SLURM jobs, which can be stopped at any time (docs/guide/cluster.md)."""
 
 import shlex
 import signal
@@ -19,7 +19,7 @@ from pvcbench.sweeps import slurm
 from pvcbench.sweeps.manifest import Line, Progress, Sweep, checked_results, composed, lines_of
 from pvcbench.sweeps.slurm import AGAIN
 
-ABOUT = "Many runs as one array of SLURM jobs, which can be stopped at any time; docs/slurm.md tells all of it."
+ABOUT = "Many runs as one array of SLURM jobs, which can be stopped at any time; docs/guide/cluster.md tells all of it."
 
 
 def parser(**options) -> Parser:

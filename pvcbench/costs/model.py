@@ -1,4 +1,4 @@
-"""The cost model of docs/scale.md: a prefill, a fork, a decoding step and their memory, counted from a model's shape.
+"""The cost model of docs/results/scale.md: prefill, fork, decoding step and memory, counted from a model's shape.
 
 Work is counted in terms that one machine does at one rate; seconds are the sum of amounts times rates. The rates come
 from measured points (`fit`) or are assumed. Nothing here asks which method it has: a method says which rows it weighs

@@ -1,4 +1,4 @@
-"""How docs/scale.md's numbers are written and drawn: units, Markdown tables between markers, two figures."""
+"""How docs/results/scale.md's numbers are written and drawn: units, Markdown tables between markers, two figures."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -48,19 +48,23 @@ def gib(amount: float) -> str:
     return f"{amount / 2**30:,.0f}" if amount >= 100 * 2**30 else f"{amount / 2**30:.3g}"
 
 
-def fill(path: Path, parts: Mapping[str, str]) -> None:
-    """Puts tables between a document's markers, `<!-- NAME -->` and `<!-- end NAME -->`; every marker must be met."""
-    text = path.read_text(encoding="utf-8")
+def filled(text: str, parts: Mapping[str, str], name: str) -> str:
+    """A document with parts between its markers, `<!-- NAME -->` and `<!-- end NAME -->`; every marker must be met."""
     if set(re.findall(r"<!-- (?!end )([\w ]+) -->", text)) != set(parts):
-        raise UserError(f"{path.name} must have exactly the markers {', '.join(parts)}")
-    for name, part in parts.items():
-        start, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
+        raise UserError(f"{name} must have exactly the markers {', '.join(parts)}")
+    for part, inner in parts.items():
+        start, end = f"<!-- {part} -->\n", f"<!-- end {part} -->"
         head, _, rest = text.partition(start)
         _, found, tail = rest.partition(end)
         if not found:
-            raise UserError(f"{path.name} has no marker {end}")
-        text = f"{head}{start}{part}\n{found}{tail}"
-    path.write_text(text, encoding="utf-8")
+            raise UserError(f"{name} has no marker {end}")
+        text = f"{head}{start}{inner}\n{found}{tail}"
+    return text
+
+
+def fill(path: Path, parts: Mapping[str, str]) -> None:
+    """Puts parts between the markers of a file."""
+    path.write_text(filled(path.read_text(encoding="utf-8"), parts, path.name), encoding="utf-8")
 
 
 def check_figure(points: Sequence[tuple[str, str, float, float, float, float]], title: str) -> Figure:

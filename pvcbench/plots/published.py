@@ -3,8 +3,8 @@
 Speeds (`*_throughput.csv`) match the same model and setting. Scores have the columns task, model (as it occurs in the
 model's name), protocol (aware, agnostic, or perplexity's own), parts (data sets in the mean), length (of the longest
 prompt, tokens), system, method (ours of that name), budget (as ours is asked), score, scale (what its largest score is
-called: 100 for per cent), source. Claims (`*_claims.csv`) are compared in words, in docs/analysis.md. What is not the
-same task, model, protocol, number of sets and length stays away.
+called: 100 for per cent), source. Claims (`*_claims.csv`) are compared in words, in docs/results/analysis.md. What is
+not the same task, model, protocol, number of sets and length stays away.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The intervals in docs/analysis.md are those that the committed rows give."""
+"""The intervals in docs/results/analysis.md are those that the committed rows give."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def known():
 
 
 def test_every_interval_of_the_page_stands_in_a_table(known):
-    text = (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "results" / "analysis.md").read_text(encoding="utf-8")
     assert len(dict(numbers.told(text))) > 60 and list(numbers.complaints(text, known)) == []
 
 

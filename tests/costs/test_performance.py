@@ -1,4 +1,4 @@
-"""docs/performance.md: its tables come from the committed files, and what is missing is told in one line."""
+"""docs/results/performance.md: its tables come from the committed files, and what is missing is told in one line."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def run(monkeypatch, *options):
 
 def test_the_tables_come_from_the_committed_files(tmp_path, monkeypatch, undrawn):
     """Emptied markers are filled with exactly what is committed."""
-    committed = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    committed = (ROOT / "docs/results/performance.md").read_text(encoding="utf-8")
     emptied = re.sub(r"(<!-- (\w+) -->\n).*?(<!-- end \2 -->)", r"\1\3", committed, flags=re.DOTALL)
     assert committed.count("| --- |") and "| --- |" not in emptied  # no table is left
     (tmp_path / "performance.md").write_text(emptied, encoding="utf-8")
@@ -38,7 +38,7 @@ def test_another_number_is_another_table(tmp_path, monkeypatch, undrawn):
     """A changed measurement shows, so the tables are not written by hand."""
     shutil.copytree(ROOT / "results/bench", tmp_path / "bench")
     shutil.copytree(ROOT / "results/pyramidinfer_throughput", tmp_path / "pyramidinfer_throughput")
-    shutil.copy(ROOT / "docs/performance.md", tmp_path / "performance.md")
+    shutil.copy(ROOT / "docs/results/performance.md", tmp_path / "performance.md")
     path = tmp_path / "bench/decode.json"
     found = json.loads(path.read_text())
     found["cells"][0]["over_floor"] = 77.25

@@ -1,4 +1,4 @@
-"""The cost model: counts against independent counts, the fit, the sweep, and the tables of docs/scale.md."""
+"""The cost model: counts against independent counts, the fit, the sweep, and the tables of docs/results/scale.md."""
 
 import json
 import subprocess
@@ -256,9 +256,9 @@ def test_a_document_with_other_markers_is_refused(tmp_path):
 
 def test_the_tables_of_the_document_come_from_its_measured_file(tmp_path):
     found = tmp_path / "scale.md"
-    found.write_text((ROOT / "docs/scale.md").read_text(encoding="utf-8"), encoding="utf-8")
+    found.write_text((ROOT / "docs/results/scale.md").read_text(encoding="utf-8"), encoding="utf-8")
     fill(found, scale.tables(Measured(ROOT / "results/bench/costs.json", scale.profile_of_point), None))
-    assert found.read_bytes() == (ROOT / "docs/scale.md").read_bytes()
+    assert found.read_bytes() == (ROOT / "docs/results/scale.md").read_bytes()
 
 
 def test_measuring_and_fitting_run_end_to_end(tmp_path, monkeypatch):

@@ -52,7 +52,7 @@ def test_each_composes_and_says_what_it_costs_and_compares_with(name):
 
 def test_the_list_and_the_page_name_them(capsys):
     assert main.main(["list"]) == 0
-    shown, page = capsys.readouterr().out, (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    shown, page = capsys.readouterr().out, (ROOT / "docs" / "reference" / "experiments.md").read_text(encoding="utf-8")
     for name in NAMES:
         assert name in shown and f"`{name}`" in page
 

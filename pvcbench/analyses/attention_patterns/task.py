@@ -11,7 +11,7 @@ from pvcbench.analyses.observed_task import Observed
 from pvcbench.errors import UserError
 from pvcbench.tasks.base import number, whole, wholes
 
-THRESHOLDS = {  # fitted so that the text's examples classify as it says; `docs/analysis.md` has them
+THRESHOLDS = {  # fitted so that the text's examples classify as it says; `docs/results/analysis.md` has them
     "uniform": 0.9,  # entropy, as a share of the largest there is, ln(tokens)
     "middle": 0.5,  # mass in the middle from which on a head is scattered or concentrated
     "concentrated": 4.0,  # entropy in nats below which the middle is concentrated: exp(4) is 55 tokens

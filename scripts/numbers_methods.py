@@ -1,0 +1,112 @@
+"""What the documents say of the experiments that run every method: one table, and what is told apart, from the rows."""
+
+from functools import cache
+from math import isnan
+from pathlib import Path
+
+import pandas as pd
+
+import pvcbench
+from pvcbench.stats import ranking, significance, summaries
+from scripts.numbers_words import called, joined, paragraph, pvalue
+from scripts.written_page import ROOT, table
+
+SIZES = ("0.1", "0.4")
+COLUMNS = {  # experiment: the data set of it that is shown, what the column is called, and whether counts are shown
+    "methods_needle": (None, "needles, question seen", True),
+    "methods_needle_agnostic": (None, "needles, question not seen", True),
+    "methods_ruler": ("niah_single_1", "niah_single_1", True),
+    "methods_perplexity": (None, "continuation, NLL minus the full cache's", False),
+}
+TESTED = (  # experiment, a method, what it is compared with
+    ("methods_needle", "snapkv_value_norm", ("snapkv", "pyramidkv", "tova", "h2o", "keydiff")),
+    ("methods_needle_agnostic", "keydiff", ("snapkv", "tova", "h2o", "streaming_llm")),
+    ("methods_perplexity", "snapkv", ("snapkv_value_norm",)),
+    ("methods_perplexity", "h2o_mean", ("tova", "h2o", "snapkv", "ada_snapkv", "snapkv_value_norm")),
+)
+LEAKING = "leaking reference"
+
+
+@cache
+def rows_of(results: Path, experiment: str) -> pd.DataFrame:
+    """The rows of an experiment, its runs joined (each has the full cache); of one data set where one is shown."""
+    rows = pvcbench.load(results / experiment).drop_duplicates(["sample", "method", "budget"])
+    chosen = COLUMNS[experiment][0]
+    return rows if chosen is None else rows[rows["stratum"] == chosen]
+
+
+def cells(results: Path, experiment: str) -> tuple[dict[str, list[str]], str]:
+    """What the column of an experiment shows of each method at every size, and its head."""
+    rows = rows_of(results, experiment)
+    _, words, counted = COLUMNS[experiment]
+    found, samples = summaries.summarize(rows), rows["sample"].nunique()
+    full = found[found["reference"].astype(bool)].iloc[0]["score"]
+    shown: dict[str, list[str]] = {}
+    for name, own in found[~found["reference"].astype(bool)].groupby("method"):
+        lines = own.set_index("budget")
+        said = []
+        for size in SIZES:
+            score = lines["score"].get(size, float("nan"))
+            known = f"{score * samples:.0f}" if counted else f"{full - score:.3f}"
+            said.append("-" if isnan(score) else known)
+        shown[LEAKING if name in ranking.leaking(rows) else name] = said
+    shown["full"] = [f"{full * samples:.0f}" if counted else "0"]
+    return shown, f"{words}, of {samples}" if counted else f"{words} ({samples} documents)"
+
+
+def overview(results: Path = ROOT / "results") -> str:
+    """Every method at two sizes in every column, best on needles first; the floor and the leaking reference last."""
+    columns = [cells(results, experiment) for experiment in COLUMNS]
+    first = columns[0][0]
+
+    def rank(name: str) -> tuple:
+        scores = [-1.0 if one == "-" else float(one) for one in first[name]]
+        return name == LEAKING, name == "random", *(-one for one in scores[::-1])
+
+    names = sorted((name for name in first if name != "full"), key=rank)
+    rows = [["full cache", *(", ".join(shown["full"]) for shown, _ in columns)]]
+    rows += [
+        [name if name == LEAKING else f"`{name}`", *(", ".join(shown.get(name, ["-"])) for shown, _ in columns)]
+        for name in names
+    ]
+    sizes = joined(f"{float(size):.0%}" for size in SIZES)
+    note = f"Two numbers are at {sizes} of the cache. A dash: the method cannot keep so little, or was not run."
+    return f"{table(['method', *(head for _, head in columns)], rows)}\n\n{paragraph(note)}"
+
+
+def tested(results: Path = ROOT / "results") -> str:
+    """Which differences at the smallest size Holm's correction leaves, a table for each comparison."""
+    parts = []
+    for experiment, method, others in TESTED:
+        lines = [significance.versus(rows_of(results, experiment), method, other, SIZES[0]) for other in others]
+        found = pd.DataFrame(lines).assign(p_holm=significance.holm([line["p"] for line in lines]))
+        rows = [
+            [
+                f"`{method}` minus `{line['other']}`",
+                f"{line['difference']:+.3f}",
+                f"[{line['low']:.3f}, {line['high']:.3f}]",
+                *(pvalue(line[p]) for p in ("p", "p_holm")),
+            ]
+            for _, line in found.iterrows()
+        ]
+        apart = [f"`{line['other']}`" for _, line in found.iterrows() if line["p_holm"] < significance.ALPHA]
+        said = f"After Holm's correction `{method}` is told apart from {joined(apart) if apart else 'none of them'}."
+        command = f"pvcbench compare results/{experiment} --method {method} --against "
+        command += " ".join(f"{other}@{SIZES[0]}" for other in others)
+        head = [f"`{experiment}`, {float(SIZES[0]):.0%} kept", "difference", "interval", "p", "p after Holm"]
+        parts.append(f"{table(head, rows)}\n\n{paragraph(said)} The command:\n\n    {command}")
+    return "\n\n".join(parts)
+
+
+def sure(results: Path = ROOT / "results") -> str:
+    """How many samples stand behind the table."""
+    counts = sorted({rows_of(results, experiment)["sample"].nunique() for experiment in COLUMNS})
+    tokens = rows_of(results, "methods_needle")["prompt_tokens"].max()
+    needles = significance.versus(rows_of(results, "methods_needle"), "snapkv_value_norm", "snapkv", SIZES[0])
+    width = 100 * (needles["high"] - needles["low"]) / 2
+    return paragraph(
+        f"How sure: one model of 135M parameters, English, prompts of about {tokens:,.0f} tokens, {counts[0]} to "
+        f"{counts[-1]} samples in a column. The interval of the difference between {called('snapkv')} and its variant "
+        f"with value norms on {needles['samples']} needles is {width:.0f} points wide to either side. A method's "
+        "rank on a 7B model may be another: run these four experiments on yours."
+    )
