@@ -15,11 +15,11 @@ from pvcbench.errors import OutOfReach
 from pvcbench.evaluation.preflight import settled
 from pvcbench.policy import Method
 
-VOCABULARY, WINDOW = 151, 24
+OWN, SEEDS, WINDOW = 520, 4, 24  # tokens that a seed draws from, none of them another's; how many seeds; a window
 LENGTHS, SHARES = (128, 256, 512), (0.1, 0.25, 0.5, 0.75, 0.9)
 DRAWS = torch.tensor([5, 70])
 SIZES = {
-    "vocab_size": VOCABULARY,
+    "vocab_size": 1 + SEEDS * OWN,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 4,
@@ -79,9 +79,10 @@ def host(name: str, dtype: torch.dtype = torch.float64, exact_angles: bool = Fal
 
 
 def prompt(tokens: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
-    """Random token ids."""
+    """Random token ids, none twice: the same token twice has the same value in the first layer, but for rounding."""
     generator = torch.Generator().manual_seed(1000 * seed + tokens)
-    return torch.randint(1, VOCABULARY, (batch, tokens), generator=generator)
+    rows = [torch.randperm(OWN, generator=generator)[:tokens] for _ in range(batch)]
+    return torch.stack(rows) + 1 + seed * OWN
 
 
 @dataclass
