@@ -7,21 +7,23 @@ A failure is one line: what is wrong, where, what to do. The first two checks ar
 method; where one of them fails, the others are not run, since they could only say the same in other words.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 
 import torch
 
 from pvcbench.checks import subject as bench
+from pvcbench.checks.memory import held_by
 from pvcbench.checks.reference import dense_masks, fork, positions, ranks_of, teach
 from pvcbench.checks.subject import GROUPED, MIXED, MODELS, MULTI, Subject
 from pvcbench.engine import answers
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell, Group
+from pvcbench.engine.prefill import Prefill
+from pvcbench.engine.streaming import BLOCK
 from pvcbench.errors import MethodError, NotFinite, OutOfReach, UserError
 from pvcbench.evaluation import preflight
 from pvcbench.policy import Method
-from pvcbench.runs import identity
 
 CLOSE, STEPS, CHUNK, FEW = 1e-9, 6, 17, 2  # float64 logits of size 5 come out within 1e-13 of each other
 TITLES = {
@@ -88,13 +90,18 @@ def check_method(method: Method) -> list[Outcome]:
     found: list[Outcome] = []
     subject = None
     for check in CHECKS:
-        name = " ".join(check.__name__.split("_"))
+        name = name_of(check)
         if any(one.failed for one in found[:DECISIVE]):
             found.append(Outcome(name, "not run", "an earlier check failed"))
             continue
         subject, outcome = outcome_of(name, check, subject or method)
         found.append(outcome)
     return found
+
+
+def name_of(check: Callable) -> str:
+    """What a check is called in the table."""
+    return check.__name__.replace("_", " ")
 
 
 def failures(method: Method) -> list[str]:
@@ -142,24 +149,26 @@ def every_answer(subject: Subject) -> str | None:
     """Shapes, dtypes, finite numbers, plans and budgets; the same answer twice; nothing shown is changed."""
     if subject.method.reference:
         return "the full cache answers nothing"
-    before = identity.of_method(subject.method)["settings"]
     try:
-        reached = [on_trial(subject, bench.host(name), hold) for name in MODELS for hold in subject.policies]
+        reached = [on_trial(subject, bench.host(name)) for name in MODELS]
         if not sum(reached):
             where = place(subject.method, "resolve", "plan")
             raise Wrong("reach", f"{where} raised OutOfReach at every budget of {subject.tokens} tokens")
         return None
     except MethodError as error:
         if error.fault == "unsteady":
-            require_stateless(subject, before)
+            require_stateless(subject)
         raise
 
 
-def on_trial(subject: Subject, engine: Engine, hold: bool) -> int:
-    """Runs all cells with every answer looked at; how many were reached."""
+def on_trial(subject: Subject, engine: Engine, most: int | None = None) -> int:
+    """Runs the cells with every answer looked at; how many were reached.
+
+    Under hold where the method can: its prefill and its fork are those of grow.
+    """
     ids, done, engine.strict = subject.ids(tokens=subject.tokens + preflight.STEPS), 0, True
     try:
-        for cell in subject.cells(engine, hold):
+        for cell in subject.cells(engine, subject.policies[-1])[:most]:
             try:
                 preflight.run(engine, cell, ids, subject.tokens)
                 done += 1
@@ -176,28 +185,23 @@ def no_state(subject: Subject) -> str | None:
     """What a method answers on a prompt is the same before and after it has seen another one."""
     if subject.method.reference:
         return "the full cache answers nothing"
-    method, settings = subject.method, identity.of_method(subject.method)["settings"]
-    cell = subject.cells(bench.host(GROUPED))[0]
+    cell, method = subject.cells(bench.host(GROUPED))[0], subject.method
     first = kept(subject, cell, subject.ids())
-    code = identity.of_method(method)["source"]
-    kept(subject, cell, subject.ids(seed=1))
+    kept(subject, cell, subject.ids(1))
     again = kept(subject, cell, subject.ids())
-    require_stateless(subject, settings, code)
+    require_stateless(subject)
     fresh = replace(cell, method=replace(cell.method)) if is_dataclass(method) else cell
     if not same(first, again) or not same(first, kept(subject, fresh, subject.ids())):
         raise Wrong("state", f"{place(method)} keeps other entries of a prompt after it has seen another prompt")
     return None
 
 
-def require_stateless(subject: Subject, settings: dict, code: str | None = None) -> None:
-    """Raises Wrong where what the method, its class or its module hold is not what it was."""
-    now = identity.of_method(subject.method)
-    changed = [name for name in settings | now["settings"] if settings.get(name) != now["settings"].get(name)]
-    where = place(subject.method)
+def require_stateless(subject: Subject) -> None:
+    """Raises Wrong where what the method, its classes or their modules hold is not what it was."""
+    now = held_by(subject.method)
+    changed = [name for name in subject.held | now if subject.held.get(name) != now.get(name)]
     if changed:
-        raise Wrong("state", f"{where} changed {', '.join(changed)} of the method")
-    if code not in (None, now["source"]):
-        raise Wrong("state", f"{where} changed a value of its class or module")
+        raise Wrong("state", f"{place(subject.method)} changed {', '.join(changed)}")
 
 
 def kept(subject: Subject, cell: Cell, ids: torch.Tensor, name: str = GROUPED) -> list[torch.Tensor]:
@@ -269,12 +273,18 @@ def any_budget(subject: Subject) -> str | None:
     return None
 
 
-def decoding(subject: Subject, engine: Engine, most: int | None = None) -> Iterator[tuple[Cell, list[Group]]]:
+def decoding(
+    subject: Subject, engine: Engine, most: int | None = None, policies: Sequence[bool] | None = None
+) -> Iterator[tuple[Cell, list[Group]]]:
     """Every cell, or so many for each decode policy, with its cache; those that cannot be planned are left out."""
-    for hold in subject.policies:
+    prefills: dict[tuple, Prefill] = {}
+    for hold in subject.policies if policies is None else policies:
         for cell in subject.cells(engine, hold)[:most]:
+            watching, key = [] if cell.everything or cell.pruner else [cell.method], (cell.method, cell.everything)
+            if key not in prefills:
+                prefills[key] = engine.prefill(subject.ids(), watching, cell.pruner, subject.draws)
             try:
-                groups = fork(engine, subject.ids(), [cell], STEPS, subject.draws)
+                groups = engine.fork(prefills[key], [cell], STEPS)
             except OutOfReach:
                 continue
             yield cell, groups
@@ -300,7 +310,7 @@ def realised_size(subject: Subject) -> str | None:
     for name in MODELS:
         engine = bench.host(name)
         evicted = engine.shape(subject.tokens).evicted
-        for cell, groups in decoding(subject, engine):
+        for cell, groups in decoding(subject, engine, policies=subject.policies[:1]):
             for sample in range(subject.batch):
                 sizes = groups[0].measure(0, sample).entries
                 mean = sum(sizes[layer] for layer in evicted) / len(evicted)
@@ -334,14 +344,17 @@ def protected_entries(subject: Subject) -> str | None:
 
 def lowered(engine: Engine, group: Group, cell: Cell, first: int, last: int) -> list[Group]:
     """The cell once more, where what is protected has scored lowest of all."""
-    scores = group.prefill.observer.scores[cell.method]
-    for number, known in enumerate(scores):
-        worth = known.clone()
-        lowest = worth.amin() - 1
-        worth[..., :first] = lowest
-        worth[..., worth.shape[-1] - min(last, worth.shape[-1]) :] = lowest
-        scores[number] = worth
-    return engine.fork(group.prefill, [cell], STEPS)
+    known = group.prefill.observer.scores
+    true = known[cell.method]
+    try:
+        known[cell.method] = [worth.clone() for worth in true]
+        for worth in known[cell.method]:
+            lowest = worth.amin() - 1
+            worth[..., :first] = lowest
+            worth[..., worth.shape[-1] - min(last, worth.shape[-1]) :] = lowest
+        return engine.fork(group.prefill, [cell], STEPS)
+    finally:
+        known[cell.method] = true
 
 
 # ---------------------------------------------------------------------------------------------- batches, chunks
@@ -430,18 +443,20 @@ def known_of(subject: Subject, engine: Engine, cell: Cell, fed: torch.Tensor) ->
 
 
 def require_streaming(subject: Subject, engine: Engine) -> None:
-    """Raises Wrong where a document's first half is read otherwise when its second half is another."""
-    method, half = subject.method, subject.tokens // 2
+    """Raises Wrong where the first tokens of a document are read otherwise when its last ones are others.
+
+    All that are read under eviction lie in one block of the scan, in which later tokens are in memory already.
+    """
+    method = subject.method
     if "streaming" not in method.protocols or "hold" not in method.decodes or not subject.free or method.prunes:
         return
-    one, other = subject.ids(), subject.ids(3)
-    other[:, :half] = one[:, :half]
-    for cell in subject.cells(engine, True)[:FEW]:
-        if cell.budget >= half:
-            continue
+    for cell in subject.cells(engine, True)[:1]:
+        shared = cell.budget + 2 * BLOCK // 3
+        one, other = (subject.ids(seed, cell.budget + BLOCK)[:1] for seed in (0, 3))
+        other[:, :shared] = one[:, :shared]
         try:
-            read = [engine.stream(ids, cell, 1, subject.draws)[0].logprobs[:, : half - 1] for ids in (one, other)]
-            slow = engine.stream(one, cell, 1, subject.draws, scan=False)[0].logprobs[:, : half - 1]
+            read = [engine.stream(ids, cell, 1, subject.draws[:1])[0].logprobs[:, : shared - 1] for ids in (one, other)]
+            slow = engine.stream(one, cell, 1, subject.draws[:1], scan=False)[0].logprobs[:, : shared - 1]
         except OutOfReach:
             continue
         exact = CLOSE if method.positions == "original" else 1e-4  # float32 cos and sin turn keys again
@@ -451,7 +466,7 @@ def require_streaming(subject: Subject, engine: Engine) -> None:
         ):
             worst = (read[0] - theirs).abs().max().item()
             if not worst <= exact * (1 + theirs.abs().max().item()):
-                told = f"reads the first {half} tokens of a document otherwise {how}, by {worst:.1e} nats"
+                told = f"reads the first {shared} tokens of a document otherwise {how}, by {worst:.1e} nats"
                 raise Wrong(fault, f"{place(method)} {told} (streaming, budget {cell.budget})")
 
 
@@ -462,9 +477,8 @@ def bfloat16(subject: Subject) -> str | None:
     """Every answer once more on models in bfloat16."""
     if subject.method.reference:
         return "the full cache answers nothing"
-    for hold in subject.policies:
-        for name in (GROUPED, MIXED):
-            on_trial(subject, bench.host(name, torch.bfloat16), hold)
+    for name in (GROUPED, MIXED):
+        on_trial(subject, bench.host(name, torch.bfloat16), FEW)
     return None
 
 

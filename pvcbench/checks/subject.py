@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
+from pvcbench.checks.memory import held_by
 from pvcbench.checks.reference import Dense, exact_norms, exact_rotary, widen
 from pvcbench.engine import answers
 from pvcbench.engine.engine import Engine
@@ -91,8 +92,10 @@ class Subject:
 
     method: Method
     tokens: int = field(init=False)
+    held: dict[str, object] = field(init=False)  # by the method, before it has seen anything
 
     def __post_init__(self):
+        self.held = held_by(self.method)
         reached = {}
         for tokens in LENGTHS:
             self.tokens = tokens

@@ -146,8 +146,8 @@ def commands(kind: str, name: str, folder: Path) -> list[str]:
 
 def programs() -> tuple[str, str]:
     """How this Python and this pvcbench are called: by their names where those find them, else by their paths."""
-    home = Path(sys.executable).parent
+    home = Path(sys.executable).parent.resolve()
     names = {name: shutil.which(name) for name in ("python", "pvcbench")}
-    here = {name: place is not None and Path(place).absolute().parent == home for name, place in names.items()}
+    here = {name: place is not None and Path(place).parent.resolve() == home for name, place in names.items()}
     python = "python" if here["python"] else shlex.quote(sys.executable)
     return python, "pvcbench" if here["pvcbench"] else f"{python} -m pvcbench"
