@@ -82,9 +82,13 @@ def run(asked: Namespace) -> int:
 
 
 def require_own(folder: Path) -> None:
-    """Refuses pvcbench's own folders: the sources, an installed package, and the folder that holds them."""
+    """Refuses pvcbench's own folders (the sources, an installed package, what holds them) and what Hydra cannot read."""
     from pvcbench.config.compose import CONF, METHODS, PACKAGE
 
+    if "${" in str(folder):
+        raise UserError(
+            f"--config-dir cannot read a folder with ${{ in its name: not {folder}, choose another --dir DIR"
+        )
     ours = (PACKAGE, CONF, METHODS)
     if folder == PACKAGE.parent or any(one == folder or one in folder.parents for one in ours):
         raise UserError(f"{folder} is pvcbench's own: name a folder of yours by --dir DIR, such as --dir my_pvcbench")
@@ -116,8 +120,7 @@ def foreign(name: str, folder: Path) -> bool:
 def files_of(kind: str, name: str, folder: Path) -> dict[Path, str]:
     """The text of each file."""
     data = folder / f"{name}.jsonl"
-    escaped = re.sub(r"(\\*)\$\{", lambda found: f"{found[1] * 2}\\${{", str(data))
-    values = {"name": name, "kind": class_of(name), "path": json.dumps(escaped, ensure_ascii=False)}
+    values = {"name": name, "kind": class_of(name), "path": json.dumps(str(data), ensure_ascii=False)}
     places = {
         folder / f"{name}.{CODE[kind]}": f"{kind}.{CODE[kind]}",
         folder / GROUPS[kind] / f"{name}.yaml": f"{kind}.yaml",

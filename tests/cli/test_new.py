@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from pvcbench.cli import new
 from pvcbench.cli.main import main
@@ -88,9 +89,6 @@ def code_counts(path, command, cwd, place):
 
 
 def test_python_m_and_the_program_find_modules_of_the_current_folder_alike(tmp_path):
-    (tmp_path / "method").mkdir()
-    (tmp_path / "conf" / "method").mkdir(parents=True)
-    (tmp_path / "conf" / "method" / "here.yaml").write_text("# @package methods.here\n_target_: here.Nothing\n")
     (tmp_path / "here.py").write_text("class Nothing:\n    pass\n")
     text = "from pvcbench.cli.main import find_here; find_here(); import here; print(here.Nothing.__name__)"
     script = tmp_path / "bin" / "script.py"
@@ -148,6 +146,11 @@ def test_nothing_is_written_into_pvcbench(place, capsys):
     assert "is pvcbench's own" in capsys.readouterr().err and not (ROOT / place / "mine.py").exists()
 
 
+def test_a_folder_that_hydra_takes_for_an_interpolation_is_refused(tmp_path, capsys):
+    assert main(["new", "data", "mine", "--dir", str(tmp_path / "${x}")]) == 2
+    assert "cannot read a folder with ${" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_a_place_that_cannot_be_written_is_said(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["new", "data", "mine", "--dir", str(tmp_path / "file")]) == 2
@@ -161,13 +164,13 @@ def test_classes_are_named_after_their_modules(name, kind):
     assert new.class_of(name) == kind
 
 
-@pytest.mark.parametrize("folder", ["a b", "${x}", 'q"uote', "été", "back\\slash"])
+@pytest.mark.parametrize("folder", ["a b", "$x", 'q"uote', "été", "back\\slash"])
 def test_the_path_of_data_is_read_as_written(folder, tmp_path, capsys):
     place = tmp_path / folder
     assert main(["new", "data", "mine", "--dir", str(place)]) == 0
-    made = compose.composed(["task=mine"], [str(place)])
-    assert made.task.path == str(place / "mine.jsonl")
-    compose.build(made.task, "the task").validate()
+    made = OmegaConf.load(place / "task" / "mine.yaml")
+    assert made.path == str(place / "mine.jsonl")
+    compose.build(made, "the task").validate()
 
 
 def test_check_refuses_what_it_cannot_check(tmp_path, capsys, monkeypatch):
