@@ -82,7 +82,7 @@ def run(asked: Namespace) -> int:
 
 
 def require_own(folder: Path) -> None:
-    """Refuses pvcbench's own folders (the sources, an installed package, what holds them) and what Hydra cannot read."""
+    """Refuses pvcbench's own folders (sources, an installed package, what holds them), and what Hydra cannot read."""
     from pvcbench.config.compose import CONF, METHODS, PACKAGE
 
     if "${" in str(folder):

@@ -55,8 +55,11 @@ def results(folder):
     return {path.parent.name for path in folder.rglob("rows.jsonl")}
 
 
-@pytest.mark.parametrize("kind", WRITTEN)
-@pytest.mark.parametrize("how", ["sources", pytest.param("wheel", marks=pytest.mark.slow)])
+WAYS = [(kind, how) for kind in WRITTEN for how in ("sources", "wheel")]  # each runs two to five commands
+WAYS = [way if way == ("data", "sources") else pytest.param(*way, marks=pytest.mark.slow) for way in WAYS]
+
+
+@pytest.mark.parametrize("kind, how", WAYS)
 def test_the_printed_commands_work(kind, how, tmp_path):
     """From the sources in the user's own folder; from a wheel in another folder, and with a blank in the name."""
     place = ROOT if how == "sources" else installed(tmp_path)
