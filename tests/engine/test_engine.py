@@ -27,7 +27,6 @@ from tiny import (
     original,
     positions,
     prompt,
-    ranks_of,
     teach,
     unmodified,
 )
@@ -70,6 +69,17 @@ def followed(family, ids, fed, method, chunks, host=None, exact_angles=False):
         ranks = ranks_of(masks, both.shape[1]) if method.positions == "cache" else None
         expected = dense(family, exact_angles)(both, masks, ranks=ranks)
         yield group.cells[number], group.prefill, [step for _, _, step in kept], mine, expected
+
+
+def ranks_of(masks, tokens):
+    """Places inside the cache: of each query among what it sees, and of each key it sees."""
+
+    def ranks(layer):
+        visible = masks(layer) & torch.ones(tokens, tokens, dtype=torch.bool).tril()
+        places = (visible.cumsum(-1) - 1).clamp(min=0)
+        return places.diagonal(dim1=-2, dim2=-1), places
+
+    return ranks
 
 
 def ends(tokens, chunks):
