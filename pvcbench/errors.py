@@ -29,7 +29,14 @@ def named_reach(message: str) -> float | None:
 
 
 class MethodError(Exception):
-    """A method breaks its contract; the message names its file and line, what came and what is wanted (exit code 1)."""
+    """A method breaks its contract; the message names its file and line, what came and what is wanted (exit code 1).
+
+    `fault` is the kind of the mistake in one word, for those who sort such errors (see `pvcbench/checks`).
+    """
+
+    def __init__(self, message: str, fault: str = "answer"):
+        super().__init__(message)
+        self.fault = fault
 
 
 class NotFinite(FloatingPointError):

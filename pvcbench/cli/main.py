@@ -22,6 +22,8 @@ SUMMARY = "pvcbench measures what a language model still knows when its KV cache
 COMMANDS = {  # each a module of this package with `parser()` and `run(asked)`
     "run": "measures methods at budgets on a task; `run` may be left out",
     "list": "the names that method=, task=, model= and +experiment= take",
+    "new": "writes a working example of a method, a task or data of your own",
+    "check": "holds a method to the exactness properties and says in one line what is wrong",
     "models": "which model architectures of transformers run, and why others do not",
     "report": "one HTML page of all results",
     "figures": "draws all figures and tables again from rows alone, or says what is stale",
@@ -37,7 +39,11 @@ EXAMPLES = """
 examples:
   pvcbench method=pvc task=needle
   pvcbench 'method=[pvc,h2o,streaming_llm]' task=needle 'budgets=[64,0.5]'
+  pvcbench new method mine
   pvcbench COMMAND --help
+
+your own files: YAML files and modules in a folder that --config-dir DIR names (`pvcbench new --help`). Modules of the
+current folder can be imported too, by `pvcbench` as by `python -m pvcbench`.
 
 exit codes: 0; 1 a failure, also of a method in all its cells; 2 a mistake in what was asked; 75 the time limit of a
 sweep's task came near; 130 and 143 stopped by a signal
@@ -46,7 +52,18 @@ sweep's task came near; 130 and 143 stopped by a signal
 
 def program() -> int | None:
     """What the installed command runs."""
+    find_here()
     return exits.program(main)
+
+
+def find_here() -> None:
+    """Lets the modules of the current folder be imported, as `python -m` does; Python's -P forbids both."""
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        return  # a folder that was deleted has no modules
+    if not sys.flags.safe_path and here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
 
 
 def former(module: str, command: str) -> int | None:

@@ -45,7 +45,7 @@ def parser(**options) -> Parser:
         action="append",
         default=[],
         metavar="DIR",
-        help="a folder of your own YAML files and modules, laid out as conf/",
+        help="a folder of your own: YAML files in DIR/method, DIR/task and so on, as in conf/, modules beside these",
     )
     made.add_argument("--multirun", "-m", action="store_true", help="one run per combination of values with commas")
     made.add_argument(

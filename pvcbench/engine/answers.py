@@ -27,11 +27,13 @@ def ask(method: Method, name: str, *arguments, strict: bool = False):
         if "can't allocate memory" in str(error):
             raise
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise MethodError(f"{label(method, name, error)} stopped with {text}") from error
+        raise MethodError(f"{label(method, name, error)} stopped with {text}", "raises") from error
     if not all(same(one, other) for one, other in zip(before, held(arguments) if strict else (), strict=True)):
-        raise wrong(method, name, "other values to what it was shown", "answers alone: change a clone(), not in place")
+        wanted = "answers alone: change a clone(), not in place"
+        raise wrong(method, name, "other values to what it was shown", wanted, "writes")
     if strict and not same(found, again):
-        raise wrong(method, name, "another answer when asked again with the same input", "the same answer every time")
+        told_again, wanted = "another answer when asked again with the same input", "the same answer every time"
+        raise wrong(method, name, told_again, wanted, "unsteady")
     return found
 
 
@@ -68,8 +70,13 @@ def label(method: Method, name: str, error: Exception | None = None) -> str:
     return f"{type(method).__name__}.{name} ({place}{'' if line is None else f':{line}'})"
 
 
-def wrong(method: Method, name: str, got: str, wanted: str) -> MethodError:
-    return MethodError(f"{label(method, name)} gave {got}; wanted: {wanted}")
+def wrong(method: Method, name: str, got: str, wanted: str, fault: str = "answer") -> MethodError:
+    return MethodError(f"{label(method, name)} gave {got}; wanted: {wanted}", fault)
+
+
+def missing(numbers: Tensor) -> str:
+    """The fault of numbers that are not all finite."""
+    return "NaN" if bool(torch.isnan(numbers).any()) else "infinite"
 
 
 def told(value) -> str:
@@ -95,9 +102,11 @@ def row_weights(method: Method, shape: Shape, layer: int, strict: bool = False) 
         return None
     numbers = isinstance(found, Tensor) and not (found.is_complex() or found.dtype == torch.bool)
     if not numbers or found.dim() != 1 or len(found) > shape.tokens:
-        raise wrong(method, "row_weights", told(found), f"None or one number for each of at most {shape.tokens} rows")
+        raise wrong(
+            method, "row_weights", told(found), f"None or one number for each of at most {shape.tokens} rows", "shape"
+        )
     if not bool(torch.isfinite(found).all()):
-        raise wrong(method, "row_weights", "NaN or infinite weights", "finite ones")
+        raise wrong(method, "row_weights", "NaN or infinite weights", "finite ones", missing(found))
     return found
 
 
@@ -107,12 +116,14 @@ def scores(method: Method, seen: Observation, strict: bool = False) -> Tensor:
     shape, kinds = seen.positions.shape, {torch.float32, torch.float64, seen.keys.dtype}
     if not isinstance(found, Tensor) or found.shape != shape or found.dtype not in kinds:
         wanted = " or ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
-        raise wrong(method, "scores", told(found), f"{wanted} {list(shape)}, one number for each entry")
+        fault = "dtype" if isinstance(found, Tensor) and found.shape == shape else "shape"
+        raise wrong(method, "scores", told(found), f"{wanted} {list(shape)}, one number for each entry", fault)
     if not bool(torch.isfinite(found).all()):
         seen_parts = (seen.keys, seen.values, seen.mass, seen.totals, seen.queries)
         if not all(bool(torch.isfinite(part).all()) for part in seen_parts if part is not None):
             raise NotFinite(NOT_FINITE)
-        raise wrong(method, "scores", "NaN or infinite scores of finite keys", "finite ones (protects() keeps entries)")
+        wanted = "finite ones (protects() keeps entries)"
+        raise wrong(method, "scores", "NaN or infinite scores of finite keys", wanted, missing(found))
     return found
 
 
@@ -125,7 +136,7 @@ def totals(method: Method, seen: Observation, strict: bool = False) -> Tensor | 
     if not isinstance(found, Tensor) or not found.is_floating_point() or tuple(found.shape) != wanted or not wanted[-1]:
         what = f"None or floating numbers {list(wanted)}, the last being its `channels`" if wanted[-1] else "None"
         hint = "" if wanted[-1] else ", unless `channels` says how many totals an entry has"
-        raise wrong(method, "accumulate", told(found), what + hint)
+        raise wrong(method, "accumulate", told(found), what + hint, "shape")
     return found
 
 
@@ -148,7 +159,7 @@ def plan(method: Method, known: list[Tensor], budget: int | None, shape: Shape, 
     if not sound or [own.shape for own in counts] != wanted:
         sizes = " or ".join(dict.fromkeys(str(list(size)) for size in wanted))
         rule = f"for each of {len(known)} layers whole numbers, 0 or more, {sizes}: samples, KV heads"
-        raise wrong(method, "plan", told(found), rule)
+        raise wrong(method, "plan", told(found), rule, "plan")
     entries = known[0].shape[-1]
     kept = [own.clamp(max=entries) for own in counts]
     if budget is not None:
@@ -164,7 +175,8 @@ def require_within(method: Method, name: str, kept: float, budget: int, shape: S
     """Raises MethodError where a method keeps more entries, per KV head and evicted layer, than it was granted."""
     granted = min(budget, shape.tokens)
     if kept > granted + SLACK * shape.tokens:
-        raise wrong(method, name, f"{kept:.1f} entries per KV head and layer", f"at most the budget's {granted} (mean)")
+        wanted = f"at most the budget's {granted} (mean)"
+        raise wrong(method, name, f"{kept:.1f} entries per KV head and layer", wanted, "budget")
 
 
 def survivors(method: Method, seen: Observation, strict: bool = False) -> Tensor | None:
@@ -175,7 +187,7 @@ def survivors(method: Method, seen: Observation, strict: bool = False) -> Tensor
     shaped = whole(found) and found.dim() == 2 and found.shape[0] == len(seen.positions) and found.shape[1] > 0
     if not shaped or not bool((found.diff(dim=-1) > 0).all() and (found >= 0).all() and (found < entries).all()):
         rule = f"None or rising indices below {entries}, [{len(seen.positions)}, kept]"
-        raise wrong(method, "survivors", told(found), rule)
+        raise wrong(method, "survivors", told(found), rule, "plan")
     if strict:
         require_survivors(method, seen, found)
     return found
@@ -187,9 +199,8 @@ def require_survivors(method: Method, seen: Observation, chosen: Tensor) -> None
     positions = seen.positions[:, 0]
     stay = (positions < first) | (positions >= seen.seen - last)
     if int(stay.sum()) != int(stay.gather(1, chosen).sum()):
-        raise wrong(
-            method, "survivors", "indices without some that protects() names", f"the {first} first, {last} last"
-        )
+        told_short = "indices without some that protects() names"
+        raise wrong(method, "survivors", told_short, f"the {first} first, {last} last", "protected")
 
 
 def dropped(method: Method, seen: Observation, budget: int | None, strict: bool = False) -> Tensor | None:
@@ -201,7 +212,7 @@ def dropped(method: Method, seen: Observation, budget: int | None, strict: bool 
         return None
     shape = tuple(seen.positions.shape)
     if not whole(found) or tuple(found.shape[:-1]) != shape[:2] or found.shape[-1] > shape[2]:
-        raise wrong(method, "drop", told(found), f"None or slots {[*shape[:2], 'dropped']}, at most {shape[2]}")
+        raise wrong(method, "drop", told(found), f"None or slots {[*shape[:2], 'dropped']}, at most {shape[2]}", "plan")
     if strict:
         require_free(method, seen, found, budget)
     return found
@@ -211,11 +222,11 @@ def require_free(method: Method, seen: Observation, slots: Tensor, budget: int |
     """Raises MethodError where slots to free are not there, named twice, empty or protected."""
     there = bool((slots >= 0).all()) and bool((slots < seen.positions.shape[-1]).all())
     if not there or bool((slots.sort(-1).values.diff(dim=-1) == 0).any()):
-        raise wrong(method, "drop", "slots that do not exist, or one twice", "slots of entries, each once")
+        raise wrong(method, "drop", "slots that do not exist, or one twice", "slots of entries, each once", "plan")
     freed = seen.positions.gather(-1, slots)
     first, last = protected(method, budget, seen.shape)
     kept = (freed < first) | (freed >= seen.seen - last)
     if seen.window is not None:  # what no later token sees goes first, protected or not
         kept &= (freed > seen.seen - seen.window) | (freed < 0)
     if bool(kept.any()) and seen.positions.shape[-1] - slots.shape[-1] >= first + last:
-        raise wrong(method, "drop", "slots of protected or empty entries", "others first")
+        raise wrong(method, "drop", "slots of protected or empty entries", "others first", "protected")
