@@ -28,7 +28,7 @@ class Comparison:
 
 
 def compared(one: Submission, other: Submission) -> Comparison:
-    """Compares the rows of two submissions of one run: equal where both ran on like machines, else within a tolerance."""
+    """Compares the rows of two submissions of one run: equal after like machines, else within a tolerance."""
     first, second = ({key_of(row): row for row in newest(read_rows(side.folder))} for side in (one, other))
     common = sorted(first.keys() & second.keys(), key=lambda key: tuple(map(str, key)))
     alike = one.environment and other.environment and not sessions.differences(one.environment, other.environment)
@@ -37,9 +37,7 @@ def compared(one: Submission, other: Submission) -> Comparison:
     speeds = any(row.get("repeats") for row in first.values())
     found, answers = [], []
     for key in common:
-        lines, output = row_comparison.row_differences(
-            first[key], second[key], tolerance, SPEEDS if speeds else TIMES
-        )
+        lines, output = row_comparison.row_differences(first[key], second[key], tolerance, SPEEDS if speeds else TIMES)
         name = " ".join(str(part) for part in key if part is not None)
         found += [(name, line) for line in lines]
         if output and not lines:
@@ -66,7 +64,7 @@ def sorted_out(read: Sequence[Submission]) -> tuple[list[Submission], list[tuple
 
 def comparisons(kept: Sequence[Submission]) -> dict[str, list[Comparison]]:
     """For each submission, by its stem, how it compares with the others of its run."""
-    return {
-        one.stem: [compared(one, other) for other in kept if other is not one and other.manifest.run == one.manifest.run]
-        for one in kept
-    }
+    runs: dict[str, list[Submission]] = {}
+    for one in kept:
+        runs.setdefault(one.manifest.run, []).append(one)
+    return {one.stem: [compared(one, other) for other in runs[one.manifest.run] if other is not one] for one in kept}

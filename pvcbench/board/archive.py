@@ -14,7 +14,9 @@ from pathlib import Path
 
 from pvcbench.errors import UserError
 
-NAMES = re.compile(r"manifest\.json|config\.yaml|environment\.json|sessions\.jsonl|(rows|samples)(-\d{1,4}of\d{1,4})?\.jsonl")
+NAMES = re.compile(
+    r"manifest\.json|config\.yaml|environment\.json|sessions\.jsonl|(rows|samples)(-\d{1,4}of\d{1,4})?\.jsonl"
+)
 MANIFEST, SUFFIX = "manifest.json", ".pvcbench.zip"
 MEGABYTE = 2**20
 MOST_PACKED, MOST_BYTES, MOST_SMALL, MOST_ENTRIES = 128 * MEGABYTE, 512 * MEGABYTE, 4 * MEGABYTE, 512
@@ -72,17 +74,21 @@ def wrong(entries: list[zipfile.ZipInfo]) -> str | None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         return f"it has two entries of the name {twice!r}"
-    for entry in entries:
-        kind = stat.S_IFMT(entry.external_attr >> 16)
-        if not NAMES.fullmatch(entry.filename):
-            return f"it has an entry {entry.filename[:80]!r}, which is none of a submission's"
-        if kind not in (0, stat.S_IFREG):
-            return f"its entry {entry.filename} is a link or another special file"
-        if entry.flag_bits & 0x1 or entry.compress_type not in KINDS:
-            return f"its entry {entry.filename} is encrypted, or compressed in another way than by deflate"
-        small = not entry.filename.startswith(("rows", "samples", "sessions"))
-        if small and entry.file_size > MOST_SMALL:
-            return f"its entry {entry.filename} would unpack to more than {MOST_SMALL // MEGABYTE} MB"
-    if sum(entry.file_size for entry in entries) > MOST_BYTES:
+    problem = next(filter(None, map(odd, entries)), None)
+    if problem is None and sum(entry.file_size for entry in entries) > MOST_BYTES:
         return f"it would unpack to more than {MOST_BYTES // MEGABYTE} MB"
+    return problem
+
+
+def odd(entry: zipfile.ZipInfo) -> str | None:
+    """What is wrong with one entry of a zip."""
+    if not NAMES.fullmatch(entry.filename):
+        return f"it has an entry {entry.filename[:80]!r}, which is none of a submission's"
+    if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
+        return f"its entry {entry.filename} is a link or another special file"
+    if entry.flag_bits & 0x1 or entry.compress_type not in KINDS:
+        return f"its entry {entry.filename} is encrypted, or compressed in another way than by deflate"
+    large = entry.filename.startswith(("rows", "samples", "sessions"))
+    if not large and entry.file_size > MOST_SMALL:
+        return f"its entry {entry.filename} would unpack to more than {MOST_SMALL // MEGABYTE} MB"
     return None

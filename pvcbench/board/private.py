@@ -100,5 +100,6 @@ def refuse_paths(identity: object, place: str) -> None:
     for where, text in texts(identity, place):
         if "\n" not in text and (WHOLE.fullmatch(text) or INSIDE.search(text)):
             raise UserError(
-                f"{where} holds a path of this machine, which is part of the run's id: run it again with a relative path"
+                f"{where} holds a path of this machine, which is part of the run's id: "
+                "run it again with a relative path"
             )

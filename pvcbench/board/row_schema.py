@@ -1,4 +1,4 @@
-"""Rows that a stranger wrote: each line is JSON, has the keys and types of `Row`, and belongs to the run it came with."""
+"""Rows that a stranger wrote: each line is JSON, has the keys and types of `Row`, and belongs to its run."""
 
 import json
 from collections.abc import Iterator, Mapping

@@ -144,4 +144,3 @@ def prompts(rows: pd.DataFrame, excerpts: Mapping[str, Mapping], name: str) -> N
         own = excerpts.get(sample, {}).get("prompt_sha256")
         if len(found) > 1 or (own is not None and own not in found):
             raise Refused(f"{name}: sample {str(sample)[:60]} has rows or an excerpt of another prompt")
-

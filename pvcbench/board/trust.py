@@ -1,4 +1,4 @@
-"""What of a stranger's configuration may be built here: classes that pvcbench or the user's own folder names, no others.
+"""What of a stranger's configuration may be built here: classes that pvcbench or the user's own folder names.
 
 A configuration says which class is made with which arguments, so taken as it is it could call anything and read any
 file. Hence only the classes of conf/ are made, texts that would be filled in are refused, and files are looked for by
@@ -114,7 +114,7 @@ def absent_model(model: Mapping) -> str | None:
             continue
         file = "config.json" if name == model.get("name") else "tokenizer_config.json"
         if not cached(name, file, model.get("revision")):
-            return f"the model {name[:80]} is not at hand: neither in this machine's hub cache nor in a folder of --places"
+            return f"the model {name[:80]} is not at hand, neither in the hub's cache here nor in a folder of --places"
     return None
 
 

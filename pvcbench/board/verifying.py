@@ -1,4 +1,4 @@
-"""Verifies submissions: one random sample of each is measured again where the model is at hand, and the state is named."""
+"""Verifies submissions: a random sample of each is measured again where the model is at hand; names their states."""
 
 import hashlib
 import json
@@ -70,7 +70,8 @@ def measured(one: Submission, config: Mapping, asked: Asked, cells: int) -> dict
         for path in one.folder.iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
         known = {**one.known, "config": config}
-        (folder / "config.yaml").write_text(yaml.safe_dump(known, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        text = yaml.safe_dump(known, sort_keys=False, allow_unicode=True)
+        (folder / "config.yaml").write_text(text, encoding="utf-8")
         command = [sys.executable, "-m", "pvcbench.board.again", str(folder)]
         command += [str(cells), str(seed_for(one, asked.seed)), str(result)]
         command += ["--config-dir", str(asked.config_dir.resolve())] if asked.config_dir else []
@@ -124,5 +125,3 @@ def judged(found: dict, samples: int, limit: int | None) -> State:
     how = "identical" if found["exact"] else "within the tolerance (another machine)"
     other = f", {found['other_outputs']} with another output" if found["other_outputs"] else ""
     return State(VERIFIED, f"{same} of {count} rows {how}{other}", found)
-
-
