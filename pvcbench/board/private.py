@@ -13,7 +13,10 @@ from pvcbench.errors import UserError
 GONE = "<stripped>"  # stands for the folders of a path; its last name stays
 HOST = "<host>"
 WHOLE = re.compile(r"(~[\w.-]*[/\\]|/[^\s/]|[A-Za-z]:[/\\]|\\\\|file:/)[^\n]*")  # a text that is a path from its start
-INSIDE = re.compile(r"(?<![\w/.:<>~-])(?:~[\w.-]*|[A-Za-z]:)?[/\\](?:[\w.+@~-]+[/\\])+[\w.+@~-]*")
+FOLDERS = r"(?:[\w.+@~-]+[/\\])"
+INSIDE = re.compile(  # an address of a file, a path from a home, a path of two names or more
+    rf"file:/+{FOLDERS}*[\w.+@~-]*|(?<![\w/.:<>~-])(?:~[\w.-]*[/\\]{FOLDERS}*|(?:[A-Za-z]:)?[/\\]{FOLDERS}+)[\w.+@~-]*"
+)
 SECRETS = {
     "a token of the Hugging Face hub": re.compile(r"\bhf_[A-Za-z0-9]{20,}"),
     "a token of GitHub": re.compile(r"\b(gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,})"),

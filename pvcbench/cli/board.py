@@ -50,6 +50,9 @@ def run(asked: Namespace) -> int:
     for place in [*asked.places, *([asked.config_dir] if asked.config_dir else [])]:
         if not place.expanduser().is_dir():
             raise UserError(f"there is no folder {place}: name one with --places or --config-dir")
+    absent = next((path for path in asked.files if not path.expanduser().exists()), None)
+    if absent is not None:  # before anything slow is imported
+        raise UserError(f"there is no file {absent}: name files that `pvcbench submit` wrote")
     from pvcbench.board.make import make
     from pvcbench.board.verifying import Asked
 

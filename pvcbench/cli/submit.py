@@ -21,7 +21,7 @@ def parser(**options) -> Parser:
     made.add_argument("--by", required=True, metavar="NAME", help="who measured it, as the board shall say")
     made.add_argument("--contact", metavar="TEXT", help="how to reach them; everybody can read it")
     made.add_argument("--note", metavar="TEXT", help="what readers should know of the run")
-    made.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: RUN.pvcbench.zip here)")
+    made.add_argument("--out", metavar="FILE", help="the file or folder to write to (default: RUN.pvcbench.zip here)")
     made.add_argument("--partial", action="store_true", help="pack an unfinished run, marked as incomplete")
     made.add_argument("--no-excerpts", action="store_true", help="leave the excerpts of prompts out")
     return made
@@ -32,8 +32,8 @@ def run(asked: Namespace) -> int:
     from pvcbench.board.pack import pack
 
     made = pack(asked.folder.expanduser(), asked.by, asked.contact, asked.note, asked.partial, not asked.no_excerpts)
-    path = (asked.out or Path(made.name)).expanduser()
-    if path.is_dir():
+    path = Path(asked.out or made.name).expanduser()
+    if path.is_dir() or str(asked.out).endswith("/"):
         path = path / made.name
     write(path, made.content)
     for line in made.manifest.stripped:
