@@ -37,7 +37,7 @@ class Stripper:
         self.told: dict[str, str] = {}  # what was taken out, by place
         names = {platform.node(), platform.node().partition(".")[0]} - {"localhost"}
         found = sorted((re.escape(name) for name in names if len(name) > 3), key=len, reverse=True)
-        self.host = re.compile(rf"(?<![\w.-])({'|'.join(found)})(?![\w-])") if found else None
+        self.host = re.compile(rf"(?<![\w-])({'|'.join(found)})(?![\w-])") if found else None
 
     def value(self, value: object, place: str) -> object:
         """A value of JSON with every text in it stripped."""

@@ -180,7 +180,8 @@ def test_texts_of_a_submission_never_become_markup(submit, rows, tmp_path):
         assert not any(re.match(r"\w+:|//", link) for link in found.links), found.links
         for link in found.links:
             assert link.startswith("#") or (page.parent / link).exists(), link
-        assert "default-src 'none'" in text
+        policy = next(attributes["content"] for _, attributes in found.tags if "http-equiv" in attributes)
+        assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert made.entries[0].one.manifest.note == EVIL
     assert EVIL in Page((tmp_path / "site" / "runs" / f"{made.entries[0].one.stem}.html").read_text()).text
 
