@@ -41,6 +41,11 @@ class State:
     found: Mapping = field(default_factory=dict)
 
     @property
+    def sentence(self) -> str:
+        """The reason with a capital letter."""
+        return self.why[:1].upper() + self.why[1:]
+
+    @property
     def differing(self) -> list:
         """The rows that differ and how."""
         return list(self.found.get("differ", ()))

@@ -70,7 +70,7 @@ def test_answers_that_were_made_up_are_found_where_they_are_drawn(submit, rows, 
     assert made.trouble and entry.state.state == DIFFERS and "2 of 5 rows came out otherwise" in lines[0]
     assert all(" h2o " in row for row, _ in entry.state.differing)
     text = Page(made.page.read_text()).text
-    assert "Numbers that do not hold" in text and entry.state.differing[0][0] in text
+    assert "Numbers that differ or conflict" in text and entry.state.differing[0][0] in text
 
 
 def test_a_score_that_does_not_follow_from_its_answer_is_found_without_a_model(submit, rows, original, tmp_path):
@@ -197,7 +197,7 @@ def test_other_rows_of_the_same_run_are_a_conflict(submit, rows, tmp_path):
     one, two = submit("one.zip"), submit("two.zip", files={"rows.jsonl": tampered(rows)}, by="Mallory")
     made, lines = board(tmp_path, one, two)
     assert made.trouble and [entry.marks for entry in made.entries] == [["not verified", "conflict"]] * 2
-    assert "conflict with the submission of Mallory" in lines[0] and "6 of 15 rows that both have differ" in lines[0]
+    assert "conflict with the submission of Mallory" in lines[0] and "6 of 15 rows that both have differ (" in lines[0]
     assert "In conflict with the submission of Ada" in Page(
         (tmp_path / "site" / "runs" / f"{made.entries[1].one.stem}.html").read_text()).text  # fmt: skip
 
