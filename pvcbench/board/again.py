@@ -18,6 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it
 from pvcbench.board import completeness
 from pvcbench.config import compose
 from pvcbench.errors import UserError
+from pvcbench.evaluation.kinds import KINDS
 from pvcbench.runs import environment, rescore
 from pvcbench.runs.rows import read_rows
 from pvcbench.runs.verify import Verdict, verify
@@ -42,7 +43,8 @@ def measured(asked: argparse.Namespace) -> dict:
     """What measuring again found, or `problem`: why it cannot be done here."""
     lines: list[str] = []
     try:
-        found = told(verify(asked.folder, asked.cells, asked.seed, asked.tolerance, say=lines.append))
+        verdict = verify(asked.folder, asked.cells, asked.seed, asked.tolerance, say=lines.append)
+        found = told(verdict, KINDS[rescore.task_of(asked.folder).kind].speeds)
     except UserError as error:
         found = {"problem": without(asked.folder, str(error))}
     return found | {"story": [without(asked.folder, line) for line in lines[:MOST]]}
@@ -72,11 +74,12 @@ def conditions() -> dict:
     return known | {"commit": environment.commit()}
 
 
-def told(verdict: Verdict) -> dict:
-    """A verdict as JSON."""
+def told(verdict: Verdict, speeds: bool) -> dict:
+    """A verdict as JSON; `speeds` says whether the run measures them, which never repeat and are not compared."""
     differ = [[shown(key), line] for key, lines in verdict.rows.items() for line in lines]
     differ += [[shown(key), f"another output, {line}"] for key, line in verdict.answers.items()]
     return {
+        "speeds": speeds,
         "compared": verdict.compared,
         "identical": verdict.compared - len(verdict.rows) - len(verdict.answers),
         "other_outputs": len(verdict.answers),

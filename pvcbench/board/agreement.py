@@ -24,7 +24,8 @@ class Comparison:
         if not self.differ:
             return f"agrees with the submission of {who} in all {self.common} rows that both have"
         rows = len({row for row, _ in self.differ})
-        return f"conflict with the submission of {who}: {rows} of {self.common} rows that both have differ (then: this one, now: the other)"
+        told = f"conflict with the submission of {who}: {rows} of {self.common} rows that both have differ"
+        return f"{told} (then: this one, now: the other)"
 
 
 def compared(one: Submission, other: Submission) -> Comparison:

