@@ -31,7 +31,6 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser().parse_args(arguments)
     if asked.config_dir:
         compose.folders_of([asked.config_dir])
-    compose.load_methods_package()
     found = conditions() | scores(asked.folder) | extent(asked.folder)
     if asked.cells:
         found |= measured(asked)

@@ -56,8 +56,3 @@ def rows(original, tmp_path):
     """The submission's rows as dictionaries, and a way back to the bytes of their file."""
     raw = archive.unpacked(original, tmp_path)["rows.jsonl"]
     return [json.loads(line) for line in raw.decode().splitlines()]
-
-
-def joined(rows):
-    """Rows as the bytes of their file."""
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()

@@ -5,8 +5,8 @@ import uuid
 from pathlib import Path
 
 import pytest
-from conftest import joined
 
+from json_lines import joined
 from pvcbench.board import every_eval_ever, make, pack
 from pvcbench.board.verifying import Asked
 

@@ -7,8 +7,8 @@ import zipfile
 
 import pytest
 import yaml
-from conftest import joined
 
+from json_lines import joined
 from pvcbench.board import archive, submission
 from pvcbench.board.archive import Refused
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import joined
 
+from json_lines import joined
 from pvcbench.board import again, archive, cells, make, pack, submission, verifying
 from pvcbench.board.private import GONE
 from pvcbench.board.verifying import DIFFERS, UNVERIFIED, VERIFIED, Asked
