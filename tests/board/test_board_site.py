@@ -193,6 +193,7 @@ def test_texts_of_a_submission_never_become_markup(submit, rows, tmp_path):
         policy = next(attributes["content"] for _, attributes in found.tags if "http-equiv" in attributes)
         assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert made.entries[0].one.manifest.note == EVIL
+    assert "Odd: </script>" in Page(made.page.read_text()).text  # why a cell has no result
     assert EVIL in Page((tmp_path / "site" / "runs" / f"{made.entries[0].one.stem}.html").read_text()).text
 
 
