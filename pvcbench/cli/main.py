@@ -31,6 +31,8 @@ COMMANDS = {  # each a module of this package with `parser()` and `run(asked)`
     "verify": "measures some of a stored run again and says whether its rows agree",
     "rescore": "scores stored answers again, after a metric has changed",
     "excerpts": "writes the excerpts of prompts that older runs lack",
+    "submit": "packs a finished run into one file for a board",
+    "board": "a static leaderboard of submissions, each measured again in part",
     "sweep": "many runs as one array of SLURM jobs: submit, status, run",
     "lm-eval": "lm-eval's own command line, with compressed caches as its model",
     "completion": "prints what a shell needs to complete these commands",
