@@ -52,9 +52,9 @@ def run(asked: Namespace) -> int:
     """Prints failures and the table of all checks; returns 0 or 1."""
     started = time.monotonic()
     node = chosen(asked.name, asked.overrides, asked.config_dir)
-    from pvcbench.config import compose as configuration
+    from pvcbench.config import building
 
-    method = configuration.build_methods({asked.name: node})[asked.name]
+    method = building.build_methods({asked.name: node})[asked.name]
     import torch
 
     torch.set_num_threads(1)  # for matrices this small more of them only wait for each other

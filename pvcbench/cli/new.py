@@ -83,7 +83,8 @@ def run(asked: Namespace) -> int:
 
 def require_own(folder: Path) -> None:
     """Refuses pvcbench's own folders (sources, an installed package, what holds them), and what Hydra cannot read."""
-    from pvcbench.config.compose import CONF, METHODS, PACKAGE
+    from pvcbench.config.building import METHODS
+    from pvcbench.config.compose import CONF, PACKAGE
 
     if "${" in str(folder):
         raise UserError(

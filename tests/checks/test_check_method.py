@@ -8,7 +8,7 @@ import torch
 
 from pvcbench.checks import check_method, failures
 from pvcbench.checks.method import CHECKS, TITLES, name_of, outcome_of
-from pvcbench.config import compose
+from pvcbench.config import building, compose
 from pvcbench.errors import UserError
 from pvcbench.policy import Method, OutOfReach
 
@@ -203,7 +203,7 @@ def test_what_is_no_frozen_dataclass_is_refused():
 @pytest.mark.parametrize("name", compose.options("method"))
 def test_every_method_of_ours_is_right(name):
     """With its settings as they are."""
-    method = compose.build_methods(compose.composed([f"method={name}"]).methods)[name]
+    method = building.build_methods(compose.composed([f"method={name}"]).methods)[name]
     found = check_method(method)
     assert [one.line for one in found if one.failed] == []
     assert method.reference or sum(one.result == "passed" for one in found) >= 7
@@ -212,5 +212,5 @@ def test_every_method_of_ours_is_right(name):
 @pytest.mark.parametrize("name", ["ada_snapkv", "full"])
 def test_a_few_of_ours_are_right(name):
     """The quick ones; the others are slow."""
-    method = compose.build_methods(compose.composed([f"method={name}"]).methods)[name]
+    method = building.build_methods(compose.composed([f"method={name}"]).methods)[name]
     assert failures(method) == []

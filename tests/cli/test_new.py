@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from pvcbench.cli import new
 from pvcbench.cli.main import main
-from pvcbench.config import compose
+from pvcbench.config import building
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = {
@@ -173,7 +173,7 @@ def test_the_path_of_data_is_read_as_written(folder, tmp_path, capsys):
     assert main(["new", "data", "mine", "--dir", str(place)]) == 0
     made = OmegaConf.load(place / "task" / "mine.yaml")
     assert made.path == str(place / "mine.jsonl")
-    compose.build(made, "the task").validate()
+    building.build(made, "the task").validate()
 
 
 def test_check_refuses_what_it_cannot_check(tmp_path, capsys, monkeypatch):
