@@ -35,6 +35,7 @@ def at_size(at: AtSize, whole: str, run: Mapping, times: pd.DataFrame, places: M
         "head": head,
         "words": words,
         "lines": [line_of(one, run, times, places) for one in at.leading[:SHOWN]],
+        "tested": at.tested > 0,
         "more": [link_of(one.line, run, places) for one in at.leading[SHOWN:]],
         "behind": [link_of(one.line, run, places) for one in at.behind],
         "aside": aside,

@@ -169,7 +169,7 @@ def test_another_setting_is_another_answer(opened):
     assert [one.get_attribute("data-setting") for one in shown] == [name]
     assert "lower is better" in shown[0].text
     go(opened, f"samples/{name}/h2o/0.25")
-    assert set(chart(opened, "curve")) == {"full", "full cache", "h2o"}
+    assert set(chart(opened, "curve")) == {"full cache", "h2o"}
     assert "perplexity (lower is better)" in find(opened, "#curve .y-title").text
     assert not find(opened, "#grid-part").is_displayed() and not find(opened, "#survival").is_displayed()
     assert len(chart(opened, "likelihood")["h2o at 25%"]) == 2
@@ -179,7 +179,7 @@ def test_another_setting_is_another_answer(opened):
 def test_curves_and_filters_by_keyboard(opened):
     go(opened, "samples/quickstart/h2o/0.25")
     shares = chart(opened, "curve")
-    assert set(shares) == {"full", "full cache", "h2o", "pvc"}
+    assert set(shares) == {"full cache", "h2o", "pvc"}
     assert [x for x, _ in shares["h2o"]] == pytest.approx([10, 25, 55], abs=0.2)
     assert len(opened.find_elements(By.CSS_SELECTOR, "#curve g[data-name=h2o] .interval-bar")) == 3
     note = find(opened, "#curve-note").text
