@@ -2,6 +2,10 @@
 
 pvcbench report results/ --out report/    # writes report/index.html
 
-Every number on it is `stats`', `likelihood`'s or an analysis's own; nothing is computed again here. Texts that a model
-wrote are data: they reach the page as escaped JSON and as text nodes, and its policy lets no script run but ours.
+Its first screen says which methods keep most at 10, 25 and 40% of the cache (`answer`), then come the leaderboard,
+curves, samples, analyses and where every number comes from (`html_page`). Texts that a model wrote are data: they reach
+the page in packed blocks and as text nodes, and its policy lets no script run but ours.
+
+Beside the page: what `pvcbench figures` draws over runs (`draw_or_check`, `figures_over_runs`, `markdown_latex`) and
+what `pvcbench compare` tests (`compare_methods`).
 """

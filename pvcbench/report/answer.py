@@ -80,7 +80,8 @@ def at_size(rows: pd.DataFrame, table: pd.DataFrame, target: float, floors: Set[
     aside |= {NO_SCORE: lost} if lost else {}
     candidates = here[why == ""] if len(here) else here
     if candidates.empty:
-        others = scored[[not reason(line, floors) for _, line in scored.iterrows()]].sort_values("off", kind="stable")
+        eligible = [not reason(line, floors) for _, line in scored.iterrows()]
+        others = scored[pd.Series(eligible, scored.index, dtype=bool)].sort_values("off", kind="stable")
         known = others.to_dict("records") if not aside.keys() - {NO_SCORE} else []
         return AtSize(target, measure, aside=aside, nearest=known[0] if known else None)
     leading, behind = groups(rows, candidates, lower="perplexity" in table)

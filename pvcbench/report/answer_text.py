@@ -7,7 +7,7 @@ import pandas as pd
 
 from pvcbench.plots.style import asked
 from pvcbench.report import leaderboard
-from pvcbench.report.answer import AtSize, Candidate
+from pvcbench.report.answer import NO_SCORE, AtSize, Candidate
 from pvcbench.report.numbers import interval, number
 from pvcbench.stats import sizes
 from pvcbench.stats.significance import ALPHA
@@ -35,6 +35,7 @@ def at_size(at: AtSize, whole: str, run: Mapping, times: pd.DataFrame, places: M
         "head": head,
         "words": words,
         "lines": [line_of(one, run, times, places) for one in at.leading[:SHOWN]],
+        "tested": at.tested > 0,
         "more": [link_of(one.line, run, places) for one in at.leading[SHOWN:]],
         "behind": [link_of(one.line, run, places) for one in at.behind],
         "aside": aside,
@@ -71,7 +72,7 @@ def samples_of(one: Candidate) -> str:
 
 def unmeasured(at: AtSize) -> tuple[str, str]:
     """What is said of a size at which there is no candidate."""
-    if at.aside:
+    if at.aside.keys() - {NO_SCORE}:
         return "Nothing to rank:", "what was measured here is no candidate."
     if at.nearest is None:
         return "Not measured:", "no cell of a method has a score."

@@ -33,19 +33,19 @@ function measured(run, axis) {
 function drawCurve(run, part, axis, chosen) {
   const methods = run.methods.filter((method) => chosen.has(method.name)), share = AXES[axis].share;
   const all = methods.flatMap((method) => pointsOf(run, part, axis, method.name));
-  const last = share ? 100 : 1.04 * Math.max(1e-9, ...all.map((cell) => cell[axis]));
+  const cut = all.filter((cell) => !cell.reference || !share).map((cell) => cell[axis]);
+  const last = share ? Math.min(100, cut.length ? 1.15 * Math.max(...cut) : 100) : 1.04 * Math.max(1e-9, ...cut);
   const series = [], bands = [], walls = [];
   for (const method of methods) {
     const cells = pointsOf(run, part, axis, method.name);
-    if (!cells.length && !method.reach) continue;
     if (cells.length && method.reference) {
       series.push({name: `${method.name} cache`, line: true, width: 1.5, colour: method.colour, dash: method.dash, points: [0, last].map((x) => ({x, y: cells[0].score}))});
       if (cells[0].low !== null) bands.push({low: cells[0].low, high: cells[0].high, colour: method.colour});
     }
-    const points = cells.map((cell) => ({x: cell[axis], y: cell.score, low: cell.low, high: cell.high ?? cell.score, hollow: !cell.complete, tip: tip(run, cell), href: samplesAt(run, cell)}));
+    const points = cells.filter((cell) => cell[axis] <= last).map((cell) => ({x: cell[axis], y: cell.score, low: cell.low, high: cell.high ?? cell.score, hollow: !cell.complete, tip: tip(run, cell), href: samplesAt(run, cell)}));
     if (points.length) series.push({name: method.name, line: !method.reference, colour: method.colour, dash: method.dash, symbol: method.symbol, points});
     const reach = axis === "kept" ? method.reach : method.reach_entries;
-    if (share && reach !== null) walls.push({x: reach, colour: method.colour, text: `${method.name}: nothing smaller`});
+    if (share && reach !== null && reach <= last) walls.push({x: reach, colour: method.colour, text: `${method.name}: nothing smaller`});
   }
   const scores = all.flatMap((cell) => [cell.score, cell.low, cell.high]).filter((value) => value !== null && value !== undefined);
   at("curve").hidden = !scores.length;

@@ -79,7 +79,9 @@ def setting_of(name: str, rows: pd.DataFrame, every: pd.DataFrame, runs: Mapping
     compared, times = significance.compared(rows), relative_times.of(every)
     run, places = scores.run_of(rows, compared), places_of(rows, runs)
     ats = answer.at_sizes(rows, compared, floors_of(rows))
-    leading = {(one.line["method"], one.line["budget"]): f"{at.target:.0%}" for at in ats for one in at.leading}
+    leading = {
+        (one.line["method"], one.line["budget"]): f"{at.target:.0%}" for at in ats for one in at.leading if at.tested
+    }
     what, protocol = style.measured(rows).split("\n")
     if any(one.get("refeed_last") for one in rows["protocol"]):
         protocol += ", last prompt token fed again"

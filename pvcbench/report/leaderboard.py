@@ -15,12 +15,12 @@ from pvcbench.stats.significance import ALPHA
 COLUMNS = {  # what can be sorted by, and its heading
     "method": "method",
     "asked": "size asked",
-    "kept": "cache kept",
-    "mib": "MiB",
     "score": "score [95%]",
     "difference": "minus full [95%]",
     "p": "p (Holm)",
     "n": "samples",
+    "kept": "cache kept",
+    "mib": "MiB",
     "prefill": "prefill (full = 1)",
     "decode": "decode (full = 1)",
 }

@@ -37,7 +37,7 @@ async function showCurves() {
   }
   const {run} = state;
   const few = run.methods.length <= 9 || !run.leaders.length;
-  const shown = (method) => few || method.reference || method.leaks || method.name === "random" || run.leaders.includes(method.name);
+  const shown = (method) => few || method.reference || method.leaks || (run.bounded && method.name === "random") || run.leaders.includes(method.name);
   state.part = 0;
   state.chosen = new Set(run.methods.filter(shown).map((method) => method.name));
   if (!measured(run, state.axis)) state.axis = measured(run, "kept") ? "kept" : "entries";

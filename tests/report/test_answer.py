@@ -100,11 +100,23 @@ def test_a_single_method_is_compared_with_nothing():
     )
 
 
+@pytest.mark.parametrize("cells", [{"full": ones(30)}, {"full": ones(30), "mine": [None] * 30}, {"mine": ones(30)}])
+def test_little_is_enough_for_a_page(cells):
+    """The full cache alone, a method without a score, no full cache: a verdict each, and no error."""
+    text, view = said(rows_of(cells, TOKENS))
+    head = (
+        "mine is the only method measured here" if cells.get("mine", [None])[0] else "Not measured: no cell of a method"
+    )
+    assert text.startswith(head) and view["behind"] == []
+
+
 def test_too_few_samples_are_no_test():
     rows = rows_of({"full": ones(4, 4), "mine": ones(4, 4), "far": ones(0, 4)}, [1000] * 4)
     found = verdict(rows)
     assert found.tested == 0 and names(found.leading) == ["mine", "far"]
-    assert said(rows)[0].startswith("No test is possible: too few samples. The best of 2 scores is mine's, 100.0")
+    text, view = said(rows)
+    assert text.startswith("No test is possible: too few samples. The best of 2 scores is mine's, 100.0")
+    assert not view["tested"] and [line["p"] for line in view["lines"]] == ["", "no test"]
 
 
 def test_all_may_tie():
