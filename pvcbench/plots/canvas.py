@@ -101,7 +101,7 @@ def step_of(places: Sequence[float], of: int, width: float, span: float = 100.0)
     """
     known = np.unique(np.round(np.asarray(places, dtype=float)))
     gap = float(np.diff(known).min()) if len(known) > 1 else span
-    return min(4.5, 0.75 * 72 * width * gap / span / max(1, of - 1))
+    return min(6.5, 0.75 * 72 * width * gap / span / max(1, of - 1))
 
 
 def apart(values: Sequence[float], gap: float, low: float = -np.inf, high: float = np.inf) -> list[float]:

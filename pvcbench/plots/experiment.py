@@ -96,7 +96,7 @@ def pareto(rows: pd.DataFrame, compared: pd.DataFrame, times: pd.DataFrame) -> F
         panels[1].hlines(timed["score"], timed["least"], timed["most"], color=GREY, linewidth=0.8, zorder=1)
         _points(panels[1], timed, STEP, style, 0)
         panels[1].xaxis.set_major_locator(MaxNLocator(5))
-        panels[1].set(xlabel=f"a decoding step, ms (median; grey: smallest to largest)\n{timed['setting'].iloc[0]}")
+        panels[1].set(xlabel=f"a decoding step, ms (grey: smallest to largest)\n{timed['setting'].iloc[0]}")
     head(figure, subject(rows), _front_legend(rows, table, style, wide > 1))
     return figure
 
