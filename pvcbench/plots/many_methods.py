@@ -83,8 +83,9 @@ def dots(
 def order(
     table: pd.DataFrame, value: str, budgets: Sequence[str], best: str, leaks: set[str]
 ) -> tuple[list[str], list[str]]:
-    """Methods from best to worst at the middle size, those without a value there last but for the floor; what leaks."""
-    middle = table[table["budget"] == budgets[len(budgets) // 2]].set_index("method")[value].astype(float)
+    """Methods from best to worst at the middle size, incomplete ones last but for the floor; then what leaks."""
+    middle = table[table["complete"] & (table["budget"] == budgets[len(budgets) // 2])]
+    middle = middle.set_index("method")[value].astype(float)
     names, sign = methods_of(table), 1 if best == "lowest" else -1
 
     def place(name: str) -> tuple:

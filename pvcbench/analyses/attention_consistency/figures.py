@@ -66,7 +66,7 @@ def _draw(axes, x: str, table: pd.DataFrame, value: str, look: tuple, where=None
 def _chance(axes, x: str, table: pd.DataFrame) -> None:
     """What random sets of the same sizes reach, from the least to the most of all lines."""
     ends = table.groupby(x)["chance"].agg(["min", "max"])
-    middle, half = ends.mean(axis=1), np.maximum(0.006, (ends["max"] - ends["min"]) / 2)  # never too thin to be seen
+    middle, half = ends.mean(axis=1), np.maximum(0.004, (ends["max"] - ends["min"]) / 2)  # never too thin to be seen
     axes.fill_between(ends.index, middle - half, middle + half, color=CHANCE.get_facecolor(), linewidth=0, zorder=0)
 
 
