@@ -26,6 +26,7 @@ from pvcbench.stats import sizes
 from pvcbench.stats.failures import reach
 from pvcbench.stats.intervals import mean_interval, proportion_interval
 
+DRAWN = ("method", "budget", "reference", "depth", "length", "score", "reach", "kept_bytes", "kept_fraction")
 GAP = 0.2  # between the blocks of a grid, in squares
 BINS = ("0", "0-20", "20-40", "40-60", "60-80", "80-100", "100")  # % of the needle; the first and last are exact
 POOLED = "all methods"
@@ -43,14 +44,15 @@ def needle_grid(rows: pd.DataFrame) -> Figure | None:
     if rows.empty:
         return None
     depths, lengths = sorted(rows["depth"].unique()), sorted(rows["length"].unique())
-    full, others = rows[rows["reference"]], rows[~rows["reference"]]
     methods, budgets = methods_of(rows) or [""], budgets_of(rows)
+    few = rows[[name for name in DRAWN if name in rows]]  # rows have fifty columns, and each block is a choice of them
+    full, others = few[few["reference"]], dict(list(few[~few["reference"]].groupby(["method", "budget"])))
     wide = max(0.42, min(0.75, (WIDTH - 1.2) / ((1 + len(budgets)) * len(lengths))))  # inches of a square
     across = 1.2 + (wide * len(lengths) + GAP * wide) * (1 + len(budgets))
     figure = Figure(figsize=(max(5.0, across), 1.5 + (0.45 + 0.2 * len(depths)) * len(methods)), layout="constrained")
     panels = figure.subplots(len(methods), 1, squeeze=False, sharex=True)[:, 0]
     for number, (method, axes) in enumerate(zip(methods, panels, strict=True)):
-        cells = [others[(others["method"] == method) & (others["budget"] == budget)] for budget in budgets] + [full]
+        cells = [others.get((method, budget), few.iloc[:0]) for budget in budgets] + [full]
         words = [*(asked(budget) for budget in budgets), "full cache"]
         for place, (cell, word) in enumerate(zip(cells, words, strict=True)):
             block(axes, place * (len(lengths) + GAP), cell, (depths, lengths), word, not number)
@@ -107,9 +109,10 @@ def block(axes, start: float, cell: pd.DataFrame, squares: tuple[list, list], wo
         axes.text(middle, len(depths) / 2, why, ha="center", va="center", fontsize=7, color="#555555")
         return
     axes.annotate(kept_of(cell, good), (middle, 0), (0, 2), textcoords="offset points", **over)
+    own = dict(list(cell.groupby(["depth", "length"])))
     for (y, depth), (x, length) in ((a, b) for a in enumerate(depths) for b in enumerate(lengths)):
-        square = cell[(cell["depth"] == depth) & (cell["length"] == length)]
-        scores, ink, label = square["score"].dropna().astype(float), "#555555", ""
+        square = own.get((depth, length), cell.iloc[:0])
+        scores, ink, label = square["score"].dropna().to_numpy(float), "#555555", ""
         look = {"facecolor": "white", "edgecolor": "#AAAAAA", "hatch": "/////"}
         if len(scores):
             look = {"facecolor": SEQUENTIAL(scores.mean()), "edgecolor": "white"}
@@ -117,7 +120,7 @@ def block(axes, start: float, cell: pd.DataFrame, squares: tuple[list, list], wo
         elif reach(square) is not None:
             look, label = {"facecolor": "#EEEEEE", "edgecolor": "white"}, "reach"
         axes.text(start + x + 0.5, y + 0.5, label, ha="center", va="center", fontsize=7, color=ink)
-        axes.add_patch(Rectangle((start + x, y), 1, 1, linewidth=0.5, **look))
+        axes.add_artist(Rectangle((start + x, y), 1, 1, linewidth=0.5, **look))
 
 
 def kept_of(cell: pd.DataFrame, good: pd.DataFrame) -> str:
