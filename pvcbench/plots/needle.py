@@ -51,11 +51,14 @@ def needle_grid(rows: pd.DataFrame) -> Figure | None:
     across = 1.2 + (wide * len(lengths) + GAP * wide) * (1 + len(budgets))
     figure = Figure(figsize=(max(5.0, across), 1.5 + (0.45 + 0.2 * len(depths)) * len(methods)), layout="constrained")
     panels = figure.subplots(len(methods), 1, squeeze=False, sharex=True)[:, 0]
-    for number, (method, axes) in enumerate(zip(methods, panels, strict=True)):
+    first = [others.get((methods[0], budget), few.iloc[:0]) for budget in budgets]
+    above = 13 if any(kept_of(cell, cell[cell["score"].notna()]) for cell in first if len(cell)) else 3  # points
+    for method, axes in zip(methods, panels, strict=True):
         cells = [others.get((method, budget), few.iloc[:0]) for budget in budgets] + [full]
         words = [*(asked(budget) for budget in budgets), "full cache"]
         for place, (cell, word) in enumerate(zip(cells, words, strict=True)):
-            block(axes, place * (len(lengths) + GAP), cell, (depths, lengths), word, not number)
+            block(axes, place * (len(lengths) + GAP), cell, (depths, lengths), word, above)
+        above = None
         starts = [place * (len(lengths) + GAP) for place in range(len(cells))]
         _square_axes(axes, starts, depths, lengths)
         axes.set_ylabel(f"{method}\ndepth, %" if method else "depth, %", fontsize=8)
@@ -93,16 +96,16 @@ def misplaced(rows: pd.DataFrame) -> str:
     return f"\nneedles of {of} samples stand up to {far.max():.1f} points off the depth"
 
 
-def block(axes, start: float, cell: pd.DataFrame, squares: tuple[list, list], word: str, first: bool) -> None:
+def block(axes, start: float, cell: pd.DataFrame, squares: tuple[list, list], word: str, above) -> None:
     """One method at one budget: a square per depth and length with hits/n, from `start` on; hatched where unmeasured.
 
-    `squares` are the depths and the lengths; `word`, the size asked for, stands above the first method's.
+    `squares` are the depths and the lengths; `word`, the size asked for, stands `above` the block by so many points.
     """
     depths, lengths = squares
     middle, good, end = start + len(lengths) / 2, cell[cell["score"].notna()], reach(cell)
     over = {"ha": "center", "va": "bottom", "fontsize": 7}
-    if first:
-        axes.annotate(word, (middle, 0), (0, 12), textcoords="offset points", ha="center", va="bottom", fontsize=8)
+    if above is not None:
+        axes.annotate(word, (middle, 0), (0, above), textcoords="offset points", ha="center", va="bottom", fontsize=8)
     if good.empty:
         why = "not\nasked" if cell.empty else "failed" if end is None else f"out of\nreach\n({end:.0f}%)"
         axes.add_patch(Rectangle((start, 0), len(lengths), len(depths), facecolor="#EEEEEE", linewidth=0))

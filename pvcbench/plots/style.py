@@ -72,6 +72,12 @@ def methods_of(rows: pd.DataFrame) -> list[str]:
     return ordered(rows[~rows["reference"].astype(bool)]["method"], ranking.leaking(rows))
 
 
+def in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """The lines of a summary with its methods in that order, each method's in their own."""
+    names = ordered(table["method"], ranking.leaking(table))
+    return table.iloc[np.argsort([names.index(name) for name in table["method"]], kind="stable")]
+
+
 def amount(budget: str) -> float | None:
     """A budget as a number (entries, or a share up to 1); None if the method's own settings fix its size."""
     return float(budget) if re.fullmatch(r"[\d.]+(e-?\d+)?", budget) else None

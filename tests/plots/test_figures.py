@@ -166,7 +166,7 @@ def test_grid_tells_zero_missing_and_out_of_reach_apart(rows):
     cell.loc[far, "error"], cell.loc[far, "score"] = "below PvC's reach of 38.0%", None
     cell.loc[far, "reach"] = 0.38
     axes = Figure().add_subplot()
-    needle.block(axes, 0, cell, ([0, 25, 50, 75], [1024]), "25%", False)
+    needle.block(axes, 0, cell, ([0, 25, 50, 75], [1024]), "25%", None)
     zero, one, missing, beyond = axes.patches
     assert [text.get_text() for text in axes.texts] == ["\n6 of 8 samples", "0/2", "2/2", "", "reach"]
     assert zero.get_facecolor() == to_rgba(needle.SEQUENTIAL(0.0)) and not zero.get_hatch()
