@@ -106,7 +106,7 @@ def _front_legend(rows: pd.DataFrame, table: pd.DataFrame, style: Mapping[str, t
     look = {"linestyle": "none", "marker": "o"}
     names = [] if too_many(rows) else ordered(table["method"], ranking.leaking(rows))
     handles = [Line2D([], [], color=style[n][0], marker=style[n][1], linestyle="none", label=told(n)) for n in names]
-    handles += [Line2D([], [], color=BLACK, linewidth=1, marker="o", label="front: none is better and as small")]
+    handles += [Line2D([], [], color=BLACK, linewidth=1, marker="o", label="front: nothing as small is better")]
     handles += [Line2D([], [], color=GREY, markerfacecolor="white", label="behind the front", **look)]
     handles += [] if table["complete"].all() else [incomplete_entry()]
     handles.append(interval_entry())
@@ -162,7 +162,11 @@ def _names(axes, table: pd.DataFrame, front: pd.DataFrame, cost: str, style: Map
     """
     if cost != STEP and len(methods_of(table)) <= MANY:
         return
-    shown = table if cost == STEP and len(methods_of(table)) <= MANY else front
+    shown = (
+        table
+        if cost == STEP and len(methods_of(table)) <= MANY
+        else pd.concat([front, table[table["reference"].astype(bool)]]).drop_duplicates(["method", "budget"])
+    )
     (low, high), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     linear = axes.get_yscale() == "linear"
     heights = apart(list(shown["score"]), 0.05 * (top - bottom)) if linear else list(shown["score"])
@@ -174,6 +178,7 @@ def _names(axes, table: pd.DataFrame, front: pd.DataFrame, cost: str, style: Map
         below = linear and height > top - 0.1 * (top - bottom)
         look = {"ha": "left" if sideways > 0 else "right", "va": "top" if below else "bottom", "fontsize": 8}
         move = (7 * sideways, -3 if below else 3)
+        look["bbox"] = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.3}
         axes.annotate(text, (at, height), move, textcoords="offset points", color=style[line.method][0], **look)
 
 
@@ -186,7 +191,7 @@ def differences(rows: pd.DataFrame, compared: pd.DataFrame) -> Figure | None:
         return None
     scale = 1 if nll or not rows["score"].dropna().astype(float).between(0, 1).all() else 100
     points = metric(rows) + ", percentage points" * (scale == 100)
-    unit = "negative log-likelihood, nats per token (above: worse; linear below 0.01)" if nll else points
+    unit = "negative log-likelihood, nats per token (more: worse; linear below 0.01)" if nll else points
     if too_many(rows):
         ends = [name, f"{name}_low", f"{name}_high"]
         scaled = compared.assign(**{end: scale * compared[end].astype(float) for end in ends})

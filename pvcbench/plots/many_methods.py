@@ -99,7 +99,9 @@ def _cell(axes, place: int, cell: pd.Series | None, table: pd.DataFrame, columns
     """One method's value and interval on its line, or a word that says why there is none."""
     value, low, high = (np.nan if cell is None else float(cell[name]) for name in columns)
     if np.isnan(value):
-        axes.text(0.09, place, _absent(cell, table), transform=axes.get_yaxis_transform(), va="center", fontsize=7)
+        white = {"facecolor": "white", "linewidth": 0, "pad": 0.5}
+        told = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 7, "bbox": white}
+        axes.text(0.09, place, _absent(cell, table), **told)
         return
     colour, marker, _ = look
     ends = [end if np.isfinite(end) else value for end in (low, high)]
