@@ -121,7 +121,7 @@ def _named(axes, ends: Mapping[str, tuple]) -> None:
     axes.set(xscale="log", yscale="log")
     first, last = axes.dataLim.intervalx
     axes.set_xlim(first / 1.5, last * (last / first) ** (0.027 * max(map(len, ends))))
-    axes.set_xticks([10**power for power in range(math.ceil(math.log10(first)), int(math.log10(last)) + 1)])
+    axes.set_xticks([10**power for power in range(math.ceil(math.log10(first / 1.5)), int(math.log10(last)) + 1)])
     axes.xaxis.set_minor_locator(NullLocator())
     heights = apart([math.log10(point[1]) for point, _ in ends.values()], 0.06 * _decades(axes))
     for height, (name, (point, colour)) in zip(heights, ends.items(), strict=True):

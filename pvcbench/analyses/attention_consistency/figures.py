@@ -102,8 +102,8 @@ def _layer_figure(rows: pd.DataFrame, table: pd.DataFrame) -> Figure:
     """One recent token, the smallest ensemble and the largest: those between lie between, and the table has them."""
     names = list(table["sets"].unique())
     before = [name for name in names[1:] if "with" not in name]
-    chosen = dict(zip([names[0], *dict.fromkeys(before[:: max(1, len(before) - 1)])], SOURCES, strict=False))
-    chosen = {name: (look[0], "", look[2]) for name, look in chosen.items()}
+    looks = (BLACK, "", "-"), (BLUE, "", DASHED), (ORANGE, "", "-")  # apart in grey print too
+    chosen = dict(zip([names[0], *dict.fromkeys(before[:: max(1, len(before) - 1)])], looks, strict=False))
     paper = {f"PyramidInfer: {value:.0%} for {what}": (value, line) for what, (value, line) in PAPER.items()}
     theirs = [Line2D([], [], color=GREY, linestyle=line, linewidth=1, label=text) for text, (_, line) in paper.items()]
     figure, panels = _panels(rows, table, [*_lines(chosen), interval_entry(), CHANCE, *theirs])

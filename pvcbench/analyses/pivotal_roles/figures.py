@@ -18,7 +18,7 @@ MARKERS = {"shared": "s", "shared_no_sinks": "o", "non_shared": "D", "non_pvc": 
 AREAS = {"shared": BLUE, "non_shared": ORANGE, "non_pvc": "#DDDDDD"}
 WORDS = {
     "shared": "pivotal for the last token and most recent ones",
-    "non_shared": "pivotal for the last token, not for most recent ones",
+    "non_shared": "pivotal for the last token, not most recent ones",
 }
 WORDS |= {
     "shared_no_sinks": "the same without the first 4 entries (sinks)",
@@ -77,7 +77,7 @@ def _hiding_figure(rows: pd.DataFrame) -> Figure:
             color=BLACK,
             marker="o",
             markerfacecolor="white",
-            label="open: as many other entries, at random",
+            label="open: as many others at random",
             **look,
         )
     )
