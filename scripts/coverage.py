@@ -196,13 +196,11 @@ def picture(lines: list[dict]) -> Figure:
     """Coverage by number of clusters, a panel for each kind of data."""
     table = pd.DataFrame(lines)
     kinds = table["kind"].unique()
-    wide = min(4, len(kinds))
-    tall = -(-len(kinds) // wide)
+    wide, tall = min(4, len(kinds)), -(-len(kinds) // 4)
     figure = Figure(figsize=(WIDTH, 1.0 + 1.35 * tall), layout="constrained")
     panels = figure.subplots(tall, wide, sharex=True, sharey=True, squeeze=False).flat
     for kind, axes in zip(kinds, panels, strict=False):
-        part = table[table["kind"] == kind]
-        places = range(len(part))
+        places = range(len(part := table[table["kind"] == kind]))
         axes.axhspan(*(100 * end for end in BAND), color="#DDDDDD", linewidth=0, label="wanted: 93 to 99%")
         axes.axhline(95, color="#777777", linewidth=0.6)
         if part["bootstrap"].notna().all():
