@@ -9,7 +9,7 @@ from rich.table import Table
 
 from pvcbench import analyses
 from pvcbench.plots import cautions
-from pvcbench.plots.style import in_order, metric
+from pvcbench.plots.style import metric
 from pvcbench.report.numbers import interval, number, scale_of
 from pvcbench.report.paper_tables import sizes_of
 from pvcbench.runs.result import Result
@@ -64,7 +64,7 @@ def main_table(result: Result) -> tuple[Table, list[str]]:
     table, notes = Table(title=title if at_floor is None else f"{title}\n{at_floor}"), []
     for name in ("method", "asked", "bytes kept", "entries kept", "MiB", "n", *heads):
         table.add_column(name, justify="left" if name in ("method", "asked") else "right")
-    for line in in_order(summary).itertuples():
+    for line in summary.itertuples():
         if not line.samples:
             table.add_row(line.method, line.budget, "-", "-", "-", "0", "-", *[""] * (len(heads) - 1))
             notes.append(f"{line.method} at {line.budget}: {line.error}")

@@ -24,7 +24,7 @@ function narrow() {
 }
 
 function legend() {
-  return narrow() ? {orientation: "h", y: -0.28, x: 0} : {orientation: "h", y: 1.02, yanchor: "bottom", x: 0};
+  return narrow() ? {orientation: "h", y: -0.28, x: 0} : {x: 1.02, y: 1};
 }
 
 function layout(more) {

@@ -11,7 +11,7 @@ from plotly import graph_objects
 from plotly.subplots import make_subplots
 
 from pvcbench.plots import drawn_from
-from pvcbench.plots.style import asked, budgets_of, methods_of
+from pvcbench.plots.style import asked, budgets_of
 from pvcbench.runs import result
 from pvcbench.stats.failures import reach
 
@@ -28,7 +28,7 @@ def needle_grid(rows: pd.DataFrame) -> dict | None:
         return None
     axes = sorted(rows["length"].unique()), sorted(rows["depth"].unique())
     full, others = rows[rows["reference"]], rows[~rows["reference"]]
-    methods, budgets = methods_of(rows) or ["full"], budgets_of(rows)
+    methods, budgets = sorted(others["method"].unique()) or ["full"], budgets_of(rows)
     titles = ["full cache", *(asked(budget) for budget in budgets)]
     panels = make_subplots(
         len(methods), len(titles), shared_xaxes=True, shared_yaxes=True, column_titles=titles,

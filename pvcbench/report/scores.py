@@ -8,7 +8,7 @@ import pandas as pd
 
 from pvcbench.plots import cautions
 from pvcbench.plots.needle import needle_shares
-from pvcbench.plots.style import DASHED, DOTTED, MIXED, asked, budgets_of, looks, metric, ordered, subject
+from pvcbench.plots.style import DASHED, DOTTED, MIXED, asked, budgets_of, looks, metric, subject
 from pvcbench.report.numbers import interval, number, scale_of
 from pvcbench.stats import floor, ranking, sizes, summaries
 from pvcbench.stats import perplexity as likelihood
@@ -68,8 +68,7 @@ def methods_of(rows: pd.DataFrame, summary: pd.DataFrame) -> list[dict]:
         known["reach_entries"] = end = reach(rows[own])
         known["reach"] = None if end is None else round(100 * sizes.placed(summary, end / 100), 6)
         found.append(known | {"colour": colour, "symbol": SYMBOLS[marker], "dash": DASHES[line]})
-    order = ordered(rows["method"], leaks)
-    return sorted(found, key=lambda method: (not method["reference"], order.index(method["name"])))
+    return sorted(found, key=lambda method: (not method["reference"], method["name"]))
 
 
 def cells_of(table: pd.DataFrame, rows: pd.DataFrame, scale: float) -> list[dict]:
