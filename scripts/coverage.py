@@ -20,6 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from pvcbench.costs import bench_document
+from pvcbench.plots.canvas import WIDTH, head
 from pvcbench.plots.drawn_from import fingerprint
 from pvcbench.plots.run_figures import save
 from pvcbench.plots.style import BLUE, DASHED, ORANGE
@@ -195,38 +196,48 @@ def picture(lines: list[dict]) -> Figure:
     """Coverage by number of clusters, a panel for each kind of data."""
     table = pd.DataFrame(lines)
     kinds = table["kind"].unique()
-    wide = min(5, len(kinds))
-    tall = -(-len(kinds) // wide)
-    figure = Figure(figsize=(2.3 * wide, 0.9 + 1.75 * tall), layout="constrained")
+    wide, tall = min(4, len(kinds)), -(-len(kinds) // 4)
+    figure = Figure(figsize=(WIDTH, 1.0 + 1.35 * tall), layout="constrained")
     panels = figure.subplots(tall, wide, sharex=True, sharey=True, squeeze=False).flat
     for kind, axes in zip(kinds, panels, strict=False):
-        part = table[table["kind"] == kind]
-        places = range(len(part))
-        axes.axhspan(*(100 * end for end in BAND), color="#DDDDDD", linewidth=0, label="93 to 99%")
+        places = range(len(part := table[table["kind"] == kind]))
+        axes.axhspan(*(100 * end for end in BAND), color="#DDDDDD", linewidth=0, label="wanted: 93 to 99%")
         axes.axhline(95, color="#777777", linewidth=0.6)
         if part["bootstrap"].notna().all():
             look = {"color": ORANGE, "marker": "s", "linestyle": DASHED, "markersize": 4}
-            axes.plot(places, 100 * part["bootstrap"].astype(float), label="percentile bootstrap", **look)
+            axes.plot(
+                places, 100 * part["bootstrap"].astype(float), label="percentile bootstrap, for comparison", **look
+            )
         error = 200 * part["standard_error"]
-        look = {"color": BLUE, "marker": "o", "markersize": 4, "capsize": 2, "label": "pvcbench"}
+        look = {
+            "color": BLUE,
+            "marker": "o",
+            "markersize": 4,
+            "capsize": 2,
+            "label": "pvcbench (bars: 2 standard errors)",
+        }
         axes.errorbar(places, 100 * part["coverage"], error, **look)
-        axes.set_title(kind, fontsize=8)
+        axes.set_title(kind, fontsize=7)
         axes.set_xticks(places, part["clusters"])
-        axes.set_ylim(min(78, 100 * table["coverage"].min() - 2), 101)
+        low = min(78, 100 * table["coverage"].min() - 2)
+        axes.set_ylim(low, 101)
+        for place, share in zip(places, 100 * part["bootstrap"].astype(float), strict=True):
+            if share < low:  # a point below the axis is told, not left out
+                axes.plot(place, low + 1, marker="v", color=ORANGE, markersize=4, clip_on=False)
+                axes.annotate(f"{share:.0f}", (place, low + 1), (5, 0), textcoords="offset points", fontsize=7)
     for unused in list(figure.axes)[len(kinds) :]:
         unused.remove()
-    figure.supxlabel("clusters (of data sets: in each)")
-    figure.supylabel("intervals that hold the truth, %")
+    figure.supxlabel("clusters, such as documents (of several data sets: in each)", fontsize=9)
+    figure.supylabel("95% intervals that hold the truth, % (triangles: below the axis)", fontsize=9)
     handles = {label: one for axes in figure.axes for one, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles, loc="outside upper right", ncols=3, fontsize=8)
+    head(figure, "simulated samples, a panel for each kind of data", list(handles.values()))
     return figure
 
 
 def draw(source: Path, folder: Path) -> list[Path]:
     """Draws what a file of this script's shows into a folder and returns the paths."""
     found = json.loads(source.read_text(encoding="utf-8"))
-    made = [(source.stem, picture(found["lines"]))].copy
-    return save(made, folder, fingerprint([found]), [source.name])
+    return save(lambda: [(source.stem, picture(found["lines"]))], folder, fingerprint([found]), [source.name])
 
 
 def main() -> None:

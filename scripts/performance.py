@@ -18,6 +18,7 @@ from pvcbench.analyses.throughput import tables
 from pvcbench.costs.model import ARCHITECTURES
 from pvcbench.costs.scale_page import fill, table
 from pvcbench.errors import UserError
+from pvcbench.plots.canvas import head
 from pvcbench.plots.drawn_from import fingerprint
 from pvcbench.plots.run_figures import save
 from pvcbench.plots.style import BLACK, BLUE, DASHED, GREEN, GREY, ORANGE, RED
@@ -104,16 +105,19 @@ def scoring_figure(one: dict) -> Figure:
             [end - m for m, end in zip(middle, high, strict=True)],
         ]
         axes.errorbar(x, middle, yerr=bars, color=colour, marker=marker, markersize=5, capsize=2, label=words)
-    axes.set(xscale="log", yscale="log", xlabel="prompt, tokens", ylabel="prefill, of each side's own plain prefill")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="prompt, tokens",
+        ylabel="prefill time / that of a plain prefill\n(by the same program)",
+    )
     axes.set_xticks(one["lengths"], [f"{length:,}" for length in one["lengths"]])
     axes.minorticks_off()
     ticks = [0.5, 1, 2, 4, 8]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.legend(loc="upper left", fontsize=8)
     repeats = ", ".join(map(str, one["repeats"]))
-    axes.set_title(
-        f"SmolLM2-135M, {one['machine']['processor']}; medians, smallest and largest\nof {repeats} repeats, by length"
-    )
+    ends = f"medians, smallest and largest of {repeats} repeats, by length"
+    head(figure, f"SmolLM2-135M, {one['machine']['processor']}; {ends}", axes.get_legend_handles_labels()[0])
     return figure
 
 
@@ -144,12 +148,12 @@ def curve_figure(one: dict) -> Figure:
             axes.bar(at + shift, own["median"], 0.36, color=colour, yerr=bars, capsize=3, label=label)
             place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": 8}
             axes.annotate(f"{own['median']:.0f} s", (at + shift, own["median"]), **place)
-    axes.set_xticks([0, 1], ["3 methods x 8 budgets, full cache", "without H2O"])
+    axes.set_xticks([0, 1], ["3 methods x 8 sizes and the full cache", "the same without H2O"])
     number = len(one["peer_seconds"]["each"])
-    axes.set_title(f"Needle, SmolLM2-135M, {one['tokens']:,} tokens, {number} sample{'s' * (number > 1)}")
+    title = f"needle, SmolLM2-135M, {one['tokens']:,} tokens, {number} sample{'s' * (number > 1)}"
     axes.margins(y=0.15)
     axes.set_ylabel("seconds per sample, median (smallest to largest)")
-    axes.legend(fontsize=8)
+    head(figure, title, axes.get_legend_handles_labels()[0])
     return figure
 
 
@@ -196,11 +200,14 @@ def decode_figure(one: dict) -> Figure:
             axes.barh([at + shift for at in range(len(names))], own, 0.36, color=colour, label=label)
         axes.axvline(1, color=BLACK, linestyle=DASHED, linewidth=1)
         axes.set_yticks(range(len(names)), names)
-        axes.set(xlabel="step / (weights + cache read once)", title=f"batch {batch}")
+        axes.set(title=f"batch {batch}")
     panels[0].invert_yaxis()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
-    title = f"Decoding after {one['tokens']:,} prompt tokens, budget {one['budget']}; dashed: the floor"
-    figure.suptitle(title, fontsize=9)
+    figure.supxlabel(
+        "time of a decoding step / of reading weights and cache once (dashed: as fast as that)", fontsize=9
+    )
+    title = f"decoding after {one['tokens']:,} prompt tokens, {one['budget']} entries kept"
+    title += "\ngrow: later tokens are all kept; hold: later tokens evict others"
+    head(figure, title, panels[0].get_legend_handles_labels()[0])
     return figure
 
 
@@ -246,8 +253,7 @@ FIGURES = {"scoring": scoring_figure, "curve": curve_figure, "decode": decode_fi
 def draw(source: Path, folder: Path) -> list[Path]:
     """Draws what one file of results/bench shows into a folder and returns the paths."""
     found = json.loads(source.read_text(encoding="utf-8"))
-    made = [(source.stem, FIGURES[source.stem](found))].copy
-    return save(made, folder, fingerprint([found]), [source.name])
+    return save(lambda: [(source.stem, FIGURES[source.stem](found))], folder, fingerprint([found]), [source.name])
 
 
 def main() -> int:

@@ -1,15 +1,17 @@
 """What the reports of all analyses share: groups of samples, intervals over clusters, trends with depth, canvases."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from scipy import stats as scipy_stats
 
+from pvcbench.plots.canvas import WIDTH, head
 from pvcbench.plots.style import SEQUENTIAL
 from pvcbench.stats.intervals import DIFFERENCES, FEWEST_CLUSTERS, SCORES, Bounds, of_clusters
 from pvcbench.stats.summaries import info
@@ -84,22 +86,52 @@ def with_ends(mean: float, low: float, high: float, digits: int = 3) -> str:
 def subject(rows: pd.DataFrame) -> str:
     """The title of an analysis' figures."""
     model = str(rows["model"].iloc[0]).rstrip("/").split("/")[-1]
-    return f"{rows['task'].iloc[0].replace('_', ' ')}, {model}"
+    number = observations(rows)["sample"].nunique() if "observed" in rows else 0
+    told = f", {number} samples" if number else ""
+    return f"{rows['task'].iloc[0].replace('_', ' ')}, {model}{told}"
 
 
-def canvas(rows: pd.DataFrame, names: list[str], panel: tuple[float, float] = (4.2, 3.0), shared: bool = True):
-    """A figure with one titled panel per name, up to two in a row: (figure, panels); panels share their axes."""
+def by_length(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Samples of one length, the longest first, with what the names of its figures end with: nothing for the longest.
+
+    A figure of one length has half of the panels; tables have all lengths.
+    """
+    lengths = info(rows, "length")
+    for number, length in enumerate(sorted(lengths.dropna().unique(), reverse=True)):
+        yield f"_{int(length)}_tokens" if number else "", rows[lengths == length]
+
+
+def canvas(
+    rows: pd.DataFrame, names: list[str], handles: Sequence[Artist] = (), tall: float = 2.5, shared: bool = True
+) -> tuple[Figure, list]:
+    """A figure with one titled panel per name, up to two in a row and `tall` inches high: (figure, panels).
+
+    Its head has the title and, of `handles`, the legend. Panels share their axes unless told otherwise.
+    """
     wide = min(len(names), 2)
-    tall = -(-len(names) // wide)
-    figure = Figure(figsize=(1.4 + panel[0] * wide, 0.7 + panel[1] * tall), layout="constrained")
-    panels = list(figure.subplots(tall, wide, squeeze=False, sharex=shared, sharey=shared).flat)
+    high = -(-len(names) // wide)
+    figure = Figure(figsize=(WIDTH, 0.8 + tall * high), layout="constrained")
+    panels = list(figure.subplots(high, wide, squeeze=False, sharex=shared, sharey=shared).flat)
     for unused in panels[len(names) :]:
         unused.remove()
     for name, axes in zip(names, panels, strict=False):
         axes.set_title(name)
         axes.tick_params(labelbottom=True)
-    figure.suptitle(subject(rows), fontsize=9)
+    head(figure, subject(rows), handles)
     return figure, panels[: len(names)]
+
+
+def grid(
+    rows: pd.DataFrame, titles: list[list[str]], handles: Sequence[Artist], tall: float
+) -> tuple[Figure, np.ndarray]:
+    """A figure with a panel per title, lines by columns; lines share the y axis, columns the x axis."""
+    shape = len(titles), len(titles[0])
+    figure = Figure(figsize=(WIDTH, 0.8 + tall * shape[0]), layout="constrained")
+    panels = figure.subplots(*shape, squeeze=False, sharex="col", sharey="row")
+    for axes, title in zip(panels.flat, (title for line in titles for title in line), strict=True):
+        axes.set_title(title, fontsize=8)
+    head(figure, subject(rows), handles)
+    return figure, panels
 
 
 def layer_colours(layers: int) -> matplotlib.colors.ListedColormap:
@@ -110,4 +142,4 @@ def layer_colours(layers: int) -> matplotlib.colors.ListedColormap:
 def layer_bar(figure: Figure, panels: list, layers: int) -> None:
     """The colour bar that says which line is which layer."""
     shades = ScalarMappable(Normalize(-0.5, layers - 0.5), layer_colours(layers))
-    figure.colorbar(shades, ax=panels, label="layer", aspect=max(30, 7.5 * len(panels)), pad=0.02)  # as wide anywhere
+    figure.colorbar(shades, ax=panels, label="layer", aspect=max(15, 7.5 * len(panels)), pad=0.02)  # as wide anywhere

@@ -1,16 +1,20 @@
 """How docs/results/scale.md's numbers are written and drawn: units, Markdown tables between markers, two figures."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from pvcbench.errors import UserError
+from pvcbench.plots.canvas import apart, head
 from pvcbench.plots.style import BLACK, BLUE, DASHED, GREEN, GREY, MIXED, ORANGE, PURPLE, RED, SKY
 
 UNITS = {"d": 86400, "h": 3600, "min": 60, "s": 1, "ms": 1e-3, "µs": 1e-6}
 KINDS = {"prefill": (BLUE, "o"), "step": (RED, "s"), "fork": (GREEN, "^")}
+ROLES = {"fit": "fitted on", "check": "not fitted on"}
 LINES = {
     "plain": (BLACK, "-"),
     "a window of 32 rows": (PURPLE, DASHED),
@@ -69,7 +73,7 @@ def fill(path: Path, parts: Mapping[str, str]) -> None:
 
 def check_figure(points: Sequence[tuple[str, str, float, float, float, float]], title: str) -> Figure:
     """Predicted against measured seconds: (kind, role, median, least, most, predicted) of each point."""
-    figure = Figure(figsize=(5.2, 4.4), layout="constrained")
+    figure = Figure(figsize=(5.6, 5.0), layout="constrained")
     axes = figure.subplots()
     for kind, (colour, marker) in KINDS.items():
         for role, face in (("fit", "white"), ("check", colour)):
@@ -77,17 +81,15 @@ def check_figure(points: Sequence[tuple[str, str, float, float, float, float]], 
             if own:
                 median, least, most, said = zip(*own, strict=True)
                 bars = [[m - low for m, low in zip(median, least)], [high - m for m, high in zip(median, most)]]  # noqa: B905
-                style = {"color": colour, "markerfacecolor": face, "label": f"{kind}, {role}", "markersize": 5}
+                style = {"color": colour, "markerfacecolor": face, "label": f"{kind}, {ROLES[role]}", "markersize": 5}
                 axes.errorbar(median, said, xerr=bars, fmt=marker, linewidth=0.8, **style)
     ends = [min(min(p[2], p[5]) for p in points) / 2, max(max(p[2], p[5]) for p in points) * 2]
     axes.plot(ends, ends, color=GREY, linewidth=0.8)
-    axes.fill_between(
-        ends, [end / 1.25 for end in ends], [1.25 * end for end in ends], color=GREY, alpha=0.15, linewidth=0
-    )
+    within = [end / 1.25 for end in ends], [1.25 * end for end in ends]
+    axes.fill_between(ends, *within, color=GREY, alpha=0.15, linewidth=0, label="at most a quarter off")
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
     axes.set(xlabel="measured, seconds (median, with smallest and largest)", ylabel="predicted, seconds")
-    axes.set_title(title)
-    axes.legend()
+    head(figure, title, axes.get_legend_handles_labels()[0])
     return figure
 
 
@@ -96,20 +98,41 @@ def length_figure(
     steps: Mapping[str, Sequence[tuple[int, float, float]]],
     title: str,
 ) -> Figure:
-    """Prefill seconds by way of observing, (tokens, seconds); steps by shape, (tokens, full, a tenth of the cache)."""
-    figure = Figure(figsize=(8.4, 3.8), layout="constrained")
+    """Prefill seconds by way of observing, (tokens, seconds); steps by shape, (tokens, full, a tenth of the cache).
+
+    Names stand at the ends of their lines, which tells them apart without colours.
+    """
+    figure = Figure(figsize=(7.2, 3.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, line in prefills.items():
         colour, style = LINES[name]
-        left.plot(*zip(*line, strict=True), color=colour, linestyle=style, label=name)
+        left.plot(*zip(*line, strict=True), color=colour, linestyle=style, linewidth=1.3)
+    _named(left, {name: (line[-1], LINES[name][0]) for name, line in prefills.items()})
     left.set(xlabel="prompt, tokens", ylabel="prefill, seconds", title="Llama-3-8B, one prompt")
-    for colour, (name, line) in zip(SHADES, steps.items(), strict=True):
+    for colour, line in zip(SHADES, steps.values(), strict=True):
         tokens, full, tenth = zip(*line, strict=True)
-        right.plot(tokens, full, color=colour, label=name)
-        right.plot(tokens, tenth, color=colour, linestyle=DASHED)
+        right.plot(tokens, full, color=colour, linewidth=1.3)
+        right.plot(tokens, tenth, color=colour, linestyle=DASHED, linewidth=1.3)
+    ends = zip(SHADES, steps.items(), strict=True)
+    _named(right, {name: ((line[-1][0], line[-1][1]), colour) for colour, (name, line) in ends})
     right.set(xlabel="prompt, tokens", ylabel="one step, seconds", title="full cache; dashed: a tenth of it")
-    for axes in (left, right):
-        axes.set(xscale="log", yscale="log")
-        axes.legend(fontsize=7)
-    figure.suptitle(title, fontsize=9)
+    head(figure, title)
     return figure
+
+
+def _named(axes, ends: Mapping[str, tuple]) -> None:
+    """Makes both axes logarithmic and puts names behind the last points of lines; the x axis makes room for them."""
+    axes.set(xscale="log", yscale="log")
+    first, last = axes.dataLim.intervalx
+    axes.set_xlim(first / 1.5, last * (last / first) ** (0.027 * max(map(len, ends))))
+    axes.set_xticks([10**power for power in range(math.ceil(math.log10(first / 1.5)), int(math.log10(last)) + 1)])
+    axes.xaxis.set_minor_locator(NullLocator())
+    heights = apart([math.log10(point[1]) for point, _ in ends.values()], 0.06 * _decades(axes))
+    for height, (name, (point, colour)) in zip(heights, ends.items(), strict=True):
+        axes.text(1.3 * point[0], 10**height, name, color=colour, fontsize=7.5, va="center")
+
+
+def _decades(axes) -> float:
+    """How many powers of ten an axis of positive values spans."""
+    low, high = axes.dataLim.intervaly
+    return math.log10(high / low)

@@ -1,6 +1,7 @@
-"""Curves of many methods: a panel for each, the others in grey behind it, where one picture would be a tangle.
+"""Many methods: a panel for each size, a line for each method, where one picture of curves would be a tangle.
 
-The full cache, the random floor and the leaking references stand in every panel, so that each is read against them.
+Every panel has the same order, by the score at the middle size: the eye then follows one method from size to size, and
+names stand once, at the left. Sorted within each panel they would have to stand in each, and a method would jump.
 """
 
 from collections.abc import Sequence
@@ -11,20 +12,29 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from pvcbench.plots.canvas import WIDTH, head
 from pvcbench.plots.style import (
-    BESIDE,
     BLACK,
     DASHED,
     DOTTED,
+    FLOOR,
+    GREY,
+    amount,
+    asked,
+    budgets_of,
     incomplete_entry,
     looks,
     mark_incomplete,
-    panels_of,
+    methods_of,
+    subject,
 )
-from pvcbench.stats import ranking, sizes
+from pvcbench.stats import ranking, sizes, ties
 from pvcbench.stats.failures import reach
 
 MANY = 8  # methods beside the full cache that one picture still tells apart
+SHADE, FAINT = "#DCE6EF", "#E4E4E4"
+LINE = 0.19  # inches that a method takes in a panel
+WIDE = 4  # panels in a row
 
 
 def too_many(rows: pd.DataFrame) -> bool:
@@ -32,75 +42,116 @@ def too_many(rows: pd.DataFrame) -> bool:
     return rows[~rows["reference"]]["method"].nunique() > MANY
 
 
-def curves_of_many(
+def dots(
     rows: pd.DataFrame, table: pd.DataFrame, columns: Sequence[str], label: str, best: str, scale: dict | None = None
 ) -> Figure:
-    """A panel per method, best first (`best`: highest or lowest mean of the sizes that all methods answered).
+    """A panel per size asked for: every method's value with its interval, best at the top (`best`: highest or lowest).
 
-    `columns` are the table's value, low end and high end; `scale` goes to set_yscale, "linear" if not given. The full
-    cache stands where the table has it, differences from it have it at 0.
+    `columns` are the table's value, low end and high end; `scale` goes to set_xscale, "linear" if not given. The full
+    cache is a line where the table has it, and at 0 in differences from it. Methods that no paired test tells from the
+    best one are shaded; leaking references stand below a rule, unranked.
     """
-    known, style = table[table[columns[0]].notna()], looks(rows["method"].unique())
-    others, level = known[~known["reference"]], known[known["reference"]][columns[0]].sum()
-    order, measure = _order(others, columns[0], best), sizes.axis(table)
-    beside = (*BESIDE, *sorted(ranking.leaking(rows)))
-    figure, panels = panels_of(len(order), rows, 4, (2.3, 1.75))
-    for name, axes in zip(order, panels, strict=True):
-        axes.set_yscale(**(scale or {"value": "linear"}))
-        axes.set_xlim(0, min(100, 115 * others[measure].astype(float).max()))
-        axes.set_title(name, fontsize=8, fontweight="bold")
-        for other, points in others.sort_values(measure).groupby("method"):
-            colour, _, line = style[other] if other in beside else ("#CFCFCF", "", "-")
-            above = 2 if other in beside else 1
-            axes.plot(100 * points[measure], points[columns[0]], color=colour, linestyle=line, lw=0.8, zorder=above)
-        axes.axhline(level, color=BLACK, linestyle=DASHED, lw=0.9)
-        _own(axes, others[others["method"] == name].sort_values(measure), columns, style[name], measure)
-        _mark_reach(axes, table[table["method"] == name], table, style[name][0])
-    figure.supxlabel(sizes.label(table))
-    figure.supylabel(label)
-    handles = _legend(style, [name for name in beside if name in set(others["method"])])
-    handles += [] if others["complete"].all() else [incomplete_entry()]
-    figure.legend(handles=handles, loc="outside right upper", fontsize=8)
+    budgets, style = budgets_of(rows), looks(rows["method"].unique())
+    names, apart = order(table, columns[0], budgets, best, ranking.leaking(rows))
+    full = table[table["reference"].astype(bool)][columns[0]].dropna()
+    wide = min(WIDE, len(budgets))
+    tall = -(-len(budgets) // wide)
+    high = 0.5 + LINE * (len(names) + len(apart))
+    figure = Figure(figsize=(WIDTH, 1.3 + high * tall), layout="constrained")
+    panels = figure.subplots(tall, wide, squeeze=False, sharex=True, sharey=True)
+    for unused in panels.flat[len(budgets) :]:
+        unused.remove()
+    shaded = False
+    for budget, axes in zip(budgets, panels.flat, strict=False):
+        cells = table[table["budget"] == budget].set_index("method")
+        group = ties.with_the_best(rows, table, budget)
+        shaded |= bool(group)
+        axes.set_xscale(**(scale or {"value": "linear"}))
+        axes.axvline(full.iloc[0] if len(full) else 0.0, color=BLACK, linestyle=DASHED, linewidth=1, zorder=1)
+        if FLOOR in cells.index and pd.notna(cells.loc[FLOOR, columns[0]]):
+            axes.axvline(cells.loc[FLOOR, columns[0]], color=GREY, linestyle=DOTTED, linewidth=1, zorder=1)
+        for place, name in enumerate([*names, *apart]):
+            if name in group:
+                axes.axhspan(place - 0.5, place + 0.5, color=SHADE, linewidth=0, zorder=0)
+            _cell(axes, place, cells.loc[name] if name in cells.index else None, table, columns, style[name])
+        _dress(axes, names, apart, f"{asked(budget)} of the cache" if not budget.isdigit() else asked(budget))
+    figure.supxlabel(label, fontsize=9)
+    head(figure, subject(rows), _legend(rows, table, shaded))
     return figure
 
 
-def _order(others: pd.DataFrame, value: str, best: str) -> list[str]:
-    """Methods by their mean over the budgets that all of them answered whole; by name where there is none such."""
-    methods = sorted(others["method"].unique())
-    counts = others[others["complete"]].groupby("budget")["method"].nunique()
-    same = others[others["budget"].isin(counts[counts == len(methods)].index)]
-    means = same.groupby("method")[value].mean() if len(same) else pd.Series(0.0, index=methods)
-    return list(means.sort_values(ascending=best == "lowest", kind="stable").index)
+def order(
+    table: pd.DataFrame, value: str, budgets: Sequence[str], best: str, leaks: set[str]
+) -> tuple[list[str], list[str]]:
+    """Methods from best to worst at the middle size, incomplete ones last but for the floor; then what leaks."""
+    middle = table[table["complete"] & (table["budget"] == budgets[len(budgets) // 2])]
+    middle = middle.set_index("method")[value].astype(float)
+    names, sign = methods_of(table), 1 if best == "lowest" else -1
+
+    def place(name: str) -> tuple:
+        known = middle.get(name, np.nan)
+        return name == FLOOR, bool(np.isnan(known)), 0.0 if np.isnan(known) else sign * known
+
+    return sorted((n for n in names if n not in leaks), key=place), [name for name in names if name in leaks]
 
 
-def _own(axes, own: pd.DataFrame, columns: Sequence[str], look: tuple, measure: str) -> None:
-    """A panel's own method: line, intervals and points."""
-    value, low, high = columns
+def _cell(axes, place: int, cell: pd.Series | None, table: pd.DataFrame, columns: Sequence[str], look: tuple) -> None:
+    """One method's value and interval on its line, or a word that says why there is none."""
+    value, low, high = (np.nan if cell is None else float(cell[name]) for name in columns)
+    if np.isnan(value):
+        white = {"facecolor": "white", "linewidth": 0, "pad": 0.5}
+        told = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 7, "bbox": white}
+        axes.text(0.09, place, _absent(cell, table), **told)
+        return
     colour, marker, _ = look
-    x, y = 100 * own[measure].to_numpy(float), own[value].to_numpy(float)
-    ends = np.maximum(0, np.abs(own[[low, high]].to_numpy(float).T - y))
-    ends[~np.isfinite(ends)] = np.nan
-    axes.errorbar(x, y, ends, color=colour, ecolor=colour, elinewidth=0.9, capsize=2, lw=1.8, zorder=4, clip_on=False)
-    axes.plot(x, y, color=colour, marker=marker, markersize=5, linestyle="none", zorder=5, clip_on=False)
-    for place in np.flatnonzero(~own["complete"]):
-        mark_incomplete(axes, x[place], y[place], look, 5)
+    ends = [end if np.isfinite(end) else value for end in (low, high)]
+    axes.hlines(place, *ends, color=colour, linewidth=1.3, zorder=2)
+    if not cell["complete"]:
+        mark_incomplete(axes, value, place, look, 4)
+        return
+    same = {"color": colour, "linestyle": "none", "markersize": 5, "clip_on": False, "zorder": 3}
+    axes.plot(value, place, marker=marker, **same)
+    other = _other_size(cell)
+    if other:
+        axes.text(0.98, place, other, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=6.5)
 
 
-def _mark_reach(axes, cells: pd.DataFrame, table: pd.DataFrame, colour: str) -> None:
-    """Where a method's curve has to end: no smaller cache can be had from it."""
-    end = reach(cells)
-    if end is not None:
-        place = 100 * sizes.placed(table, end / 100)
-        axes.axvline(place, color=colour, linewidth=0.9, linestyle=DOTTED, zorder=1)
-        axes.text(place - 1, 0.5, f"reach {place:.0f}%", transform=axes.get_xaxis_transform(), fontsize=7, ha="right")
+def _absent(cell: pd.Series | None, table: pd.DataFrame) -> str:
+    """Why a method has no value at a size."""
+    if cell is None:
+        return "not asked"
+    end = reach(pd.DataFrame([cell]))
+    return "failed" if end is None else f"cannot go below {100 * sizes.placed(table, end / 100):.0f}%"
 
 
-def _legend(style: dict, beside: Sequence[str]) -> list:
-    """What every panel shows beside its own method."""
-    handles = [Line2D([], [], color=BLACK, linestyle=DASHED, lw=0.9, label="full cache")]
-    handles += [Line2D([], [], color=style[name][0], linestyle=style[name][2], lw=0.9, label=name) for name in beside]
-    return [
-        *handles,
-        Line2D([], [], color="#CFCFCF", label="other methods"),
-        Patch(color="#DDDDDD", label="bars: 95% intervals"),
-    ]
+def _other_size(cell: pd.Series) -> str:
+    """What a cell kept, where that is more than a tenth off what was asked."""
+    wanted, entries = amount(cell["budget"]), cell["budget"].isdigit()
+    kept = float(cell["kept_entries" if entries else "kept_fraction"])
+    if wanted is None or abs(kept - wanted) <= sizes.OFF * wanted:
+        return ""
+    return f"kept {kept:.0f}" if entries else f"kept {kept:.0%}"
+
+
+def _dress(axes, names: Sequence[str], apart: Sequence[str], title: str) -> None:
+    """A panel's title, its lines' names, and the rule above what is not ranked."""
+    axes.set_title(title, fontsize=9)
+    known = [f"{name} (floor)" if name == FLOOR else name for name in names]
+    axes.set_yticks(range(len(names) + len(apart)), [*known, *(f"{name} (leaks)" for name in apart)], fontsize=8)
+    axes.set_ylim(len(names) + len(apart) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", color=FAINT, linewidth=0.6, zorder=0)
+    axes.set_axisbelow(True)
+    if apart:
+        axes.axhline(len(names) - 0.5, color=BLACK, linewidth=0.8)
+
+
+def _legend(rows: pd.DataFrame, table: pd.DataFrame, shaded: bool) -> list:
+    """What the lines and the shade of every panel are."""
+    handles = [Line2D([], [], color=BLACK, linestyle=DASHED, linewidth=1, label="full cache")]
+    if (rows["method"] == FLOOR).any():
+        handles.append(Line2D([], [], color=GREY, linestyle=DOTTED, linewidth=1, label=f"{FLOOR}, the floor"))
+    handles.append(Line2D([], [], color=BLACK, linewidth=1.3, marker="o", markersize=5, label="mean, 95% interval"))
+    if shaded:
+        handles.append(Patch(color=SHADE, label="not told apart from the best (paired tests, Holm, 5%)"))
+    return handles + ([] if table[table["samples"] > 0]["complete"].all() else [incomplete_entry()])

@@ -1,50 +1,85 @@
 """Pictures of needle runs: accuracy by depth and length, and how much of the needle each layer still holds."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 
-from pvcbench.plots.style import BLACK, DASHED, SEQUENTIAL, asked, budgets_of, looks, metric, panels_of, subject
+from pvcbench.plots.canvas import WIDTH, apart, head, interval_entry, panels_of
+from pvcbench.plots.style import (
+    BLACK,
+    DASHED,
+    SEQUENTIAL,
+    amount,
+    asked,
+    budgets_of,
+    looks,
+    methods_of,
+    metric,
+    subject,
+)
 from pvcbench.stats import sizes
 from pvcbench.stats.failures import reach
-from pvcbench.stats.intervals import proportion_interval
+from pvcbench.stats.intervals import mean_interval, proportion_interval
 
+DRAWN = ("method", "budget", "reference", "depth", "length", "score", "reach", "kept_bytes", "kept_fraction")
+GAP = 0.2  # between the blocks of a grid, in squares
 BINS = ("0", "0-20", "20-40", "40-60", "60-80", "80-100", "100")  # % of the needle; the first and last are exact
 POOLED = "all methods"
 OFF = 2.0  # percentage points by which a needle may stand off the depth asked without a word
 
 
 def needle_grid(rows: pd.DataFrame) -> Figure | None:
-    """Accuracy by depth and length: methods down, budgets across, the full cache beside every method."""
+    """Accuracy by depth and length: a panel per method, in it a block per budget, small to large, the full cache last.
+
+    Blocks are columns of one panel and not panels themselves, which drawing takes four times as long.
+    """
     info = rows["sample_info"].map(lambda info: info if isinstance(info, dict) else {})
     rows = rows.assign(depth=info.map(lambda i: i.get("depth")), length=info.map(lambda i: i.get("length")))
     rows = sizes.with_bytes(rows[rows["depth"].notna() & rows["length"].notna()])
     if rows.empty:
         return None
     depths, lengths = sorted(rows["depth"].unique()), sorted(rows["length"].unique())
-    full, others = rows[rows["reference"]], rows[~rows["reference"]]
-    methods, budgets = list(others["method"].unique()) or [""], budgets_of(rows)
-    wide, tall = 0.38 + 0.5 * len(lengths), 0.45 + 0.25 * len(depths)  # inches of one panel
-    size = (max(5.8, 2.2 + wide * (1 + len(budgets))), 1.6 + tall * len(methods))
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(len(methods), 1 + len(budgets), squeeze=False, sharex=True, sharey=True)
-    for method, line in zip(methods, panels, strict=True):
-        cells = [full] + [others[(others["method"] == method) & (others["budget"] == budget)] for budget in budgets]
-        for cell, axes in zip(cells, line, strict=True):
-            square_panel(axes, cell, depths, lengths)
-        line[0].set_ylabel(f"{method}\ndepth, %" if method else "depth, %", fontsize=8)
-    for heading, axes in zip(["full cache", *(f"asked {asked(budget)}" for budget in budgets)], panels[0], strict=True):
-        axes.set_title(f"{heading}\n{axes.get_title()}", fontsize=8)
-    figure.suptitle(subject(rows), fontsize=9)
+    methods, budgets = methods_of(rows) or [""], budgets_of(rows)
+    few = rows[[name for name in DRAWN if name in rows]]  # rows have fifty columns, and each block is a choice of them
+    full, others = few[few["reference"]], dict(list(few[~few["reference"]].groupby(["method", "budget"])))
+    wide = max(0.42, min(0.75, (WIDTH - 1.2) / ((1 + len(budgets)) * len(lengths))))  # inches of a square
+    across = 1.2 + (wide * len(lengths) + GAP * wide) * (1 + len(budgets))
+    figure = Figure(figsize=(max(5.0, across), 1.5 + (0.45 + 0.2 * len(depths)) * len(methods)), layout="constrained")
+    panels = figure.subplots(len(methods), 1, squeeze=False, sharex=True)[:, 0]
+    first = [others.get((methods[0], budget), few.iloc[:0]) for budget in budgets]
+    above = 13 if any(kept_of(cell, cell[cell["score"].notna()]) for cell in first if len(cell)) else 3  # points
+    for method, axes in zip(methods, panels, strict=True):
+        cells = [others.get((method, budget), few.iloc[:0]) for budget in budgets] + [full]
+        words = [*(asked(budget) for budget in budgets), "full cache"]
+        for place, (cell, word) in enumerate(zip(cells, words, strict=True)):
+            block(axes, place * (len(lengths) + GAP), cell, (depths, lengths), word, above)
+        above = None
+        starts = [place * (len(lengths) + GAP) for place in range(len(cells))]
+        _square_axes(axes, starts, depths, lengths)
+        axes.set_ylabel(f"{method}\ndepth, %" if method else "depth, %", fontsize=8)
+    head(figure, subject(rows))
     what = sizes.MEASURES["kept_bytes" if rows["kept_bytes"].notna().any() else "kept_fraction"]
-    squares = "prompt length, tokens (in the squares: hits/samples; hatched: no value)"
-    figure.supxlabel(f"{squares}\nkept: {what}, of samples with a value{misplaced(rows)}", fontsize=8)
-    bar = {"shrink": min(1.0, 4 / len(methods)), "aspect": 30, "anchor": (0, 1), "pad": 0.02}
-    figure.colorbar(ScalarMappable(cmap=SEQUENTIAL), ax=panels, label=metric(rows), **bar)
+    squares = "prompt length, tokens (in the squares: right answers/samples; hatched: no value)"
+    above = f"above: the size asked for; kept: {what}, where it is another"
+    figure.supxlabel(f"{squares}\n{above}{misplaced(rows)}", fontsize=8)
+    bar = {"shrink": min(1.0, 3 / len(methods)), "aspect": 25, "anchor": (0, 1), "pad": 0.01}
+    figure.colorbar(ScalarMappable(cmap=SEQUENTIAL), ax=list(panels), label=metric(rows), **bar)
     return figure
+
+
+def _square_axes(axes, starts: Sequence[float], depths: list, lengths: list) -> None:
+    """Ticks of depths and lengths, and no frame."""
+    ticks = [start + number + 0.5 for start in starts for number in range(len(lengths))]
+    axes.set(xlim=(-0.05, starts[-1] + len(lengths) + 0.05), ylim=(len(depths), 0))
+    axes.set_xticks(ticks, [f"{length:,}" for length in lengths] * len(starts), fontsize=7)
+    axes.set_yticks(np.arange(len(depths)) + 0.5, [f"{depth:g}" for depth in depths], fontsize=7)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
 
 
 def misplaced(rows: pd.DataFrame) -> str:
@@ -61,33 +96,44 @@ def misplaced(rows: pd.DataFrame) -> str:
     return f"\nneedles of {of} samples stand up to {far.max():.1f} points off the depth"
 
 
-def square_panel(axes, cell: pd.DataFrame, depths: list, lengths: list) -> None:
-    """One method at one budget: a square per depth and length with hits/n; hatched where nothing was measured."""
-    axes.set(xlim=(0, len(lengths)), ylim=(len(depths), 0))
-    axes.set_xticks(np.arange(len(lengths)) + 0.5, [f"{length:,}" for length in lengths], fontsize=7)
-    axes.set_yticks(np.arange(len(depths)) + 0.5, [f"{depth:g}" for depth in depths], fontsize=7)
-    axes.tick_params(length=0)
-    good, end = cell[cell["score"].notna()], reach(cell)
+def block(axes, start: float, cell: pd.DataFrame, squares: tuple[list, list], word: str, above) -> None:
+    """One method at one budget: a square per depth and length with hits/n, from `start` on; hatched where unmeasured.
+
+    `squares` are the depths and the lengths; `word`, the size asked for, stands `above` the block by so many points.
+    """
+    depths, lengths = squares
+    middle, good, end = start + len(lengths) / 2, cell[cell["score"].notna()], reach(cell)
+    over = {"ha": "center", "va": "bottom", "fontsize": 7}
+    if above is not None:
+        axes.annotate(word, (middle, 0), (0, above), textcoords="offset points", ha="center", va="bottom", fontsize=8)
     if good.empty:
         why = "not\nasked" if cell.empty else "failed" if end is None else f"out of\nreach\n({end:.0f}%)"
-        axes.set_facecolor("#EEEEEE")
-        axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", fontsize=7, color="#555555")
+        axes.add_patch(Rectangle((start, 0), len(lengths), len(depths), facecolor="#EEEEEE", linewidth=0))
+        axes.text(middle, len(depths) / 2, why, ha="center", va="center", fontsize=7, color="#555555")
         return
-    kept = good.get("kept_bytes", good["kept_fraction"]).astype(float)
-    kept = kept if kept.notna().any() else good["kept_fraction"].astype(float)
-    lost = f"\n{len(good)} of {len(cell)} samples" if len(good) < len(cell) else ""
-    axes.set_title(f"kept {100 * kept.mean():.1f}%{lost}", fontsize=7)
+    axes.annotate(kept_of(cell, good), (middle, 0), (0, 2), textcoords="offset points", **over)
+    own = dict(list(cell.groupby(["depth", "length"])))
     for (y, depth), (x, length) in ((a, b) for a in enumerate(depths) for b in enumerate(lengths)):
-        square = cell[(cell["depth"] == depth) & (cell["length"] == length)]
-        scores, ink, label = square["score"].dropna().astype(float), "#555555", ""
+        square = own.get((depth, length), cell.iloc[:0])
+        scores, ink, label = square["score"].dropna().to_numpy(float), "#555555", ""
         look = {"facecolor": "white", "edgecolor": "#AAAAAA", "hatch": "/////"}
         if len(scores):
             look = {"facecolor": SEQUENTIAL(scores.mean()), "edgecolor": "white"}
             ink, label = "black" if scores.mean() > 0.55 else "white", f"{round(scores.sum(), 1):g}/{len(scores)}"
         elif reach(square) is not None:
             look, label = {"facecolor": "#EEEEEE", "edgecolor": "white"}, "reach"
-        axes.text(x + 0.5, y + 0.5, label, ha="center", va="center", fontsize=7, color=ink)
-        axes.add_patch(Rectangle((x, y), 1, 1, linewidth=0.5, **look))
+        axes.text(start + x + 0.5, y + 0.5, label, ha="center", va="center", fontsize=7, color=ink)
+        axes.add_artist(Rectangle((start + x, y), 1, 1, linewidth=0.5, **look))
+
+
+def kept_of(cell: pd.DataFrame, good: pd.DataFrame) -> str:
+    """What a cell kept where that is not the share asked for, and of how many samples that and its squares are."""
+    kept = good.get("kept_bytes", good["kept_fraction"]).astype(float)
+    kept = kept if kept.notna().any() else good["kept_fraction"].astype(float)
+    wanted = 1.0 if cell["reference"].any() else amount(cell["budget"].iloc[0])
+    same = wanted is not None and wanted <= 1 and abs(kept.mean() - wanted) < 0.005
+    told = "" if same else f"kept {100 * kept.mean():.1f}%"
+    return told + f"\n{len(good)} of {len(cell)} samples" * (len(good) < len(cell))
 
 
 def needle_shares(rows: pd.DataFrame) -> pd.DataFrame:
@@ -101,37 +147,56 @@ def needle_shares(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def needle_survival(rows: pd.DataFrame) -> Figure | None:
-    """The share of the needle's tokens that each layer still holds: a panel per method, a line per budget."""
+    """The share of the needle's tokens that each layer still holds: a panel per method, a line per budget.
+
+    At the right, behind the last layer: the mean over layers with its interval over samples, and the budgets of a line;
+    those of one line share a label.
+    """
     known, budgets = needle_shares(rows), budgets_of(rows)
-    methods = list(known[~known["reference"]]["method"].unique())
+    methods = methods_of(known)
     if not methods:
         return None
-    figure, panels = panels_of(len(methods), rows)
+    full = Line2D([], [], color=BLACK, linestyle=DASHED, linewidth=1, label="full cache")
+    means = interval_entry("right: mean over layers, 95% interval, with the size asked for")
+    figure, panels = panels_of(len(methods), rows, [full, means], 2, 2.3)
     for name, axes in zip(methods, panels, strict=True):
-        absent, partial = [], []
-        for number, budget in enumerate(budgets):
-            layers = known[(known["method"] == name) & (known["budget"] == budget)]["layers"]
-            asked_of = int(((rows["method"] == name) & (rows["budget"] == budget)).sum())
-            partial += [f"{asked(budget)}: {len(layers)} of {asked_of}"] if 0 < len(layers) < asked_of else []
-            if len(layers):
-                rest = 1 - number / max(1, len(budgets) - 1)  # equal lines show behind each other: the first is widest
-                colour, width = SEQUENTIAL(0.9 * rest), 1 + 2 * rest
-                share = 100 * np.mean(np.stack(list(layers)), axis=0)
-                axes.plot(share, color=colour, marker=".", linewidth=width, clip_on=False, label=asked(budget))
-            elif asked_of:
-                absent.append(asked(budget))
+        own = rows[rows["method"] == name]
+        notes = _survival_lines(axes, known[known["method"] == name], own, budgets)
         axes.axhline(100, color=BLACK, linestyle=DASHED, linewidth=1, label="full cache")
-        notes = [f"no value at {', '.join(absent)}"] * bool(absent) + [f"samples at {', '.join(partial)}"] * bool(
-            partial
-        )
         axes.set(title=name + (f" ({'; '.join(notes)})" if notes else ""), ylim=(-3, 103))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.supxlabel("layer")
-    figure.supylabel("needle's tokens still cached, %")
-    handles = {handle.get_label(): handle for axes in panels for handle in axes.get_legend_handles_labels()[0]}
-    order = [label for label in [*map(asked, budgets), "full cache"] if label in handles]
-    figure.legend([handles[label] for label in order], order, title="budget asked", loc="outside right upper")
+    figure.supxlabel("layer", fontsize=9)
+    figure.supylabel("needle's tokens still cached, % (mean over samples)", fontsize=9)
     return figure
+
+
+def _survival_lines(axes, known: pd.DataFrame, own: pd.DataFrame, budgets: Sequence[str]) -> list[str]:
+    """The lines of one method, the mean over layers and the size at their right; returns what to say of absences."""
+    absent, partial, labels, last = [], [], {}, 0
+    for number, budget in enumerate(budgets):
+        cell = known[known["budget"] == budget]
+        asked_of = int((own["budget"] == budget).sum())
+        partial += [f"{asked(budget)}: {len(cell)} of {asked_of}"] if 0 < len(cell) < asked_of else []
+        absent += [asked(budget)] if asked_of and cell.empty else []
+        if cell.empty:
+            continue
+        rest = 1 - number / max(1, len(budgets) - 1)  # equal lines show behind each other: the first is widest
+        colour, width = SEQUENTIAL(0.85 * rest), 1 + 2 * rest
+        share = 100 * np.mean(np.stack(list(cell["layers"])), axis=0)
+        axes.plot(share, color=colour, linewidth=width, clip_on=False, label=asked(budget))
+        mean, last = 100 * cell["survival"].astype(float), len(share)
+        ends = mean_interval(mean / 100, cell["cluster"], cell["stratum"], True)
+        at = last * (1.03 + 0.018 * number)
+        axes.vlines(at, *([100 * end for end in ends] if ends else [mean.mean()] * 2), color=colour, linewidth=1.4)
+        axes.plot(at, mean.mean(), "o", color=colour, markersize=4, clip_on=False, label=f"mean of {asked(budget)}")
+        labels.setdefault(round(float(mean.mean())), []).append(asked(budget))
+    heights = apart(list(labels), 9.5, 0, 100)
+    for height, words in zip(heights, labels.values(), strict=True):
+        text = ", ".join([*(word.removesuffix("%") for word in words[:-1]), words[-1]])
+        axes.text(last * (1.05 + 0.018 * len(budgets)), height, text, va="center", fontsize=7.5)
+    axes.set_xlim(-0.03 * last, 1.42 * last)
+    axes.set_xticks(range(0, last, max(1, round(last / 6))))
+    notes = [f"no value at {', '.join(absent)}"] * bool(absent)
+    return notes + [f"samples at {', '.join(partial)}"] * bool(partial)
 
 
 def survival_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -144,7 +209,7 @@ def survival_table(rows: pd.DataFrame) -> pd.DataFrame:
     number = np.select([known["survival"] <= 0, known["survival"] >= 1], [0, len(BINS) - 1], inner)
     known = known.assign(bin=number, hit=known["score"].astype(float) >= 1)
     lines = []
-    for name, part in [(POOLED, known), *known.groupby("method", sort=False)]:
+    for name, part in [(POOLED, known), *((one, known[known["method"] == one]) for one in methods_of(known))]:
         for number, cell in part.groupby("bin"):
             ends = proportion_interval(cell["hit"], cell["cluster"])
             lines.append((name, BINS[number], len(cell), int(cell["hit"].sum()), *ends))
@@ -157,7 +222,8 @@ def survival_accuracy(rows: pd.DataFrame) -> Figure | None:
     if table.empty:
         return None
     style = looks(rows["method"].unique()) | {POOLED: (BLACK, "o", "-")}
-    figure, panels = panels_of(table["method"].nunique(), rows)
+    counts = interval_entry("95% interval over prompts; above: right answers/all")
+    figure, panels = panels_of(table["method"].nunique(), rows, [counts])
     for (name, part), axes in zip(table.groupby("method", sort=False), panels, strict=True):
         values = np.full((3, len(BINS)), np.nan)  # empty bins interrupt the line
         for survival, samples, hits, *ends in part.drop(columns="method").itertuples(index=False):
@@ -169,6 +235,6 @@ def survival_accuracy(rows: pd.DataFrame) -> Figure | None:
         axes.errorbar(range(len(BINS)), share, error, color=style[name][0], marker=style[name][1], capsize=3)
         axes.set(title=name, ylim=(-0.04, 1.2), xlim=(-0.5, len(BINS) - 0.5), yticks=np.linspace(0, 1, 6))
         axes.set_xticks(range(len(BINS)), BINS, rotation=45, fontsize=7)
-    figure.supxlabel("needle's tokens still cached, % (mean over layers; all budgets together)")
-    figure.supylabel("answers with the full score")
+    figure.supxlabel("needle's tokens still cached, % (mean over layers; all sizes together)", fontsize=9)
+    figure.supylabel("share of answers with the full score", fontsize=9)
     return figure

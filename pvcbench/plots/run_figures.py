@@ -6,7 +6,7 @@ Sizes are measured, never the ones asked for. What has no value (out of reach, f
 so that nobody takes it for a zero; what has values of some samples only is hollow, with a cross in it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -14,23 +14,27 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.text import Text
+from matplotlib.transforms import Transform
 
 from pvcbench.plots import drawn_from, published
-from pvcbench.plots.many_methods import curves_of_many, too_many
+from pvcbench.plots.canvas import WIDTH, beside, fit, head, interval_entry, panels_of, show_all, step_of
+from pvcbench.plots.many_methods import dots, too_many
 from pvcbench.plots.needle import needle_grid, needle_survival, survival_accuracy
 from pvcbench.plots.style import (
     BLACK,
+    DASHED,
     DOTTED,
     STYLE,
     asked,
     budgets_of,
+    entry,
     incomplete_entry,
     looks,
     mark_incomplete,
-    metric,
-    panels_of,
+    methods_of,
+    ordered,
+    score_label,
     subject,
 )
 from pvcbench.stats import floor, perplexity, ranking, sizes, summaries
@@ -40,7 +44,12 @@ from pvcbench.stats.failures import reach
 def pictures(rows: pd.DataFrame) -> Iterator[tuple[str, Figure | None]]:
     """The figures of one run by name; None where its rows have nothing to show of it."""
     scored = rows[rows["method"].notna()]
-    yield from ((make.__name__, make(scored)) for make in FIGURES if len(scored))
+    if len(scored):
+        table = perplexity.shown(scored)  # once for all that show it
+        yield "curve", curve(scored, table)
+        yield "curves_by_part", curves_by_part(scored)
+        yield "likelihood_cost", likelihood_cost(scored, table)
+        yield from ((make.__name__, make(scored)) for make in OF_ROWS)
 
 
 def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
@@ -67,6 +76,7 @@ def save(
                 for ending in ("png", "svg"):
                     paths.append(folder / f"{name}.{ending}")
                     figure.savefig(paths[-1], dpi=160, metadata=drawn_from.metadata(ending, data))
+                    figure.set_layout_engine("none")  # the places are found: the second format has the same
     if paths:
         drawn_from.record(folder, paths, sources)
     return paths
@@ -79,37 +89,44 @@ def _literal(figure: Figure) -> None:
             text.set_parse_math(False)
 
 
-def curve(rows: pd.DataFrame) -> Figure | None:
-    """Score against measured cache size, one line per method, the full cache as a reference."""
-    table = perplexity.shown(rows)
+def curve(rows: pd.DataFrame, table: pd.DataFrame | None = None) -> Figure | None:
+    """Score against measured cache size, one line per method, the full cache as a reference.
+
+    `table` is the run's summary as people read it, where it is known. Marks of one size stand beside each other.
+    """
+    table = perplexity.shown(rows) if table is None else table
     scored, style = table[table["score"].notna()], looks(rows["method"].unique())
     if scored.empty:
         return None
-    label = "perplexity (lower is better)" if "perplexity" in table else metric(rows)
+    label = "perplexity (lower is better)" if "perplexity" in table else score_label(rows)
     if too_many(rows):
         best = "lowest" if "perplexity" in table else "highest"
-        return curves_of_many(rows, table, ("score", "low", "high"), label, best)
-    figure = Figure(figsize=(8.4, 4.4), layout="constrained")
+        return dots(rows, table, ("score", "low", "high"), label, best)
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     axes = figure.add_subplot(xlim=(0, 100), xlabel=sizes.label(table), ylabel=label)
-    axes.set_title(subject(rows))
     if "perplexity" in table:
         axes.set_yscale("log" if scored["score"].max() > 4 * scored["score"].min() else "linear")
-    elif scored["score"].between(0, 1).all():
-        axes.set_ylim(-0.04, 1.04)
-    handles, size = [], 5 + table["method"].nunique()  # shrinking, so that equal points show behind each other
-    for name, cells in table.groupby("method", sort=False):
-        points = cells[cells["score"].notna()]
-        if cells["reference"].any():
-            handles += [_level(axes, line, style[name]) for line in points.itertuples()]
-        else:
-            size -= 1
-            handles += [_line(axes, name, points, style[name], size, sizes.axis(table))]
-            handles += _absences(axes, name, cells, table, (*style[name], size))
-    handles += published.mark(axes, rows, style)
+    fit(axes, scored)
+    full = scored[scored["reference"].astype(bool)]
+    handles = [_level(axes, line, style[line.method]) for line in full.itertuples()]
+    names, absent = methods_of(table), []
+    for name, where in places(axes, scored, names).items():
+        cells = table[table["method"] == name]
+        handles.append(_line(axes, name, cells[cells["score"].notna()], style[name], where, sizes.axis(table)))
+        absent += _absences(axes, name, cells, table, style[name][0])
+    handles += [interval_entry(), *absent, *published.mark(axes, rows, style)]
     full_size_axis(axes, scored)
     handles += [incomplete_entry()] if (~scored["complete"]).any() else []
-    figure.legend(handles=[*handles, Patch(color="#DDDDDD", label="95% intervals")], loc="outside right upper")
+    head(figure, subject(rows), handles)
     return figure
+
+
+def places(axes, scored: pd.DataFrame, names: Sequence[str]) -> dict[str, Transform]:
+    """Where each method's marks stand: at the measured size, moved by a few points beside those of the others."""
+    known = scored[~scored["reference"].astype(bool)]
+    names = [name for name in names if name in set(known["method"])]
+    step = step_of(100 * known[sizes.axis(scored)].astype(float), len(names), WIDTH - 1)
+    return {name: beside(axes, number, len(names), step) for number, name in enumerate(names)}
 
 
 def _level(axes, line, look: tuple) -> Line2D:
@@ -121,33 +138,29 @@ def _level(axes, line, look: tuple) -> Line2D:
     return Line2D([], [], color=colour, linestyle=dashes, label=f"{line.method} cache, {line.mib:.1f} MiB{lost}")
 
 
-def _line(axes, name: str, points: pd.DataFrame, look: tuple, size: int, measure: str) -> Line2D:
+def _line(axes, name: str, points: pd.DataFrame, look: tuple, where: Transform, measure: str) -> Line2D:
     """One method's points with their intervals, those of some samples only hollow, and its legend entry."""
     colour, marker, line = look
     points = points.sort_values(measure)
-    x, score, low, high = (points[key].astype(float) for key in (measure, "score", "low", "high"))
-    low, high = low.where(np.isfinite(low)), high.where(np.isfinite(high))  # what has no bound is marked as incomplete
-    same = {"color": colour, "linestyle": line, "marker": marker, "markersize": size, "label": name}
-    axes.fill_between(100 * x, low, high, color=colour, alpha=0.12, linewidth=0)
-    axes.vlines(100 * x, low, high, color=colour, linewidth=0.7, alpha=0.5)
-    axes.plot(100 * x, score, clip_on=False, zorder=3, markeredgecolor="white", markeredgewidth=0.6, **same)
-    for place, value in zip(x[~points["complete"]], score[~points["complete"]], strict=True):
-        mark_incomplete(axes, 100 * place, value, look, size)
+    x, score, low, high = (points[key].to_numpy(float) for key in (measure, "score", "low", "high"))
+    low, high = (np.where(np.isfinite(end), end, np.nan) for end in (low, high))  # no bound: marked as incomplete
+    same = {"color": colour, "linestyle": line, "marker": marker, "markersize": 6, "label": name, "linewidth": 1.2}
+    axes.vlines(100 * x, low, high, color=colour, linewidth=1.3, alpha=0.8, transform=where)
+    axes.plot(100 * x, score, clip_on=False, zorder=3, markeredgecolor="white", transform=where, **same)
+    for place in np.flatnonzero(~points["complete"]):
+        mark_incomplete(axes, 100 * x[place], score[place], look, transform=where)
     return Line2D([], [], **same)
 
 
-def _absences(axes, name: str, cells: pd.DataFrame, table: pd.DataFrame, look: tuple) -> list[Line2D]:
-    """Marks where a method's curve has to end, and returns legend entries for all that has no score."""
-    handles, end, (colour, *_, size) = [], reach(cells), look
-    known = cells[cells["complete"]].sort_values(measure := sizes.axis(table))
+def _absences(axes, name: str, cells: pd.DataFrame, table: pd.DataFrame, colour: str) -> list[Line2D]:
+    """Marks where a method's curve has to end, and returns legend entries for what failed."""
+    handles, end = [], reach(cells)
     if end is not None:
         place = 100 * sizes.placed(table, end / 100)
         axes.axvline(place, color=colour, linewidth=0.9, linestyle=DOTTED, zorder=1, label=f"{name}: reach")
-        ring = {"marker": "o", "markersize": size + 6, "markerfacecolor": "none", "color": colour}
-        first = known.head(1)
-        axes.plot(100 * first[measure], first["score"], clip_on=False, label=f"{name}: smallest", **ring)
-        label = f"{name}: reach {place:.0f}%, nothing smaller"
-        handles.append(Line2D([], [], linestyle=DOTTED, linewidth=0.9, label=label, **ring))
+        look = {"transform": axes.get_xaxis_transform(), "color": colour, "fontsize": 8, "rotation": 90}
+        look["bbox"] = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5}
+        axes.text(place - 0.5, 0.83, f"{name} ends at {place:.0f}%", ha="right", va="top", **look)
     failed = ~cells["complete"] & ((cells["samples"] > 0) | cells["reach"].isna())
     for cell in cells[failed].itertuples():
         lost = f"{name} at {asked(cell.budget)}: no score for {cell.asked - cell.samples} of {cell.asked}"
@@ -172,28 +185,27 @@ def curves_by_part(rows: pd.DataFrame) -> Figure | None:
     table, style = summaries.breakdown(rows), looks(rows["method"].unique())
     kind = next(kind for kind in ("group", "set") if (table["kind"] == kind).any())
     table = table[(table["kind"] == kind) & table["score"].notna()]
-    figure, panels = panels_of(table["part"].nunique(), rows)
+    handles = [entry(name, style[name]) for name in ordered(table["method"], ranking.leaking(rows))]
+    handles += [interval_entry()] + ([] if table["complete"].all() else [incomplete_entry()])
+    figure, panels = panels_of(table["part"].nunique(), rows, handles)
     floors = {name: f" (full answers {counts})" for name, counts in floor.sets(rows).items()}
     for (part, cells), axes in zip(table.groupby("part", sort=False), panels, strict=True):
         axes.set(title=part + floors.get(str(part), ""), xlim=(0, 100))
-        if table["score"].between(0, 1).all():
-            axes.set_ylim(-0.04, 1.04)
-        for name, points in cells.groupby("method", sort=False):
-            colour, marker, line = style[name]
-            score, low, high = (points[key].to_numpy(float) for key in ("score", "low", "high"))
-            if points["reference"].any():
-                axes.axhline(score[0], color=colour, linestyle=line, linewidth=1.2, label=name)
-                axes.axhspan(low[0], high[0], color=colour, alpha=0.07, linewidth=0)
-                continue
-            x = 100 * points[sizes.axis(table)].to_numpy(float)
-            axes.errorbar(x, score, np.maximum(0, [score - low, high - score]), fmt="none", ecolor=colour, alpha=0.5)
-            axes.plot(x, score, color=colour, linestyle=line, marker=marker, markersize=4, label=name, clip_on=False)
-            for place in np.flatnonzero(~points["complete"]):
-                mark_incomplete(axes, x[place], score[place], style[name], 4)
-    figure.supxlabel(sizes.label(table))
-    figure.supylabel(metric(rows))
-    _one_legend(figure, panels, [] if table["complete"].all() else [incomplete_entry()])
+        fit(axes, table)
+        _part(axes, cells, style, sizes.axis(table))
+    figure.supxlabel(sizes.label(table), fontsize=9)
+    figure.supylabel(score_label(rows), fontsize=9)
     return figure
+
+
+def _part(axes, cells: pd.DataFrame, style: Mapping[str, tuple], measure: str) -> None:
+    """The curves of one data set or group."""
+    for full in cells[cells["reference"].astype(bool)].itertuples():
+        _level(axes, full, style[full.method])
+    names = methods_of(cells)
+    for number, name in enumerate(names):
+        where = beside(axes, number, len(names), min(3.0, 15 / len(names)))
+        _line(axes, name, cells[cells["method"] == name], style[name], where, measure)
 
 
 def likelihood_by_position(rows: pd.DataFrame) -> Figure | None:
@@ -206,7 +218,9 @@ def likelihood_by_position(rows: pd.DataFrame) -> Figure | None:
     budgets = [budget for budget in budgets_of(rows) if budget in some]
     if not budgets:
         return None
-    figure, panels = panels_of(len(budgets), rows)
+    handles = [entry(name, style[name], False) for name in ordered(known["method"], ranking.leaking(rows))]
+    handles.append(Line2D([], [], color=BLACK, linestyle=DOTTED, linewidth=0.9, label="the budget is full from here"))
+    figure, panels = panels_of(len(budgets), rows, handles)
     for budget, axes in zip(budgets, panels, strict=True):
         own = known[(known["budget"] == budget) | known["reference"].astype(bool)]
         same = ranking.shared(own)
@@ -219,55 +233,36 @@ def likelihood_by_position(rows: pd.DataFrame) -> Figure | None:
         entries = same[same["budget"] == budget]["budget_entries"].dropna()
         if len(entries) and entries.min() > table["position"].min():
             axes.axvline(entries.mean(), color=BLACK, linestyle=DOTTED, linewidth=0.9, label="budget full")
-    figure.supxlabel("position in the document, tokens")
-    figure.supylabel(f"NLL, nats per token\n(means of {perplexity.block_of(rows)} tokens)")
-    _one_legend(figure, panels)
+    figure.supxlabel("position in the document, tokens", fontsize=9)
+    of = f"means of {perplexity.block_of(rows)} tokens"
+    figure.supylabel(f"negative log-likelihood, nats per token\n({of})", fontsize=9)
     return figure
 
 
-def likelihood_cost(rows: pd.DataFrame) -> Figure | None:
+def likelihood_cost(rows: pd.DataFrame, table: pd.DataFrame | None = None) -> Figure | None:
     """What a smaller cache costs in NLL: paired differences, which show what documents' own differences hide."""
-    table = perplexity.shown(rows)
+    table = perplexity.shown(rows) if table is None else table
     if "nll_difference" not in table or table["nll_difference"].isna().all():
         return None
-    label = "NLL minus the full cache's, nats per token\n(paired by document; linear below 0.01)"
+    label = "negative log-likelihood minus the full cache's, nats per token\n(paired by document; linear below 0.01)"
     scale = {"value": "symlog", "linthresh": 0.01}
+    ends = ("nll_difference", "nll_difference_low", "nll_difference_high")
     if too_many(rows):
-        ends = ("nll_difference", "nll_difference_low", "nll_difference_high")
-        return curves_of_many(rows, table, ends, label, "lowest", scale)
-    figure, style = Figure(figsize=(8.4, 4.4), layout="constrained"), looks(rows["method"].unique())
-    axes = figure.add_subplot(xlim=(0, 100), xlabel=sizes.label(table), ylabel=label)
-    axes.set_title(subject(rows))
-    measure = sizes.axis(table)
-    axes.axhline(0, color=BLACK, linestyle=style["full"][2] if "full" in style else DOTTED, linewidth=1.2, label="full")
-    table = table[table["nll_difference"].notna()].sort_values(measure)
-    for name, cells in table.groupby("method"):
-        colour, marker, line = style[name]
-        x, mean = 100 * cells[measure].to_numpy(float), cells["nll_difference"].to_numpy(float)
-        ends = np.abs(cells[["nll_difference_low", "nll_difference_high"]].to_numpy(float).T - mean)
-        axes.errorbar(x, mean, ends, color=colour, linestyle=line, marker=marker, markersize=4, capsize=2, label=name)
-        for place in np.flatnonzero(~cells["complete"]):
-            mark_incomplete(axes, x[place], mean[place], style[name], 4)
+        return dots(rows, table, ends, label, "lowest", scale)
+    figure, style = Figure(figsize=(WIDTH, 4.2), layout="constrained"), looks(rows["method"].unique())
+    axes = figure.add_subplot(xlim=(0, 100), xlabel=sizes.label(table), ylabel=label.replace(" minus", "\nminus", 1))
+    axes.axhline(0, color=BLACK, linestyle=DASHED, linewidth=1.2, label="full")
+    handles = [Line2D([], [], color=BLACK, linestyle=DASHED, linewidth=1.2, label="full cache")]
+    known = table[table["nll_difference"].notna()].drop(columns=["score", "low", "high"])
+    known = known.rename(columns=dict(zip(ends, ("score", "low", "high"), strict=True)))
+    for name, where in places(axes, known, methods_of(known)).items():
+        own = known[known["method"] == name]
+        handles.append(_line(axes, name, own, style[name], where, sizes.axis(table)))
     axes.set_yscale(**scale)
-    handles = axes.get_legend_handles_labels()[0] + ([] if table["complete"].all() else [incomplete_entry()])
-    figure.legend(handles=handles, title="95% intervals", loc="outside right upper")
+    show_all(axes, [0], known["score"], known["low"], known["high"])
+    handles += [interval_entry()] + ([] if known["complete"].all() else [incomplete_entry()])
+    head(figure, subject(rows), handles)
     return figure
 
 
-def _one_legend(figure: Figure, panels: list, more: Sequence[Line2D] = ()) -> None:
-    """One legend for all panels; the figure grows where it is taller."""
-    found = [handle for axes in panels for handle in axes.get_legend_handles_labels()[0]]
-    handles = {handle.get_label(): handle for handle in [*found, *more]}
-    figure.set_figheight(max(figure.get_figheight(), 0.3 + 0.2 * len(handles)))
-    figure.legend(list(handles.values()), list(handles), loc="outside right upper")
-
-
-FIGURES = (
-    curve,
-    curves_by_part,
-    likelihood_cost,
-    likelihood_by_position,
-    needle_grid,
-    needle_survival,
-    survival_accuracy,
-)
+OF_ROWS = (likelihood_by_position, needle_grid, needle_survival, survival_accuracy)

@@ -10,50 +10,72 @@ from collections.abc import Iterable
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.path import Path
 
-from pvcbench.stats import floor
+from pvcbench.stats import floor, ranking
 
 STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9, "legend.frameon": False}
-STYLE |= {"axes.spines.right": False, "hatch.linewidth": 0.5, "svg.hashsalt": "pvcbench"}
+STYLE |= {"axes.spines.right": False, "axes.spines.top": False, "hatch.linewidth": 0.5, "svg.hashsalt": "pvcbench"}
 COLOURS = "#000000 #E69F00 #56B4E9 #009E73 #0072B2 #D55E00 #CC79A7 #7F7F7F"  # Okabe and Ito's; grey for their yellow
 SEQUENTIAL = matplotlib.colormaps["viridis"]
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE, GREY = COLOURS.split()
 DASHED, DOTTED, MIXED = (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5))
-LOOKS = {
+LOOKS = {  # in the order that methods have in every picture and table
     "full": (BLACK, "*", DASHED),
     "pvc": (RED, "o", "-"),
+    "pvc_kv": (ORANGE, "p", MIXED),
+    "pvc_constant": (SKY, "h", DASHED),
     "h2o": (BLUE, "s", DASHED),
     "streaming_llm": (GREEN, "^", MIXED),
-    "random": (GREY, "X", DOTTED),
     "snapkv": (PURPLE, "D", "-"),
     "pyramidkv": (ORANGE, "v", DASHED),
     "tova": (SKY, "P", MIXED),
-    "pvc_kv": (ORANGE, "p", MIXED),
-    "pvc_constant": (SKY, "h", DASHED),
+    "random": (GREY, "X", DOTTED),
     "oracle_answer": (BLACK, "x", DOTTED),
     "oracle_future": (BLACK, "x", DOTTED),
 }
-BESIDE = ("random",)  # drawn in every panel, with the leaking references
+FLOOR = "random"  # evicts by chance: what a method must beat
 HOLM_NOTE = (
     "Holm's verdict is of all comparisons together and stricter than an interval, which is of one: "
     "it may be missing where the interval excludes zero."
 )
-INCOMPLETE = "hollow, crossed: some samples\nhave no score; not ranked"
+INCOMPLETE = "hollow, crossed: some samples have no score; not ranked"
+DECODING = {"grow": "later tokens are all kept", "hold": "later tokens evict others"}
 SHAPES = [("d", DOTTED), ("v", "-"), ("P", DASHED), ("<", MIXED), (">", "-"), ("p", DOTTED)]
 OTHERS = [(colour, *shape) for shape in SHAPES for colour in (SKY, ORANGE, PURPLE, BLUE, GREEN, RED, GREY)]
 
 
 def looks(names: Iterable[str]) -> dict[str, tuple]:
     """Colour, marker and line of each method: fixed for the known ones, by a hash of the name for the others."""
-    chosen = {name: LOOKS[name] for name in names if name in LOOKS}
+    chosen = {name: LOOKS[name] for name in ordered(names) if name in LOOKS}
     for name in sorted(set(names) - set(chosen)):
         start, colours = zlib.crc32(name.encode()) % len(OTHERS), {look[0] for look in chosen.values()}
         order = sorted(OTHERS[start:] + OTHERS[:start], key=lambda look: look[0] in colours)  # new colours first
         chosen[name] = next((look for look in order if look not in chosen.values()), order[0])
     return chosen
+
+
+def ordered(names: Iterable[str], leaks: Iterable[str] = ()) -> list[str]:
+    """Methods in the one order of all pictures and tables: the known ones, others by name, the floor, what leaks."""
+    known, leaks = list(LOOKS), set(leaks)
+
+    def place(name: str) -> tuple:
+        last = 2 if name in leaks else 1 if name == FLOOR else 0
+        return last, known.index(name) if name in LOOKS else len(known), name
+
+    return sorted(set(names), key=place)
+
+
+def methods_of(rows: pd.DataFrame) -> list[str]:
+    """The methods of some rows or of a summary in that order, without the full cache."""
+    return ordered(rows[~rows["reference"].astype(bool)]["method"], ranking.leaking(rows))
+
+
+def in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """The lines of a summary with its methods in that order, each method's in their own."""
+    names = ordered(table["method"], ranking.leaking(table))
+    return table.iloc[np.argsort([names.index(name) for name in table["method"]], kind="stable")]
 
 
 def amount(budget: str) -> float | None:
@@ -92,19 +114,37 @@ def measured(rows: pd.DataFrame) -> str:
     what = f"{rows['task'].iloc[0]}, {model}, {tokens} {kind}, {samples} sample{'s' * (samples != 1)}"
     if "name" in protocol:
         every = f", evicting every {protocol['every']} tokens" if protocol.get("every", 1) > 1 else ""
-        decode = f", decode: {protocol['decode']}" if protocol["name"] == "continuation" else ""
+        decode = f", {DECODING[protocol['decode']]}" if protocol["name"] == "continuation" else ""
         return f"{what}\nprotocol: {protocol['name']}{every}{decode}"
-    when = "with the context" if protocol["query_aware"] else "after compression"
-    return f"{what}\nquestion seen {when}, decode: {protocol['decode']}"
+    when = "before" if protocol["query_aware"] else "only after"
+    return f"{what}\nthe question is seen {when} the cache is cut; {DECODING[protocol['decode']]}"
 
 
-def mark_incomplete(axes, x: float, y: float, look: tuple, size: float = 6) -> None:
+def score_label(rows: pd.DataFrame) -> str:
+    """The axis of scores in words, with the ends of its scale where it has some."""
+    inside = rows["score"].dropna().astype(float).between(0, 1).all()
+    return metric(rows) + (" (mean; 1 is the best)" if inside else " (mean)")
+
+
+def mark_incomplete(axes, x: float, y: float, look: tuple, size: float = 6, **more) -> None:
     """Draws a point that is a mean over some samples only: hollow, with a cross in it."""
     colour, marker, *_ = look
-    same = {"color": colour, "linestyle": "none", "clip_on": False, "zorder": 6}
+    same = {"color": colour, "linestyle": "none", "clip_on": False, "zorder": 6} | more
     axes.plot(x, y, marker=marker, markersize=size + 3, markerfacecolor="white", label="_incomplete", **same)
     cross = same | {"color": BLACK, "marker": "x", "markersize": 0.7 * size, "markeredgewidth": 1.0}
     axes.plot(x, y, label="_incomplete", **cross)
+
+
+def told(name: str) -> str:
+    """A method's name in a legend."""
+    return "full cache" if name == "full" else name
+
+
+def entry(name: str, look: tuple, marked: bool = True) -> Line2D:
+    """A method in a legend: its line, and its marker unless the full cache's or not `marked`."""
+    colour, marker, line = look
+    marker = marker if marked and name != "full" else "none"
+    return Line2D([], [], color=colour, linestyle=line, marker=marker, linewidth=1.2, label=told(name))
 
 
 def incomplete_entry() -> Line2D:
@@ -121,18 +161,3 @@ def metric(rows: pd.DataFrame) -> str:
     if len(names) > 1:
         return "mean score of the data sets" if rows["stratum"].nunique() > 1 else "score"
     return next((next(iter(metrics)) for metrics in rows["metrics"] if metrics), "score").replace("_", " ")
-
-
-def panels_of(number: int, rows: pd.DataFrame, most: int = 3, panel=(3.2, 2.3)) -> tuple[Figure, list]:
-    """A figure with panels of equal axes, up to `most` in a row; `panel` is the size of one in inches."""
-    wide = min(number, 2 if number == 4 else most)
-    tall = -(-number // wide)
-    panel = (5.6, 3.0) if number == 1 else panel
-    figure = Figure(figsize=(1.6 + panel[0] * wide, 1.1 + panel[1] * tall), layout="constrained")
-    panels = list(figure.subplots(tall, wide, squeeze=False, sharex=True, sharey=True).flat)
-    for unused in panels[number:]:
-        unused.remove()
-    for last in panels[max(0, number - wide) : number]:
-        last.tick_params(labelbottom=True)
-    figure.suptitle(subject(rows), fontsize=9)
-    return figure, panels[:number]

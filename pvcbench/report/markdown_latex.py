@@ -5,7 +5,7 @@ import math
 import pandas as pd
 
 from pvcbench.plots import cautions, drawn_from
-from pvcbench.plots.style import HOLM_NOTE, asked, measured, metric
+from pvcbench.plots.style import HOLM_NOTE, asked, in_order, measured, metric
 from pvcbench.stats import floor, sizes, summaries
 from pvcbench.stats.significance import ALPHA, TEST
 
@@ -26,7 +26,7 @@ def scores(rows: pd.DataFrame, compared: pd.DataFrame, published: pd.DataFrame) 
     label = "perplexity" if nll else metric(rows) + (", %" if scale == 100 else "")
     kind, heading = ("nll_difference", "NLL - full") if nll else ("difference", "minus full")
     lines, lost, hidden = [], {}, floor.sentence(rows) is not None
-    for line in compared.itertuples():
+    for line in in_order(compared).itertuples():
         cell = {"method": line.method, "asked": "all" if line.reference else asked(line.budget)} | sizes_of(line)
         cell[label] = _ends(line.score, line.low, line.high, scale, digits)
         ends = [getattr(line, f"{kind}{end}", float("nan")) for end in ("", "_low", "_high")]
@@ -67,7 +67,7 @@ def by_set(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     share = rows["score"].dropna().astype(float).between(0, 1).all()
     scale, digits = (100, 1) if share else (1, 2)
     lines = []
-    for line in parts[parts["kind"] == "all"].itertuples():
+    for line in in_order(parts[parts["kind"] == "all"]).itertuples():
         own = parts[(parts["method"] == line.method) & (parts["budget"] == line.budget)]
         cell = {"method": line.method, "asked": "all" if line.reference else asked(line.budget)}
         for kind in ("set", "all"):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from pvcbench.plots.style import asked
+from pvcbench.plots.style import asked, in_order
 from pvcbench.report.scores import value
 from pvcbench.stats import perplexity, sizes
 
@@ -15,7 +15,7 @@ BYTES = 2**20
 def samples_of(rows: pd.DataFrame, excerpts: Mapping[str, Mapping], limit: int) -> dict:
     """The first samples of a run, `cells` (method and budget, reference first), and how many there are in all."""
     rows = sizes.with_bytes(rows.assign(order=~rows["reference"].astype(bool)))
-    cells = rows.sort_values(["order", "method"], kind="stable")[["method", "budget"]].drop_duplicates()
+    cells = in_order(rows.sort_values("order", kind="stable"))[["method", "budget"]].drop_duplicates()
     keys = list(cells.itertuples(index=False, name=None))
     samples = list(rows.groupby("sample", sort=False))
     shown = [sample_of(own, excerpts.get(name), keys) for name, own in samples[:limit]]

@@ -12,8 +12,8 @@ import pytest
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from pvcbench.plots import needle, run_figures
-from pvcbench.plots.style import LOOKS, OTHERS, asked, budgets_of, looks, subject
+from pvcbench.plots import canvas, needle, run_figures
+from pvcbench.plots.style import LOOKS, OTHERS, asked, budgets_of, looks, methods_of, ordered, subject
 from pvcbench.runs.rows import load_table
 from pvcbench.stats import failures, summaries
 from rows import needle_rows, table, write_run
@@ -104,8 +104,9 @@ def test_curve_has_the_full_cache_as_reference_and_a_size_axis(rows):
     figure.savefig(io.BytesIO())
     assert axes.child_axes[0].get_xlabel() == "KV cache, MiB"
     np.testing.assert_allclose(axes.child_axes[0].get_xlim(), (0, full["mib"]), atol=1e-3)  # entries are whole
-    assert axes.get_title() == subject(rows)
-    assert "needle, SmolLM2-135M-Instruct, 1,022 to 1,024 prompt tokens, 10 samples" in axes.get_title()
+    title = figure.legends[0].get_title().get_text()
+    assert title == subject(rows)
+    assert "needle, SmolLM2-135M-Instruct, 1,022 to 1,024 prompt tokens, 10 samples" in title
 
 
 def test_curve_without_a_common_scale_has_no_size_axis(rows):
@@ -119,10 +120,18 @@ def test_curve_marks_where_a_method_ends():
     figure = run_figures.curve(table(needle_rows(repeats=2, methods=METHODS, budgets=(0.25, 0.55, 0.75))))
     axes = figure.axes[0]
     assert list(line(axes, "pvc: reach").get_xdata()) == pytest.approx([38.0, 38.0], abs=0.01)  # entries are whole
-    assert "pvc: reach 38%, nothing smaller" in legend(figure)
+    assert [text.get_text() for text in axes.texts] == ["pvc ends at 38%"]
     assert min(line(axes, "pvc").get_xdata()) > 38
-    assert list(line(axes, "pvc: smallest").get_xdata()) == [min(line(axes, "pvc").get_xdata())]
-    assert not [text for text in legend(figure) if "h2o:" in text]
+    assert legend(figure) == ["full cache, 22.5 MiB", "pvc", "h2o", "95% interval"]
+
+
+def test_marks_of_one_size_stand_beside_each_other_and_their_data_stays(rows):
+    axes = run_figures.curve(rows).axes[0]
+    axes.figure.draw_without_rendering()
+    drawn = [line(axes, name) for name in ("pvc", "h2o")]
+    assert drawn[0].get_xdata()[-1] == pytest.approx(drawn[1].get_xdata()[-1], abs=0.5)
+    places = [one.get_transform().transform((55.0, 0.5))[0] for one in drawn]
+    assert 3 < (places[1] - places[0]) * 72 / axes.figure.dpi < 8  # points
 
 
 def test_curve_names_what_failed(rows):
@@ -157,27 +166,34 @@ def test_grid_tells_zero_missing_and_out_of_reach_apart(rows):
     cell.loc[far, "error"], cell.loc[far, "score"] = "below PvC's reach of 38.0%", None
     cell.loc[far, "reach"] = 0.38
     axes = Figure().add_subplot()
-    needle.square_panel(axes, cell, [0, 25, 50, 75], [1024])
+    needle.block(axes, 0, cell, ([0, 25, 50, 75], [1024]), "25%", None)
     zero, one, missing, beyond = axes.patches
-    assert [text.get_text() for text in axes.texts] == ["0/2", "2/2", "", "reach"]
+    assert [text.get_text() for text in axes.texts] == ["\n6 of 8 samples", "0/2", "2/2", "", "reach"]
     assert zero.get_facecolor() == to_rgba(needle.SEQUENTIAL(0.0)) and not zero.get_hatch()
     assert one.get_facecolor() == to_rgba(needle.SEQUENTIAL(1.0)) and not one.get_hatch()
     assert missing.get_hatch() and missing.get_facecolor() == to_rgba("white")
     assert not beyond.get_hatch() and beyond.get_facecolor() not in (zero.get_facecolor(), missing.get_facecolor())
 
 
-def test_grid_has_a_panel_per_method_and_budget(rows):
+def test_grid_has_a_panel_per_method_and_a_block_per_budget(rows):
     figure = needle.needle_grid(rows)
-    panels = np.array(figure.axes[:8]).reshape(2, 4)
-    headings = [axes.get_title().split("\n")[0] for axes in panels[0]]
-    assert headings == ["full cache", "asked 10%", "asked 25%", "asked 55%"]
-    assert [axes.get_ylabel().split("\n")[0] for axes in panels[:, 0]] == ["pvc", "h2o"]
-    assert [len(axes.patches) for axes in panels[0]] == [5, 0, 0, 5]
-    assert [len(axes.patches) for axes in panels[1]] == [5, 5, 5, 5]
-    assert panels[0, 1].texts[0].get_text() == "out of\nreach\n(38%)"
+    panels = figure.axes[:2]
+    assert [axes.get_ylabel().split("\n")[0] for axes in panels] == ["pvc", "h2o"]
+    pvc, h2o = ([text.get_text() for text in axes.texts] for axes in panels)
+    assert [text for text in pvc if "%" in text and "(" not in text] == ["10%", "25%", "55%"] and "full cache" in pvc
+    assert pvc.count("out of\nreach\n(38%)") == 2 and "full cache" not in h2o
+    assert [len(axes.patches) for axes in panels] == [1 + 1 + 5 + 5, 4 * 5]
     good = rows[(rows["method"] == "h2o") & (rows["budget"] == "0.55")]
     deepest = good[good["sample_info"].map(lambda info: info["depth"] == 100)]
-    assert panels[1, 3].texts[-1].get_text() == f"{deepest['score'].sum():g}/{len(deepest)}"
+    of_budget = [text for text in h2o if "/" in text][10:15]
+    assert of_budget[-1] == f"{deepest['score'].sum():g}/{len(deepest)}"
+
+
+def test_a_block_says_what_was_kept_where_that_is_not_what_was_asked(rows):
+    cell = rows[(rows["method"] == "h2o") & (rows["budget"] == "0.25")]
+    assert needle.kept_of(cell, cell) == ""
+    assert needle.kept_of(cell.assign(budget="256"), cell) == f"kept {100 * cell['kept_fraction'].mean():.1f}%"
+    assert needle.kept_of(cell, cell.assign(kept_fraction=0.3).head(8)) == "kept 30.0%\n8 of 10 samples"
 
 
 def test_tasks_without_depth_and_spans_get_the_curve_only(rows, tmp_path):
@@ -196,7 +212,10 @@ def test_survival_lines_are_means_over_samples_with_gaps_for_layers_that_keep_al
     np.testing.assert_allclose(drawn, [100, np.nan, 100 * np.mean(numbers % 2) / 2])
     assert list(line(h2o, "full cache").get_ydata()) == [100, 100]
     assert any(axes.get_title() == "pvc (no value at 10%, 25%)" for axes in figure.axes)
-    assert legend(figure) == ["10%", "25%", "55%", "full cache"]
+    assert [text.get_text() for text in h2o.texts] == ["10, 25, 55%"]  # one place: one label
+    mean = line(h2o, "mean of 25%")
+    assert mean.get_ydata()[0] == pytest.approx(100 * np.mean((1 + numbers % 2 / 2) / 2))
+    assert mean.get_xdata()[0] > len(drawn)
 
 
 def survivors(rows):
@@ -217,7 +236,7 @@ def test_survival_table_counts_by_method_and_pooled(rows):
     pooled = [("all methods", *rest) for _, *rest in h2o]
     pooled[0] = ("all methods", "0", 2, 1)
     counts = counted[["method", "survival", "samples", "hits"]]
-    assert list(counts.itertuples(index=False, name=None)) == [*pooled, *h2o, ("pvc", "0", 1, 1)]
+    assert list(counts.itertuples(index=False, name=None)) == [*pooled, ("pvc", "0", 1, 1), *h2o]
 
 
 def test_survival_accuracy_has_intervals_over_prompts_and_counts(rows):
@@ -238,6 +257,30 @@ def test_known_methods_keep_their_colour_and_others_get_one_of_their_own():
     assert len(set(chosen.values())) == len(chosen)
     few = looks(["pvc", "h2o", "full", "a", "b", "c"])
     assert len({colour for colour, *_ in few.values()}) == 6
+
+
+def test_methods_have_one_order_everywhere(rows):
+    """The known ones as LOOKS has them, others by name, then the floor, and what leaks under whatever name."""
+    names = ["random", "zeta", "peek", "h2o", "alpha", "full", "pvc"]
+    assert ordered(names, ["peek"]) == ["full", "pvc", "h2o", "alpha", "zeta", "random", "peek"]
+    assert methods_of(rows) == ["pvc", "h2o"] == methods_of(summaries.summarize(rows))
+    assert list(looks(["h2o", "pvc", "full"])) == ["full", "pvc", "h2o"]
+    assert legend(run_figures.curve(rows))[1:3] == ["pvc", "h2o"]
+    titles = [axes.get_title().split(" (")[0] for axes in needle.needle_survival(rows).axes]
+    assert titles == [axes.get_ylabel().split("\n")[0] for axes in needle.needle_grid(rows).axes[:2]] == ["pvc", "h2o"]
+
+
+def test_labels_that_would_touch_are_moved_apart():
+    assert canvas.apart([5, 1, 1.5], 1) == [5, 0.75, 1.75]
+    assert canvas.apart([0, 0, 0], 2, low=0) == [0, 2, 4] and canvas.apart([9, 10], 2, high=10) == [8, 10]
+    assert canvas.columns_of(["a", "b"], 7.2) == 2 and canvas.columns_of(["long " * 20] * 3, 7.2) == 1
+
+
+def test_an_axis_holds_all_values_in_its_scale():
+    axes = Figure().add_subplot()
+    axes.set_yscale("log")
+    canvas.show_all(axes, [1.0, 100.0], [np.nan, np.inf])
+    np.testing.assert_allclose(axes.get_ylim(), [10**-0.1, 10**2.1])
 
 
 def test_budgets_are_ordered_by_size_and_named_in_words(rows):

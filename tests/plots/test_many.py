@@ -1,10 +1,12 @@
-"""The curve of many methods: a panel for each, and nothing lost or moved against one picture."""
+"""The dot plots of many methods: a panel for each size, one order, and nothing lost or moved against the table."""
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 
+from cells import rows_of
 from pvcbench.plots import many_methods, run_figures
-from pvcbench.stats import ranking, summaries
+from pvcbench.stats import ranking, summaries, ties
 from pvcbench.stats.failures import typed
 from rows import needle_rows, table
 
@@ -28,40 +30,83 @@ def rows(request):
     return typed(rows.drop(columns=["reason", "reach"]))
 
 
-def test_each_method_has_its_panel_best_first(rows):
-    figure = run_figures.curve(rows)
-    titles = [axes.get_title() for axes in figure.axes]
-    assert sorted(titles) == sorted(set(NAMES) - {"full"}) and titles[-1] == "method1"
-    same = rows[(rows["method"] != "full") & (rows["budget"] == "0.4")]  # method0 has no score at 10%
-    assert same.groupby("method")["score"].mean()[titles].is_monotonic_decreasing
+def marks(axes):
+    """The points of a panel by the line that they stand on: (value, marker's face)."""
+    points = [line for line in axes.get_lines() if line.get_marker() not in ("None", "", None)]
+    return {int(line.get_ydata()[0]): line.get_xdata()[0] for line in points if len(line.get_xdata()) == 1}
+
+
+def names_of(axes):
+    return [label.get_text().split(" (")[0] for label in axes.get_yticklabels()]
+
+
+def test_a_panel_per_size_and_the_order_of_the_middle_one(rows):
+    panels = run_figures.curve(rows).axes
+    assert [axes.get_title() for axes in panels] == ["10% of the cache", "40% of the cache"]
+    names = names_of(panels[0])
+    assert names[-2:] == ["random", "oracle_answer"] and set(names) == set(NAMES) - {"full"}
+    means = rows[rows["budget"] == "0.4"].groupby("method")["score"].mean()  # the middle of two sizes: the larger
+    assert means[names[:-2]].is_monotonic_decreasing and names[-3] == "method1"
+    [rule] = [line for line in panels[0].get_lines() if list(line.get_ydata()) == [len(names) - 1.5] * 2]
+    assert rule.get_color() == "#000000"
 
 
 def test_points_and_intervals_are_those_of_the_table(rows):
     cells = summaries.summarize(rows).set_index(["method", "budget"])
-    for axes in run_figures.curve(rows).axes:
-        name = axes.get_title()
-        own = next(line for line in axes.get_lines() if line.get_marker() not in ("None", "", "_"))
-        wanted = cells.loc[name][cells.loc[name]["score"].notna()].sort_values("kept_fraction")
-        np.testing.assert_allclose(own.get_xdata(), 100 * wanted["kept_fraction"].astype(float))
-        np.testing.assert_allclose(own.get_ydata(), wanted["score"].astype(float))
-        [bars] = axes.collections
-        ends = np.array([segment[:, 1] for segment in bars.get_segments()])
-        np.testing.assert_allclose(ends, wanted[["low", "high"]].astype(float))
+    panels = run_figures.curve(rows).axes
+    names = names_of(panels[0])  # which stand at the left alone
+    for axes, budget in zip(panels, ("0.1", "0.4"), strict=True):
+        drawn = marks(axes)
+        wanted = {names.index(name): cells.loc[(name, budget), "score"] for name in names}
+        assert drawn == pytest.approx({place: value for place, value in wanted.items() if not np.isnan(value)})
+        ends = {}
+        for bars in axes.collections:
+            (segment,) = bars.get_segments()
+            ends[int(segment[0, 1])] = tuple(segment[:, 0])
+        for place, found in ends.items():
+            assert found == pytest.approx(tuple(cells.loc[(names[place], budget), ["low", "high"]].astype(float)))
+        assert set(ends) == set(drawn)
 
 
-def test_floor_reference_and_reach_are_in_the_panels(rows):
+def test_absent_cells_say_why_and_the_full_cache_and_the_floor_are_lines(rows):
     figure = run_figures.curve(rows)
     said = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert said == ["full cache", "random", "oracle_answer", "other methods", "bars: 95% intervals"]
-    for axes in figure.axes:
-        colours = [line.get_color() for line in axes.get_lines()]
-        assert ranking.leaking(rows) == {"oracle_answer"} and colours.count("#CFCFCF") == 7
-        notes = [text.get_text() for text in axes.texts]
-        assert notes == (["reach 38%"] if axes.get_title() == "method0" else [])
+    assert said[:3] == ["full cache", "random, the floor", "mean, 95% interval"]
+    assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [["cannot go below 38%"], []]
+    full, floor = (rows[rows["method"] == name] for name in ("full", "random"))
+    for axes, budget in zip(figure.axes, ("0.1", "0.4"), strict=True):
+        upright = {line.get_xdata()[0] for line in axes.get_lines() if len(line.get_xdata()) == 2}
+        assert {full["score"].mean(), floor[floor["budget"] == budget]["score"].mean()} <= upright
+    assert ranking.leaking(rows) == {"oracle_answer"}
+
+
+def test_incomplete_cells_are_crossed_and_stand_behind_the_complete_ones(rows):
+    some = rows.copy()
+    lost = some[(some["method"] == "method2") & (some["budget"] == "0.4")].index[:3]
+    some.loc[lost, "score"], some.loc[lost, "error"] = np.nan, "RuntimeError: none"
+    figure = run_figures.curve(some)
+    assert names_of(figure.axes[0])[-3] == "method2"
+    crosses = [line for line in figure.axes[1].get_lines() if line.get_label() == "_incomplete"]
+    assert len(crosses) == 2 and {int(line.get_ydata()[0]) for line in crosses} == {len(NAMES) - 4}
+    assert any("not ranked" in text.get_text() for text in figure.legends[0].get_texts())
+
+
+def test_shaded_are_those_that_no_test_tells_from_the_best():
+    """Thirty samples: 30, 29 and 10 right. The second is not told apart, the third is."""
+    cells = {"full": 30, "a": 30, "b": 29, "c": 10}
+    made = rows_of({name: [1.0] * hits + [0.0] * (30 - hits) for name, hits in cells.items()}, [100] * 30)
+    table = summaries.summarize(made)
+    budget = table[table["method"] == "a"]["budget"].iloc[0]
+    assert ties.with_the_best(made, table, budget) == {"a", "b"}
+    figure = many_methods.dots(made, table, ("score", "low", "high"), "score", "highest")
+    shades = [
+        patch for patch in figure.axes[0].patches if to_rgba(patch.get_facecolor()) == to_rgba(many_methods.SHADE)
+    ]
+    assert sorted(patch.get_y() + 0.5 for patch in shades) == [0, 1]
+    few = made[made["sample"].isin(made["sample"].unique()[:5])]
+    assert ties.with_the_best(few, table.assign(leaks=table["method"].isin(["a", "b"])), budget) == set()
 
 
 def test_few_methods_share_one_picture(rows):
     few = rows[rows["method"].isin(NAMES[:8])]
-    assert (
-        not many_methods.too_many(few) and len([axes for axes in run_figures.curve(few).axes if axes.get_title()]) == 1
-    )
+    assert not many_methods.too_many(few) and len(run_figures.curve(few).axes) == 1

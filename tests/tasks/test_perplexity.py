@@ -358,8 +358,9 @@ def test_the_curve_of_an_exploding_method_is_logarithmic(tmp_path):
     assert calm.axes[0].get_yscale() == "linear" and wild.axes[0].get_yscale() == "log"
     assert "perplexity" in wild.axes[0].get_ylabel()
     cost = run_figures.likelihood_cost(made_rows(6.0)).axes[0]
-    mine = next(part for part in cost.containers if part.get_label() == "mine")
-    assert mine.lines[0].get_ydata() == pytest.approx([6.0 * 19 / 40]) and mine.lines[0].get_xdata() == [50.0]
+    mine = next(part for part in cost.get_lines() if part.get_label() == "mine")
+    assert mine.get_ydata() == pytest.approx([6.0 * 19 / 40]) and mine.get_xdata() == [50.0]
+    assert cost.get_ylim()[0] < 0 < 6.0 * 19 / 40 < cost.get_ylim()[1]  # marks moved by points leave the axis alone
     places = perplexity.by_position(made_rows(6.0)).set_index(["method", "position"])["nll"]
     assert places["mine", 36.5] - places["full", 36.5] == pytest.approx(6.0)  # block of 8 after the first 32
     long = made_rows(0.0).assign(token_nll=[[1.0] * 9215] * 24, prompt_tokens=9216)

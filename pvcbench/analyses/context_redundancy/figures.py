@@ -8,22 +8,39 @@ import pandas as pd
 from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
-from pvcbench.analyses.common import canvas, field, groups, intervals, layer_bar, layer_colours, observations, subject
+from pvcbench.analyses.common import (
+    by_length,
+    canvas,
+    field,
+    grid,
+    groups,
+    intervals,
+    layer_bar,
+    layer_colours,
+    observations,
+    subject,
+)
 from pvcbench.analyses.context_redundancy.tables import CHEAP, setting
+from pvcbench.plots.canvas import WIDTH, head
 from pvcbench.plots.style import BLACK, BLUE, DASHED, DOTTED, GREY, RED, SEQUENTIAL
 
-NLL = f"NLL increase, nats per token (linear below {CHEAP})"
+NLL = f"rise of the negative log-likelihood,\nnats per token (linear below {CHEAP})"
 AGREEMENT = "following tokens predicted as without a cut, %"
+BAND = Patch(color=GREY, alpha=0.3, label="95% interval")
+SIGNS = {"+": "worse, the 95% interval is above 0", "_": "better, it is below 0"}
+DARK = 0.08  # changes that the map draws so dark that black cannot be seen on them
 MASS = "last token's attention that remains, %"
 
 
 def figures(rows: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     """Effects against the share kept, as maps and by layer; cuts of all layers from one on; the newest kept instead."""
-    rows = observations(rows)
-    cells = list(groups(rows))
-    if not cells:
-        return
+    for ending, own in by_length(observations(rows)):
+        yield from ((name + ending, figure) for name, figure in _of_length(own, list(groups(own))))
+
+
+def _of_length(rows: pd.DataFrame, cells: list) -> Iterator[tuple[str, Figure]]:
     yield "nll_by_share", _by_share(rows, cells, lambda own: field(own, "alone", "nll"), NLL)
     yield "agreement_by_share", _by_share(rows, cells, lambda own: 100 * field(own, "alone", "agreement"), AGREEMENT)
     yield "nll_map", _map(rows, cells, lambda own: field(own, "alone", "nll"), NLL)
@@ -40,7 +57,8 @@ def _percent(shares: list[float]) -> list[str]:
 
 def _by_share(rows: pd.DataFrame, cells: list, values: Callable, label: str) -> Figure:
     """Against the share kept: a line per layer, and the mean over layers with its interval."""
-    figure, panels = canvas(rows, [name for name, _ in cells])
+    mean = Line2D([], [], color=BLACK, marker="o", markersize=3, label="mean over layers, 95% interval")
+    figure, panels = canvas(rows, [name for name, _ in cells], [mean])
     deepest = 1 + max(max(setting(own, "layers")) for _, own in cells)
     colours = layer_colours(deepest)
     for axes, (_, own) in zip(panels, cells, strict=True):
@@ -56,31 +74,36 @@ def _by_share(rows: pd.DataFrame, cells: list, values: Callable, label: str) -> 
         axes.minorticks_off()
         if label == NLL:
             _nll_axis(axes)
-    for axes in panels[-2:]:
-        axes.set_xlabel("entries that one layer keeps, % of the context (log)")
+    figure.supxlabel("entries that one layer keeps, % of the context (log)", fontsize=9)
     layer_bar(figure, panels, deepest)
     figure.supylabel(label, fontsize=9)
-    mean = Line2D([], [], color=BLACK, marker="o", markersize=3, label="mean over layers, 95% interval")
-    figure.legend(handles=[mean], loc="outside lower center")
     return figure
 
 
 def _map(rows: pd.DataFrame, cells: list, values: Callable, label: str) -> Figure:
-    """Layer by share kept, means over samples: one colour scale for all groups."""
-    figure, panels = canvas(rows, [name for name, _ in cells], shared=False)
-    means = [intervals(values(own), own["cluster"])[0] for _, own in cells]
-    known = np.concatenate([mean.ravel() for mean in means])
+    """Layer by share kept, means over samples: one colour scale for all groups; signs stand for colours in grey print.
+
+    Of changes, a plus or minus marks squares whose interval leaves out 0, by its direction.
+    """
+    marks = [Line2D([], [], color=BLACK, marker=sign, linestyle="none", label=text) for sign, text in SIGNS.items()]
+    figure, panels = canvas(rows, [name for name, _ in cells], marks if label == NLL else [], 3.6, shared=False)
+    found = [intervals(values(own), own["cluster"]) for _, own in cells]
+    known = np.concatenate([mean.ravel() for mean, *_ in found])
     if label == NLL:
         most = max(CHEAP, float(np.nanmax(np.abs(known))))
         norm, shades = SymLogNorm(CHEAP, vmin=-most, vmax=most), matplotlib.colormaps["RdBu_r"]
     else:
         norm, shades = Normalize(float(np.nanmin(known)), 100), SEQUENTIAL
-    for axes, (_, own), mean in zip(panels, cells, means, strict=True):
+    for axes, (_, own), (mean, low, high) in zip(panels, cells, found, strict=True):
         image = axes.imshow(mean, aspect="auto", origin="lower", norm=norm, cmap=shades, interpolation="nearest")
         layers, shares = setting(own, "layers"), setting(own, "shares")
         places = range(0, len(layers), max(1, len(layers) // 6))
         axes.set_yticks(places, [layers[place] for place in places])
         axes.set_xticks(range(len(shares)), _percent(shares))
+        for sign, chosen in zip(SIGNS, (low > 0, high < 0), strict=True) if label == NLL else ():
+            y, x = np.nonzero(chosen)
+            ink = ["white" if dark else "black" for dark in np.abs(mean[y, x]) > DARK]
+            axes.scatter(x, y, marker=sign, s=16, c=ink, linewidths=1)
     figure.colorbar(image, ax=panels, label=label, aspect=30, pad=0.02)
     _labels(figure, "entries that the layer keeps, % of the context", "layer cut")
     return figure
@@ -89,7 +112,10 @@ def _map(rows: pd.DataFrame, cells: list, values: Callable, label: str) -> Figur
 def _by_layer(rows: pd.DataFrame, cells: list) -> Figure:
     """The NLL increase by layer, a row per group and a column per share; the cut by position where it was made."""
     shares = setting(cells[0][1], "shares")
-    figure = Figure(figsize=(1.6 + 1.5 * max(3, len(shares)), 1.3 + 1.9 * len(cells)), layout="constrained")
+    kinds = {"entries with the most attention kept": (BLUE, "-"), "newest and first 4 entries kept": (RED, DASHED)}
+    handles = [Line2D([], [], color=colour, linestyle=dash, label=text) for text, (colour, dash) in kinds.items()]
+    figure = Figure(figsize=(WIDTH, 1.3 + 1.9 * len(cells)), layout="constrained")
+    head(figure, subject(rows), [*handles, BAND])
     panels = figure.subplots(len(cells), len(shares), squeeze=False, sharex=True, sharey=True)
     for line, (name, own) in zip(panels, cells, strict=True):
         line[0].set_ylabel(name.replace(", ", "\n"))
@@ -103,27 +129,21 @@ def _by_layer(rows: pd.DataFrame, cells: list) -> Figure:
     for text, top, bottom in zip(_percent(shares), panels[0], panels[-1], strict=True):
         top.set_title(f"{text}% kept")
         bottom.set_xlabel("layer cut")
-    kinds = {"entries with the most attention kept": (BLUE, "-"), "newest and first 4 entries kept": (RED, DASHED)}
-    handles = [Line2D([], [], color=colour, linestyle=dash, label=text) for text, (colour, dash) in kinds.items()]
-    figure.suptitle(subject(rows), fontsize=9)
-    figure.legend(handles=handles, title="means and 95% intervals", ncols=2, loc="outside lower center")
     figure.supylabel(NLL, fontsize=9)
     return figure
 
 
 def _onward(rows: pd.DataFrame, cells: list) -> Figure:
-    """The NLL increase by the first layer cut: a line per share, with intervals."""
-    figure, panels = canvas(rows, [name for name, _ in cells])
+    """The NLL increase by the first layer cut: a line of panels per share, so that no band lies over another."""
     shares = setting(cells[0][1], "above")
-    colours = SEQUENTIAL(np.linspace(0.0, 0.88, len(shares)))
-    for axes, (_, own) in zip(panels, cells, strict=True):
+    titles = [[f"{name}: {text}% kept" for name, _ in cells] for text in _percent(shares)]
+    mean = Line2D([], [], color=BLUE, linewidth=1.2, label="mean")
+    figure, panels = grid(rows, titles, [mean, BAND], 2.0)
+    for column, (_, own) in zip(panels.T, cells, strict=True):
         found = intervals(field(own, "onward", "nll"), own["cluster"])
-        for place, colour in enumerate(colours):
-            _line(axes, setting(own, "layers"), [ends[:, place] for ends in found], colour, "-")
-        _nll_axis(axes)
-    names = [f"{text}% kept" for text in _percent(shares)]
-    handles = [Line2D([], [], color=colour, label=name) for colour, name in zip(colours, names, strict=True)]
-    figure.legend(handles=handles, title="95% intervals", loc="outside right upper")
+        for place, axes in enumerate(column):
+            _line(axes, setting(own, "layers"), [ends[:, place] for ends in found], BLUE, "-")
+            _nll_axis(axes)
     _labels(figure, "first layer cut, with all deeper ones", NLL)
     return figure
 

@@ -40,9 +40,8 @@ def _panels(rows: pd.DataFrame, theirs: pd.DataFrame) -> Iterator:
     parts = {name: rows[rows["sample"] == sample] for name, sample in settings.items()}
     known = {name: theirs[theirs["samples"] == name] if len(theirs) else theirs for name in parts}
     tallest = max(len(part) + len(known[name]) for name, part in parts.items())
-    figure, axes = canvas(
-        rows, [name.replace(", ", "\n") for name in parts], (4.4, 0.9 + HEIGHT * tallest), shared=False
-    )
+    titles = [name.replace(", ", "\n") for name in parts]
+    figure, axes = canvas(rows, titles, tall=0.9 + HEIGHT * tallest, shared=False)
     yield figure
     for ax, (name, part) in zip(axes, parts.items(), strict=True):
         ours = [row.method if row.reference else f"{row.method} {asked(row.budget)}" for row in part.itertuples()]
