@@ -14,7 +14,7 @@ def parser(**options) -> Parser:
         description="Packs a finished run, its rows, configuration, environment and excerpts of prompts, into one file "
         "that `pvcbench board` reads. Folders and host names are taken out, and the file says what was. Rows hold the "
         "right answers and what the model answered.",
-        epilog='example: pvcbench submit results/quickstart/38204906e0bf --by "Ada Lovelace"',
+        epilog='example: pvcbench submit results/quickstart/a9b99b9e9929 --by "Ada Lovelace"',
         **options,
     )
     made.add_argument("folder", type=Path, metavar="FOLDER", help="the folder of one run")

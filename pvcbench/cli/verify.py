@@ -8,7 +8,7 @@ from pathlib import Path
 from pvcbench.cli.exits import Parser
 from pvcbench.errors import UserError
 
-EXAMPLE = "example: pvcbench verify results/quickstart/38204906e0bf --cells 100"
+EXAMPLE = "example: pvcbench verify results/quickstart/a9b99b9e9929 --cells 100"
 ABOUT = (
     "Measures some of a stored run again and says whether its rows agree; writes nothing into the run. On the machine "
     "of the run rows must be identical apart from times and memory, elsewhere they must agree within a tolerance. "

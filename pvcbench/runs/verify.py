@@ -1,6 +1,6 @@
 """Measures some of a stored run again and says whether its rows agree; writes nothing into the run.
 
-pvcbench verify results/quickstart/38204906e0bf            # at least 8 cells, whole samples
+pvcbench verify results/quickstart/a9b99b9e9929            # at least 8 cells, whole samples
 pvcbench verify RUN --cells 100 --seed 1                   # more of them, others
 
 On the machine of the run (same processor, packages, threads and flags) rows must be identical apart from times and

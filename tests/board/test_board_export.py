@@ -66,7 +66,7 @@ def test_what_is_exported_is_valid(submit, rows, exported, tmp_path):
                 **sizes,
             }
     paths = [submit(files={"rows.jsonl": joined(rows)}, note="x", by="<Ada>")]
-    for run in ("quickstart/38204906e0bf", "perplexity_beyond/cc09dfae6096", "longbench_table/00266e4b38d4"):
+    for run in ("quickstart/a9b99b9e9929", "perplexity_beyond/cc09dfae6096", "longbench_table/00266e4b38d4"):
         paths.append(tmp_path / f"{run.rpartition('/')[2]}.zip")
         paths[-1].write_bytes(pack.pack(RESULTS / run, "Ada", partial=True).content)
     documents, _, _ = exported(*paths)

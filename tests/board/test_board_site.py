@@ -271,7 +271,7 @@ def test_the_copied_file_is_the_one_that_was_submitted(submit, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "run", ["quickstart/38204906e0bf", "analysis/3a4d5a2ca4cd", "pyramidinfer_throughput/c850763c70fe"]
+    "run", ["quickstart/a9b99b9e9929", "analysis/3a4d5a2ca4cd", "pyramidinfer_throughput/c850763c70fe"]
 )
 def test_committed_runs_of_every_kind_stand_on_a_board(run, tmp_path):
     path = tmp_path / "x.zip"

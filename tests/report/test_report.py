@@ -234,7 +234,7 @@ def test_commands_ask_for_the_same_again(folder):
 
 
 def test_the_quickstarts_command_is_the_readmes():
-    stored = yaml.safe_load((RESULTS / "quickstart" / "38204906e0bf" / "config.yaml").read_text(encoding="utf-8"))
+    stored = yaml.safe_load((RESULTS / "quickstart" / "a9b99b9e9929" / "config.yaml").read_text(encoding="utf-8"))
     words = shlex.split(command_again.command(stored)[0])[3:]
     assert words == [
         "task=needle",
@@ -245,7 +245,7 @@ def test_the_quickstarts_command_is_the_readmes():
 
 
 def test_what_no_command_can_say():
-    stored = yaml.safe_load((RESULTS / "quickstart" / "38204906e0bf" / "config.yaml").read_text(encoding="utf-8"))
+    stored = yaml.safe_load((RESULTS / "quickstart" / "a9b99b9e9929" / "config.yaml").read_text(encoding="utf-8"))
     own = copy.deepcopy(stored)
     own["identity"]["task"]["name"] = "mine"
     assert command_again.command(own) == (None, "measured from Python with a task of its own")
