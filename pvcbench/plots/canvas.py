@@ -16,6 +16,7 @@ from matplotlib.transforms import ScaledTranslation, Transform
 from pvcbench.plots.style import BLACK, subject
 
 WIDTH = 7.2  # inches: a page's text is about as wide, so that nothing is shrunk in print
+ASIDE = "marks of one size stand side by side"  # what an axis says of marks that were moved
 LETTER, KEY = 0.068, 0.55  # inches that a letter of a legend and the key beside it take
 INTERVALS = "95% interval"
 

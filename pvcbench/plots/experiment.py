@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Transform
 
-from pvcbench.plots.canvas import WIDTH, apart, beside, fit, head, interval_entry, panels_of, step_of
+from pvcbench.plots.canvas import ASIDE, WIDTH, apart, beside, fit, head, interval_entry, panels_of, step_of
 from pvcbench.plots.many_methods import MANY, dots, too_many
 from pvcbench.plots.style import (
     BLACK,
@@ -91,7 +91,7 @@ def pareto(rows: pd.DataFrame, compared: pd.DataFrame, times: pd.DataFrame) -> F
     label = sizes.label(table).replace(": ", ":\n") if share else "KV cache, MiB (measured)"
     size = 100 * table["kept_bytes"] if share else table["mib"]
     _points(panels[0], table.assign(size=size), "size", style, WIDTH / wide - 0.8)
-    panels[0].set(xlabel=label)
+    panels[0].set(xlabel=f"{label}\n({ASIDE})" if len(methods_of(table)) > 1 else label)
     if wide > 1:
         panels[1].hlines(timed["score"], timed["least"], timed["most"], color=GREY, linewidth=0.8, zorder=1)
         _points(panels[1], timed, STEP, style, 0)

@@ -18,7 +18,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Transform
 
 from pvcbench.plots import drawn_from, published
-from pvcbench.plots.canvas import WIDTH, beside, fit, head, interval_entry, panels_of, show_all, step_of
+from pvcbench.plots.canvas import ASIDE, WIDTH, beside, fit, head, interval_entry, panels_of, show_all, step_of
 from pvcbench.plots.many_methods import dots, too_many
 from pvcbench.plots.needle import needle_grid, needle_survival, survival_accuracy
 from pvcbench.plots.style import (
@@ -110,7 +110,10 @@ def curve(rows: pd.DataFrame, table: pd.DataFrame | None = None) -> Figure | Non
     full = scored[scored["reference"].astype(bool)]
     handles = [_level(axes, line, style[line.method]) for line in full.itertuples()]
     names, absent = methods_of(table), []
-    for name, where in places(axes, scored, names).items():
+    moved = places(axes, scored, names)
+    if len(moved) > 1:
+        axes.set_xlabel(f"{sizes.label(table)} ({ASIDE})")
+    for name, where in moved.items():
         cells = table[table["method"] == name]
         handles.append(_line(axes, name, cells[cells["score"].notna()], style[name], where, sizes.axis(table)))
         absent += _absences(axes, name, cells, table, style[name][0])

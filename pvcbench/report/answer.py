@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from pvcbench.plots.style import amount
-from pvcbench.stats import significance, sizes, summaries
+from pvcbench.stats import significance, sizes, summaries, ties
 
 TARGETS = (0.1, 0.25, 0.4)  # shares of the full cache
 HERE = "here"  # the budget that cells of one size share while they are compared
@@ -115,11 +115,10 @@ def groups(rows: pd.DataFrame, candidates: pd.DataFrame, lower: bool) -> tuple[l
     lines = order.to_dict("records")
     best, others = lines[0], lines[1:]
     known = same_size(rows, lines)
-    found = [significance.versus(known, one["method"], best["method"], HERE) for one in others]
-    corrected = significance.holm([one["p"] for one in found])
+    found = ties.against_best(known, best["method"], [one["method"] for one in others], HERE)
     compared = [
-        Candidate(line, one["difference"], one["low"], one["high"], float(p))
-        for line, one, p in zip(others, found, corrected, strict=True)
+        Candidate(line, one["difference"], one["low"], one["high"], one["p"])
+        for line, one in zip(others, found, strict=True)
     ]
     leading = [Candidate(best), *(one for one in compared if not one.apart)]
     return leading, [one for one in compared if one.apart]

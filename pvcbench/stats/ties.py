@@ -4,9 +4,18 @@ The best is the one with the best mean; choosing it by the same samples makes th
 a test planned before would. References, leaking methods and incomplete cells are in no group (`stats.ranking`).
 """
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from pvcbench.stats import ranking, significance
+
+
+def against_best(rows: pd.DataFrame, best: str, others: Sequence[str], budget: str) -> list[dict]:
+    """Each other method's line of `significance.versus` the best one, with `p` corrected by Holm over these tests."""
+    found = [significance.versus(rows, name, best, budget) for name in others]
+    corrected = significance.holm([line["p"] for line in found])
+    return [line | {"p": float(p)} for line, p in zip(found, corrected, strict=True)]
 
 
 def with_the_best(rows: pd.DataFrame, table: pd.DataFrame, budget: str) -> set[str]:
@@ -19,8 +28,7 @@ def with_the_best(rows: pd.DataFrame, table: pd.DataFrame, budget: str) -> set[s
         return set()
     cells = cells.sort_values("score", ascending="perplexity" in table, kind="stable")
     best, *others = cells["method"]
-    found = pd.Series({name: significance.versus(rows, best, name, budget)["p"] for name in others})
-    if found.isna().all():
+    found = against_best(rows, best, others, budget)
+    if all(pd.isna(line["p"]) for line in found):
         return set()
-    found[:] = significance.holm(found)
-    return {best, *found[~(found < significance.ALPHA)].index}
+    return {best, *(line["method"] for line in found if not line["p"] < significance.ALPHA)}
