@@ -104,7 +104,7 @@ def setting_of(name: str, rows: pd.DataFrame, every: pd.DataFrame, runs: Mapping
 
 def floors_of(rows: pd.DataFrame) -> set[str]:
     """The methods that choose at random, by their class or by the name that the figures know."""
-    found = set(style.BESIDE)
+    found = {style.FLOOR}
     for folder in rows["folder"].unique():
         methods = stored(Path(folder))["identity"].get("methods") or {}
         found |= {name for name, made in methods.items() if made.get("class") == RANDOM}
