@@ -19,6 +19,7 @@ from pvcbench.places import user_path
 from pvcbench.runs import locks, sessions, stored
 from pvcbench.runs.rows import in_sample_order, key_of, row_files, rows_by_file
 from pvcbench.runs.run_id import run_id
+from pvcbench.runs.sessions import refuse_other_weights
 from pvcbench.runs.writing import _append, _first, _untear, _written
 
 
@@ -62,6 +63,7 @@ class RunFolder:
         """
         if not (self.path / "environment.json").exists():
             _first(self.path / "environment.json", json.dumps(self._environment, indent=1) + "\n")
+        refuse_other_weights(self.path, self._environment)
         path = self.path / "config.yaml"
         known = stored.read(path)
         if known is not None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -10,6 +12,7 @@ import pvcbench
 from pvcbench.cli.main import main as command
 from pvcbench.config import compose
 from pvcbench.errors import UserError
+from pvcbench.models import random_weights
 from pvcbench.report import compare_methods, html_page
 from pvcbench.runs import runner
 from pvcbench.runs.folder import RunFolder
@@ -221,3 +224,32 @@ def test_rows_that_the_run_cannot_have_are_named_when_it_goes_on(tmp_path, capsy
     path.write_text(whole)
     config.limit = 1  # rows of an earlier, larger limit are the run's
     assert runner.run(config, figures=False).measured == 0
+
+
+def test_a_run_does_not_go_on_with_other_weights_under_its_id(folder):
+    def open_with(environment):
+        made = RunFolder(folder.parent.parent, "e", IDENTITY)
+        try:
+            made.open({}, environment)
+        finally:
+            made.close()
+
+    first = {"model": {"loaded_sha256": "a", "elements_per_tensor": 8}, "packages": {"transformers": "5.0"}}
+    open_with(first)
+    open_with(first)
+    open_with({})  # tells nothing that could be held against it
+    with pytest.raises(UserError, match=r"other weights .*transformers: 5.0 then, 5.1 now.*experiment=NAME"):
+        open_with({"model": {"loaded_sha256": "b", "elements_per_tensor": 8}, "packages": {"transformers": "5.1"}})
+
+
+def test_threads_that_draw_weights_at_once_draw_the_same(monkeypatch):
+    real = random_weights.AutoModelForCausalLM.from_config
+
+    def slow(*args, **options):
+        time.sleep(0.05)  # in which another thread could set the seed anew or draw
+        return real(*args, **options)
+
+    monkeypatch.setattr(random_weights.AutoModelForCausalLM, "from_config", slow)
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda seed: random_weights.random("tiny", "cpu", None, seed).made, [1, 2, 1, 2]))
+    assert made[0] == made[2] != made[1] == made[3]

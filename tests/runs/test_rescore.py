@@ -32,7 +32,9 @@ def write(folder, rows, task=JSONL, name="jsonl"):
     identity = {"task": {"name": name}}
     stored = {"run": run_id(identity), "identity": identity, "config": {"task": task}}
     (folder / "config.yaml").write_text(yaml.safe_dump(stored), encoding="utf-8")
-    (folder / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps(one | {"task": name}) + "\n" for one in rows), encoding="utf-8"
+    )
     return folder / "rows.jsonl"
 
 
