@@ -7,20 +7,20 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pvcbench.config import overrides as written_settings
 from pvcbench.config import settings
 from pvcbench.config.extras import pip_install
-from pvcbench.config.moved import target_now
+from pvcbench.config.moved import today
 from pvcbench.config.overrides import quoted
 from pvcbench.config.settings import Config
 from pvcbench.errors import UserError
@@ -177,6 +177,8 @@ def check_choice(text: str, folders: Sequence[Path], several: bool) -> None:
         found = [one for part in read.sweep_iterator() for one in (part if isinstance(part, list) else [part])]
     elif isinstance(found, dict) and found and group in CHOSEN:
         return  # settings of what is chosen
+    if group == "method" and (not found or (isinstance(found, list) and [] in found)):
+        raise UserError(f"{text} names no method: write method=full for the full cache alone, or {form}")
     names = found if isinstance(found, list) and (group == "method" or read.is_sweep_override()) else [found]
     known = options(group, folders)
     for name in names:
@@ -295,16 +297,44 @@ def options(group: str, folders: Sequence[Path] = ()) -> list[str]:
 
 def build(node: Any, name: str, **runtime) -> Any:
     """The object a configuration node describes by `_target_`; a wrong argument becomes a user's error."""
-    target = node.get("_target_")
-    if isinstance(target, str) and target_now(target) != target:
-        node = {**node, "_target_": target_now(target)}
+    key = {"the task": "task", "the model": "model"}.get(name) or name.replace("method ", "methods.", 1)
     try:
+        plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+        node = today(plain)
+        refuse_misfits(node, key)
         return instantiate(node, _convert_="all", **runtime)
-    except (HydraException, TypeError) as error:
+    except (HydraException, OmegaConfBaseException, TypeError) as error:
         cause = error.__cause__ or error
         if isinstance(cause, UserError):
             raise cause from error
-        raise UserError(f"cannot build {name}: {' '.join(str(cause).split())}") from error
+        text = " ".join(str(cause).split())
+        kind = "" if isinstance(cause, HydraException | TypeError) else f"{type(cause).__name__}: "
+        target = node.get("_target_") if isinstance(node, Mapping) else None
+        raise UserError(f"cannot build {name} ({key}, {target}): {kind}{text}") from error
+
+
+def refuse_misfits(node: Mapping, key: str) -> None:
+    """Refuses text where the class or function that a node names takes only numbers, or true and false.
+
+    Other values are left to the class, which may take more than its annotations say.
+    """
+    for name, value in node.items():
+        if isinstance(value, Mapping) and "_target_" in value:
+            refuse_misfits(value, f"{key}.{name}")
+    if not any(isinstance(value, str) for name, value in node.items() if name != "_target_"):
+        return
+    try:
+        made = get_object(node["_target_"])
+        hints = get_type_hints(made.__init__ if isinstance(made, type) else made)
+    except (HydraException, ImportError, AttributeError, KeyError, NameError, TypeError, ValueError):
+        return  # no such class, or hints that cannot be read: building says what is wrong
+    for name, value in node.items():
+        kinds = set(get_args(hints.get(name)) or (hints.get(name),))
+        if isinstance(value, str) and value != "???" and kinds <= {int, float, bool, type(None)}:
+            words = " or ".join(settings.WORDS[kind] for kind in (bool, int, float) if kind in kinds)
+            empty = ", or null" if type(None) in kinds else ""
+            if words:
+                raise UserError(f"{key}.{name} must be {words}{empty}, not {value!r} ({node['_target_']})")
 
 
 def build_methods(nodes: Any) -> dict[str, Any]:
