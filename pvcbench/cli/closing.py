@@ -50,9 +50,13 @@ def next_lines(result: Result) -> list[str]:
     rivals = [name for name in methods if name not in floors_of(result.rows)]
     found = [(f"pvcbench report {shlex.quote(str(folder.parent.parent))}", "one page of all runs, sample by sample")]
     if len(rivals) > 1:
-        budgets = list(order[order["method"] == rivals[1]]["budget"])
-        pair = f"--method {rivals[0]} --against {rivals[1]}@{budgets[len(budgets) // 2]}"
-        found.append((f"pvcbench compare {shlex.quote(str(folder))} {pair}", "one method against another"))
+        best = set(order[order["method"] == rivals[0]]["budget"])
+        for other in rivals[1:]:
+            both = [budget for budget in order[order["method"] == other]["budget"] if budget in best]
+            if both:
+                pair = f"--method {rivals[0]} --against {other}@{both[len(both) // 2]}"
+                found.append((f"pvcbench compare {shlex.quote(str(folder))} {pair}", "one method against another"))
+                break
     asked = f"'method=[{','.join(methods)}]'"
     found.append((f"pvcbench model=hf model.name=ORG/NAME {asked}", "the same methods on a model of yours"))
     wide = max(len(command) for command, _ in found)

@@ -51,7 +51,7 @@ def parser(**options) -> Parser:
     made.add_argument(
         "--cfg",
         "-c",
-        metavar="job",
+        choices=["job"],
         help="print the whole configuration, all keys of it, and stop (`job` is its only value)",
     )
     return made

@@ -2,13 +2,18 @@
 
 import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra.errors import HydraException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from pvcbench.config.moved import target_now
+from pvcbench.config import settings
+from pvcbench.config.moved import today
 from pvcbench.errors import UserError
 
 PACKAGE = Path(__file__).parent.parent
@@ -55,16 +60,45 @@ def refuse_shadow(path: Path, ours: Path) -> None:
 
 def build(node: Any, name: str, **runtime) -> Any:
     """The object a configuration node describes by `_target_`; a wrong argument becomes a user's error."""
-    target = node.get("_target_")
-    if isinstance(target, str) and target_now(target) != target:
-        node = {**node, "_target_": target_now(target)}
+    key = {"the task": "task", "the model": "model"}.get(name) or name.replace("method ", "methods.", 1)
     try:
+        plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+        node = today(plain)
+        refuse_misfits(node, key)
         return instantiate(node, _convert_="all", **runtime)
-    except (HydraException, TypeError) as error:
+    except (HydraException, OmegaConfBaseException, TypeError) as error:
         cause = error.__cause__ or error
         if isinstance(cause, UserError):
             raise cause from error
-        raise UserError(f"cannot build {name}: {' '.join(str(cause).split())}") from error
+        text = " ".join(str(cause).split())
+        kind = "" if isinstance(cause, HydraException | TypeError) else f"{type(cause).__name__}: "
+        target = node.get("_target_") if isinstance(node, Mapping) else None
+        raise UserError(f"cannot build {name} ({key}, {target}): {kind}{text}") from error
+
+
+def refuse_misfits(node: Mapping, key: str) -> None:
+    """Refuses text where the class or function that a node names takes only numbers, or true and false.
+
+    Other values are left to the class, which may take more than its annotations say.
+    """
+    for name, value in node.items():
+        if isinstance(value, Mapping) and "_target_" in value:
+            refuse_misfits(value, f"{key}.{name}")
+    if not any(isinstance(value, str) for name, value in node.items() if name != "_target_"):
+        return
+    try:
+        made = get_object(node["_target_"])
+        hints = get_type_hints(made.__init__ if isinstance(made, type) else made)
+    except (HydraException, ImportError, AttributeError, KeyError, NameError, TypeError, ValueError):
+        return  # no such class, or hints that cannot be read: building says what is wrong
+    for name, value in node.items():
+        hint = hints.get(name)
+        kinds = set(get_args(hint)) if isinstance(hint, UnionType) or get_origin(hint) is Union else {hint}
+        if isinstance(value, str) and value != "???" and kinds <= {int, float, bool, type(None)}:
+            words = " or ".join(settings.WORDS[kind] for kind in (bool, int, float) if kind in kinds)
+            empty = ", or null" if type(None) in kinds else ""
+            if words:
+                raise UserError(f"{key}.{name} must be {words}{empty}, not {value!r} ({node['_target_']})")
 
 
 def build_methods(nodes: Any) -> dict[str, Any]:

@@ -134,6 +134,8 @@ def check_choice(text: str, folders: Sequence[Path], several: bool) -> None:
         found = [one for part in read.sweep_iterator() for one in (part if isinstance(part, list) else [part])]
     elif isinstance(found, dict) and found and group in CHOSEN:
         return  # settings of what is chosen
+    if group == "method" and (not found or (isinstance(found, list) and [] in found)):
+        raise UserError(f"{text} names no method: write method=full for the full cache alone, or {form}")
     names = found if isinstance(found, list) and (group == "method" or read.is_sweep_override()) else [found]
     known = options(group, folders)
     for name in names:

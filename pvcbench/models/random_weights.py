@@ -1,5 +1,6 @@
 """Random weights of a named shape, for speed and for tests."""
 
+import threading
 from collections.abc import Mapping
 
 import torch
@@ -17,6 +18,8 @@ SHAPES = {  # vocabulary, hidden, intermediate, layers, heads, KV heads, longest
     "llama3_8b": (128256, 4096, 14336, 32, 32, 8, 131072, 500000.0),
 }
 
+DRAWING = threading.Lock()  # weights come from torch's one generator, which two threads would draw from in turn
+
 
 def random(
     shape: str, device: str, dtype: str | None, seed: int = 0, tokenizer: str | None = None, attention: str = "sdpa"
@@ -33,8 +36,8 @@ def random(
     own = "bfloat16" if device.startswith("cuda") else "float32"
     kind = own if dtype in (None, "auto") else dtype
     check_attention(attention, device, kind)
-    torch.manual_seed(seed)
-    with torch.device(device):
+    with DRAWING, torch.device(device):
+        torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[kind]).eval()
     texts = None if tokenizer is None else place_of(tokenizer, "tokenizer")
     files = files_of(texts)

@@ -7,7 +7,7 @@ import pandas as pd
 
 from pvcbench.errors import UserError
 from pvcbench.report import settings
-from pvcbench.runs.rows import load_table
+from pvcbench.runs.rows import load_table, refuse_copies
 from pvcbench.stats import significance
 
 SAME_SIZE = 0.01  # of the full cache's bytes, and of the prompt's entries
@@ -15,9 +15,11 @@ SAME_SIZE = 0.01  # of the full cache's bytes, and of the prompt's entries
 
 def compare(folders: Sequence[Path], method: str, against: Sequence[str]) -> pd.DataFrame:
     """One line per folder and comparison, with `p_holm` over all of them."""
-    lines = []
-    for folder in folders:
-        for name, rows in settings.groups(load_table(folder)):
+    lines, tables = [], [load_table(folder) for folder in folders]
+    runs = pd.concat([table[["experiment", "run", "folder"]].drop_duplicates() for table in tables])
+    refuse_copies(tuple(one) for one in runs.itertuples(index=False))
+    for folder, table in zip(folders, tables, strict=True):
+        for name, rows in settings.groups(table):
             for pair in against:
                 other, _, budget = pair.partition("@")
                 if not (other and budget):

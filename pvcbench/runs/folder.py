@@ -6,6 +6,7 @@ own in the same folder, `rows-2of4.jsonl`, and are read as one. `load_table` (ru
 """
 
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TextIO
@@ -15,9 +16,10 @@ import yaml
 from pvcbench.config.shards import Shard
 from pvcbench.errors import UserError
 from pvcbench.places import user_path
-from pvcbench.runs import locks, sessions
+from pvcbench.runs import locks, sessions, stored
 from pvcbench.runs.rows import in_sample_order, key_of, row_files, rows_by_file
 from pvcbench.runs.run_id import run_id
+from pvcbench.runs.sessions import refuse_other_weights
 from pvcbench.runs.writing import _append, _first, _untear, _written
 
 
@@ -45,23 +47,40 @@ class RunFolder:
         try:
             for path in row_files(self.path) if self.shard is None else [self.rows_path]:
                 _untear(path)
-            found = rows_by_file(self.path)
+            found = rows_by_file(self.path, self.identity)
             self._homes = {key_of(row): path for path, rows in found.items() for row in rows}
             self._environment = dict(environment)
-            stored = {"run": self.id, "identity": self.identity, "config": dict(config)}
-            texts = {"environment.json": json.dumps(self._environment, indent=1) + "\n"}
-            texts["config.yaml"] = yaml.safe_dump(stored, sort_keys=False, allow_unicode=True)  # last: then both stand
-            for name, text in texts.items():
-                if not (self.path / name).exists():
-                    _first(self.path / name, text)
+            self._describe(config)
         except BaseException:
             self.close()
             raise
         return in_sample_order(found)
 
+    def _describe(self, config: Mapping) -> None:
+        """Writes environment.json and config.yaml where they are missing, and config.yaml also where it is torn.
+
+        Raises UserError where config.yaml is another run's.
+        """
+        if not (self.path / "environment.json").exists():
+            _first(self.path / "environment.json", json.dumps(self._environment, indent=1) + "\n")
+        refuse_other_weights(self.path, self._environment)
+        path = self.path / "config.yaml"
+        known = stored.read(path)
+        if known is not None:
+            stored.refuse_altered(path, known, self.id)
+            return
+        if path.exists():
+            print(f"pvcbench: {path} was empty or torn: it is written again", file=sys.stderr)
+        whole = {"run": self.id, "identity": self.identity, "config": dict(config)}
+        _first(path, yaml.safe_dump(whole, sort_keys=False, allow_unicode=True))  # last: then both stand
+
     def writes(self, row: Mapping) -> bool:
         """Whether this writer may add a row for this row's sample and cell: a shard only where its own file has it."""
         return self.shard is None or self._homes.get(key_of(row), self.rows_path) == self.rows_path
+
+    def home(self, row: Mapping) -> Path | None:
+        """The file where this row's sample and cell stood when the folder was opened."""
+        return self._homes.get(key_of(row))
 
     def append(self, rows: Iterable[Mapping]) -> None:
         """Adds rows and makes sure that they are on disk; a retry's row goes where the row it replaces stands."""

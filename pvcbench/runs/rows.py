@@ -2,20 +2,33 @@
 
 import itertools
 import json
+import math
+import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pandas as pd
 
 from pvcbench.errors import UserError
 from pvcbench.places import user_path
-from pvcbench.runs.stored import stored
+from pvcbench.runs.stored import read, stored
 from pvcbench.stats.failures import typed
 
 KEY = ("sample", "method", "budget")
-
+NEEDED = {  # what no row can be without, and its types
+    "task": str,
+    "sample": str,
+    "method": str | None,
+    "budget": str | None,
+    "reference": bool,
+    "score": int | float | None,
+    "metrics": Mapping,
+    "error": str | None,
+}
 
 ROWS = re.compile(r"rows(?:-(\d+)of(\d+))?\.jsonl")
 Key = tuple[str, str | None, str | None]  # sample, method and budget
@@ -35,29 +48,62 @@ def row_files(folder: Path) -> list[Path]:
 
 def read_rows(path: Path) -> list[dict]:
     """The rows of a file, or of all row files of a run's folder; an unreadable line is an error that names it."""
-    if path.is_dir():
+    if path.is_dir() and not ROWS.fullmatch(path.name):
         return in_sample_order(rows_by_file(path))
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        advice = "row files are files that a run wrote; put the first one back, or move it out of the results"
+        raise UserError(f"{path} cannot be read ({error.strerror}): {advice}") from error
     rows = []
-    lines = re.findall(r"[^\n]*\n|[^\n]+$", path.read_text(encoding="utf-8", errors="replace"))
+    lines = re.findall(r"[^\n]*\n|[^\n]+$", text)
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-            key_of(row)
-        except (ValueError, KeyError, TypeError) as error:
+            rows.append(row_of(line))
+        except (ValueError, RecursionError) as error:
             if number == len(lines) and not line.endswith("\n"):
                 break  # being written, or torn by a kill
+            why = "" if isinstance(error, json.JSONDecodeError) else f" ({error})"
             raise UserError(
-                f"{path}, line {number} is not a row: delete it, and the next run measures it again"
+                f"{path}, line {number} is not a row{why}: delete it, and the next run measures it again"
             ) from error
-        rows.append(row)
     return rows
 
 
-def rows_by_file(folder: Path) -> dict[Path, list[dict]]:
-    """The newest rows of each row file of a run; raises where two files have the same sample and cell."""
+def row_of(line: str) -> dict:
+    """The row in a line of JSON; raises ValueError where it is none."""
+    row = json.loads(line, parse_constant=_no_number, parse_float=_number)
+    if not isinstance(row, dict):
+        raise ValueError("it is no mapping")
+    lacking = [name for name in NEEDED if name not in row]
+    if lacking:
+        raise ValueError(f"it has no {', '.join(lacking)}")
+    for name, kinds in NEEDED.items():
+        if not isinstance(row[name], kinds) or (isinstance(row[name], bool) and kinds is not bool):
+            raise ValueError(f"its {name} cannot be {json.dumps(row[name])}")
+    return row
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number that a row may hold")
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text)
+
+
+def rows_by_file(folder: Path, identity: Mapping | None = None) -> dict[Path, list[dict]]:
+    """The newest rows of each row file of a run; raises where two files have the same sample and cell, and where a row
+    is of another run. `identity` is the run's, by default the one in its config.yaml."""
     found, homes = {}, {}
+    if identity is None:
+        known = read(folder / "config.yaml")
+        identity = {} if known is None else known["identity"]
     for path in row_files(folder):
-        found[path] = newest(read_rows(path))
+        rows = read_rows(path)
+        refuse_foreign(path, rows, identity)
+        found[path] = newest(rows)
         for row in found[path]:
             sample, method, budget = key = key_of(row)
             if homes.setdefault(key, path) != path:
@@ -66,6 +112,33 @@ def rows_by_file(folder: Path) -> dict[Path, list[dict]]:
                     "delete that line in one of them"
                 )
     return found
+
+
+def refuse_foreign(path: Path, rows: Sequence[Mapping], identity: Mapping) -> None:
+    """Refuses a row of a task, method or budget that the run of this identity does not have.
+
+    The full cache, and a method whose size its settings fix, have one budget, which the identity does not list.
+    """
+    task, methods = (identity.get("task") or {}).get("name"), identity.get("methods")
+    asked, labels = set(identity.get("budgets") or ()), {}
+    for row in rows:
+        labels.setdefault(row["method"], Counter())[row["budget"]] += 1
+    alone = {row["method"] for row in rows if row["reference"]}
+    fixed = {name: own.most_common(1)[0][0] for name, own in labels.items() if name in alone or not asked & own.keys()}
+    for number, row in enumerate(rows, start=1):
+        method, budget = row["method"], row["budget"]
+        if task is not None and row["task"] != task:
+            what, has = f"of task {row['task']}", task
+        elif methods is not None and method is not None and method not in methods:
+            what, has = f"of method {method}", ", ".join(methods) or "no method"
+        elif "budgets" in identity and (budget != fixed[method] if method in fixed else budget not in asked):
+            what, has = f"of {method} at budget {budget}", ", ".join(sorted(asked)) or "no budget"
+        else:
+            continue
+        raise UserError(
+            f"{path}, line {number} is a row {what}, which this run cannot have ({has}): "
+            "delete the line, or put it back into the run that measured it"
+        )
 
 
 def in_sample_order(found: Mapping[Path, Sequence[Mapping]]) -> list[dict]:
@@ -99,9 +172,38 @@ def newest(rows: Iterable[Mapping]) -> list[dict]:
 
 
 def run_folders(results: str | Path) -> list[Path]:
-    """Every run's folder below a folder."""
+    """Every run's folder below a folder; raises where two of one experiment hold the same run."""
+    return [folder for folder, _ in runs_below(results)]
+
+
+def runs_below(results: str | Path) -> list[tuple[Path, dict]]:
+    """Every run's folder below a folder and what its config.yaml says.
+
+    Raises UserError where two of one experiment hold the same run: its rows would count twice. The same run in two
+    experiments is no copy by mistake: each of them is a table of its own.
+    """
     found = user_path(results).rglob("rows*.jsonl")
-    return sorted({path.parent for path in found if ROWS.fullmatch(path.name)})
+    folders = sorted({path.parent for path in found if ROWS.fullmatch(path.name)})
+    runs = [(folder, stored(folder)) for folder in folders]
+    refuse_copies((experiment_of(folder), known["run"], folder) for folder, known in runs)
+    return runs
+
+
+def refuse_copies(runs: Iterable[tuple[str, str, str | Path]]) -> None:
+    """Refuses two folders with the same run of one experiment; `runs` are experiments, ids and folders."""
+    homes: dict[tuple[str, str], str | Path] = {}
+    for experiment, run, folder in runs:
+        other = homes.setdefault((experiment, run), folder)
+        if other != folder:
+            raise UserError(
+                f"{other} and {folder} are the same run, {run} of experiment {experiment}, and would count twice: "
+                "keep one of them here and move the other out of the results"
+            )
+
+
+def experiment_of(folder: Path) -> str:
+    """The experiment that a run's folder belongs to: the folder above it."""
+    return Path(os.path.abspath(folder)).parent.name
 
 
 def leaking(frame: pd.DataFrame, identity: Mapping) -> pd.Series:
@@ -116,14 +218,13 @@ def leaking(frame: pd.DataFrame, identity: Mapping) -> pd.Series:
 def load_table(results: str | Path) -> pd.DataFrame:
     """All rows of all runs below a folder as one table, with the run's id, experiment and settings as columns."""
     frames = []
-    for folder in run_folders(results):
-        known = stored(folder)
+    for folder, known in runs_below(results):
         identity = known["identity"]
         settings = {"run": known["run"], "model": identity["model"]["name"], "seed": identity["seed"]}
-        frame = pd.DataFrame(read_rows(folder))
+        frame = pd.DataFrame(in_sample_order(rows_by_file(folder, identity)))
         if frame.empty:
             continue
-        frame = frame.assign(**settings, experiment=folder.parent.name)
+        frame = frame.assign(**settings, experiment=experiment_of(folder))
         frame["stratum"] = frame["stratum"].fillna("") if "stratum" in frame else ""
         frame["folder"] = str(folder)
         frame["leaks"] = leaking(frame, identity)

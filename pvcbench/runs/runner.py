@@ -6,12 +6,15 @@ decode together.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from pvcbench.config import settings
 from pvcbench.config.shards import Shard
+from pvcbench.errors import UserError
 from pvcbench.evaluation.item import WorkItem
 from pvcbench.models.loaded import LoadedModel
 from pvcbench.places import marks
@@ -22,7 +25,7 @@ from pvcbench.runs.identity import told
 from pvcbench.runs.measuring import measured
 from pvcbench.runs.plan import Plan
 from pvcbench.runs.result import Mirror, Result, kept_config, report
-from pvcbench.runs.rows import key_of, read_rows
+from pvcbench.runs.rows import key_of, read_rows, stored_rows
 from pvcbench.runs.spec import RunSpec
 from pvcbench.runs.wandb_mirror import Live
 from pvcbench.stats.running import RunningMeans
@@ -94,6 +97,7 @@ def _planned(
     total = min(extent.limit or task.size(seed), task.size(seed))
     again = [row for row in existing if row["error"] is not None and folder.writes(row)] if extent.retry_failed else []
     answered = {key_of(row) for row in existing} - {key_of(row) for row in again}
+    refuse_cells(folder.path, existing, spec)
     work, names = [], []
     for index in range(total):
         if folder.shard is not None and not folder.shard.owns(index):
@@ -103,7 +107,38 @@ def _planned(
         missing = tuple(point for point in spec.points if (sample.id, point.name, point.label) not in answered)
         if missing:
             work.append(WorkItem(sample, task.encode(sample), missing))
+    refuse_samples(folder, existing, spec, names, total)
     return Plan(folder.path, tuple(names), tuple((point.name, point.label) for point in spec.points), total), work
+
+
+def refuse_cells(folder: Path, rows: Sequence[Mapping], spec: RunSpec) -> None:
+    """Refuses rows of cells that the run does not have."""
+    cells = {(point.name, point.label) for point in spec.points}
+    for row in rows:
+        if (row["method"], row["budget"]) not in cells:
+            _refuse(folder, row, f"of {row['method']} at budget {row['budget']}")
+
+
+def refuse_samples(folder: RunFolder, rows: Sequence[Mapping], spec: RunSpec, names: Sequence[str], total: int) -> None:
+    """Refuses rows of samples that the task does not have; those of an earlier, larger limit it has."""
+    task, seed = spec.task, spec.protocol.seed
+    own = {row["sample"]: row for row in rows if folder.shard is None or folder.home(row) == folder.rows_path}
+    left = own.keys() - set(names)
+    for index in range(total, task.size(seed)):
+        if not left:
+            return
+        left.discard(task.sample(seed, index).id)
+    if left:
+        row = next(row for name, row in own.items() if name in left)
+        _refuse(folder.path, row, f"of sample {row['sample']}")
+
+
+def _refuse(folder: Path, row: Mapping, what: str) -> NoReturn:
+    found = stored_rows(folder)[key_of(row)]
+    raise UserError(
+        f"{folder / found.file}, line {found.line + 1} is a row {what}, which this run cannot have: "
+        "delete the line, or put it back into the run that measured it"
+    )
 
 
 def _measure(

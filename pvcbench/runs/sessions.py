@@ -33,6 +33,26 @@ def add(rows: Path, environment: Mapping) -> None:
         os.fsync(out.fileno())
 
 
+def refuse_other_weights(folder: Path, now: Mapping) -> None:
+    """Refuses to go on with a run whose weights in memory are not those that its first session recorded.
+
+    Weights that are drawn at random have their id from the seed and torch's version, and another version of
+    transformers, or another processor, may draw others.
+    """
+    try:
+        then = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        pair = [[one["model"][name] for name in ("loaded_sha256", "elements_per_tensor")] for one in (then, now)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # an older run, which tells less: nothing to hold against today's
+    if pair[0][1] == pair[1][1] and pair[0][0] != pair[1][0]:
+        found = [line for line in differences(then, now) if line.startswith(("packages.", "processor", "cpu"))]
+        why = f" ({'; '.join(found)})" if found else ""
+        raise UserError(
+            f"{folder} was measured with other weights under the same id than those in memory now{why}: "
+            "go on where it began, or set another experiment=NAME to measure anew"
+        )
+
+
 def read(folder: Path) -> list[dict]:
     """All sessions in the order they were noted, after the one of environment.json (older runs have only that)."""
     path, found = folder / NAME, []

@@ -95,13 +95,18 @@ class RunSpec:
             "device": self.device.partition(":")[0],
             "task": identity.of_task(self.task),
             "methods": {name: identity.of_method(method) for name, method in methods.items()},
-            "budgets": [repr(budget) for budget in budgets],
+            "budgets": [repr(budget) for budget in sorted(set(budgets), key=whole_first)],
             "engine": engine,
             "query_aware": self.protocol.query_aware,
             "refeed_last": self.protocol.refeed_last,
             "decode": self.protocol.decode,
             "seed": self.protocol.seed,
         }
+
+
+def whole_first(budget: int | float) -> tuple[bool, int | float]:
+    """The order of budgets in an identity: entries, then shares; their order and repetitions change no number."""
+    return isinstance(budget, float), budget
 
 
 def cells_of(task: Task, methods: Mapping, budgets: list[int | float], protocol: Protocol) -> tuple[Point, ...]:

@@ -11,26 +11,51 @@ from pvcbench.config.moved import today
 from pvcbench.config.settings import Config
 from pvcbench.errors import UserError
 from pvcbench.places import user_path
+from pvcbench.runs.run_id import run_id
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML has it: pages read hundreds of them
 FROM_PYTHON = "from_python"  # the key under which config.yaml says what an object held that was given from Python
 
 
 def stored(folder: str | Path) -> dict:
     """What config.yaml says: `run`, `identity` and `config`, whose `_target_` are those of today.
 
-    Raises UserError where it is missing or unreadable.
+    Raises UserError where it is missing, empty or torn, and where its identity does not give the run's id.
     """
     path = user_path(folder) / "config.yaml"
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        whole = {name: found[name] for name in ("run", "identity", "config")}
-    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise UserError(
-            f"{folder} has no readable config.yaml: name the folder of one run, or move it out of the results"
-        ) from error
-    if not isinstance(whole["config"], Mapping) or not isinstance(whole["identity"], Mapping):
-        raise UserError(f"{path} holds no configuration and identity of a run: it was altered")
+    whole = read(path)
+    if whole is None:
+        if not path.exists():
+            advice = "name the folder of one run; where a run has lost it, the same command as before writes it again"
+            raise UserError(f"{folder} has no readable config.yaml: {advice}")
+        advice = "the same command as before writes it again, and the rows stay"
+        raise UserError(f"{path} is no readable config.yaml (empty, torn, or not a run's): {advice}")
+    refuse_altered(path, whole)
     return whole | {"config": today(whole["config"])}
+
+
+def read(path: Path) -> dict | None:
+    """The parts of a config.yaml as they stand there; None where it is missing, empty, torn or not a run's."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = yaml.load(text, Loader=LOADER)
+        whole = {name: found[name] for name in ("run", "identity", "config")}
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None
+    parts = isinstance(whole["config"], Mapping) and isinstance(whole["identity"], Mapping)
+    return whole if parts and text.endswith("\n") else None
+
+
+def refuse_altered(path: Path, whole: Mapping, run: str | None = None) -> None:
+    """Refuses a config.yaml whose identity does not give the id that it names, or the id of the run it lies in."""
+    try:
+        made = run_id(whole["identity"])
+    except (KeyError, TypeError, AttributeError):
+        made = None
+    if made != whole["run"] or run not in (None, made):
+        named = whole["run"] if run in (None, whole["run"]) else f"{run} of the run that it lies in"
+        advice = "put the first one back, or delete it, and the command that measured the run writes it again"
+        raise UserError(f"{path} was altered: its identity does not give the id {named}: {advice}")
 
 
 def stored_config(folder: str | Path) -> DictConfig:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 def _untear(path: Path) -> None:
     """Cuts off a last line without an end."""
-    if not path.exists():
+    if not path.is_file():  # not there yet; what is no file is refused by who reads it
         return
     raw = path.read_bytes()
     whole = raw.rfind(b"\n") + 1
@@ -53,5 +53,8 @@ def _written(path: Path) -> Iterator[None]:
 def write_whole(path: Path, text: str) -> None:
     """Writes a file whole or not at all, whoever else writes it at the same time."""
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # else a power cut may leave the name with nothing in it
     temporary.replace(path)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from pvcbench.runs import locks
 from pvcbench.runs.writing import write_whole
 from pvcbench.sweeps.manifest import Line, Sweep
 
+TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|unlimited|infinite", re.IGNORECASE)
 AGAIN = 75  # a task's exit code that asks for another turn (EX_TEMPFAIL of sysexits.h)
 
 
@@ -28,6 +30,15 @@ class Resources:
     at_once: int | None = None  # tasks that run at the same time
     warning: int = 120  # seconds before the time limit at which a task is told
     options: tuple[str, ...] = ()  # more options of sbatch
+
+    def __post_init__(self):
+        if not TIME.fullmatch(self.time):
+            forms = "MINUTES, HOURS:MINUTES:SECONDS or DAYS-HOURS"
+            raise UserError(f"--time {self.time} is no time limit of SLURM's: write {forms}, such as 4:00:00")
+        least = {"--gpus": (self.gpus, 0), "--array-limit": (self.at_once, 1), "--warning": (self.warning, 1)}
+        for name, (value, lowest) in least.items():
+            if value is not None and value < lowest:
+                raise UserError(f"{name} must be {lowest} or more, not {value}")
 
 
 def array_script(sweep: Sweep, indices: Sequence[int], resources: Resources, again: bool, folder: Path) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from pvcbench.runs.run_id import run_id
 from pvcbench.stats.failures import typed
 
 LAYERS, BYTES = 30, 23040  # of the cache per entry
@@ -105,9 +106,12 @@ def table(rows):
     return typed(frame.assign(folder="test"))
 
 
-def write_run(folder, rows):
-    """Writes a run folder with these rows, as the runner leaves it."""
+def write_run(folder, rows, identity=None, config=None):
+    """Writes a run folder with these rows, as the runner leaves it; returns the run's id."""
     folder.mkdir(parents=True)
-    stored = {"run": folder.name, "identity": {"model": {"name": "SmolLM2-135M-Instruct"}, "seed": 0}, "config": {}}
+    methods = {row["method"]: {} for row in rows if row["method"] is not None}
+    identity = identity or {"model": {"name": "SmolLM2-135M-Instruct"}, "seed": 0, "methods": methods}
+    stored = {"run": run_id(identity), "identity": identity, "config": config or {}}
     (folder / "config.yaml").write_text(yaml.safe_dump(stored), encoding="utf-8")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return stored["run"]

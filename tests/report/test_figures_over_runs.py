@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from matplotlib.colors import to_rgba
 
 from pvcbench.cli.main import main
@@ -121,25 +120,25 @@ def test_a_folder_never_drawn_into_is_told_in_one_line_and_no_fault(script, tmp_
 
 
 def write(results, name, seed, rows, lengths=1, **methods):
-    """A run of the experiment `exp` with an identity of its own."""
-    write_run(results / "exp" / name, rows)
+    """A run of the experiment `exp` with an identity of its own; returns its id."""
     identity = {"model": {"name": "m"}, "seed": seed, "task": {"lengths": lengths}, "budgets": [name]}
-    stored = {"run": name, "identity": identity | {"methods": {"full": {}} | methods}, "config": {}}
-    (results / "exp" / name / "config.yaml").write_text(yaml.safe_dump(stored))
+    return write_run(results / "exp" / name, rows, identity | {"methods": {"full": {}} | methods})
 
 
 def test_seeds_are_joined_and_settings_are_not(tmp_path):
     made = needle_rows(repeats=1, methods=("full", "h2o"), budgets=(0.55,))
-    for name, seed, lengths in (("aaaaaaaaaaaa", 0, 1), ("bbbbbbbbbbbb", 1, 1), ("cccccccccccc", 0, 2)):
+    runs = [
         write(tmp_path, name, seed, made, lengths, h2o={"normalize": False})
+        for name, seed, lengths in (("aaaaaaaaaaaa", 0, 1), ("bbbbbbbbbbbb", 1, 1), ("cccccccccccc", 0, 2))
+    ]
     found = dict(settings.groups(load_table(tmp_path)))
-    assert set(found) == {"exp-aaaaaaaaaaaa", "exp-cccccccccccc"}
-    both, alone = found["exp-aaaaaaaaaaaa"], found["exp-cccccccccccc"]
+    assert set(found) == {f"exp-{runs[0]}", f"exp-{runs[2]}"}
+    both, alone = found[f"exp-{runs[0]}"], found[f"exp-{runs[2]}"]
     assert both["sample"].nunique() == 2 * alone["sample"].nunique()
     assert both["cluster"].nunique() == alone["cluster"].nunique()  # the same documents
     assert significance.compared(both)["samples"].tolist() == [10, 10]
     names = {(one.folder, one.name) for one in figures_over_runs.drawings(load_table(tmp_path))}
-    assert ("figures", "curve_exp-aaaaaaaaaaaa") in names and ("figures", "curve_exp-cccccccccccc") not in names
+    assert ("figures", f"curve_exp-{runs[0]}") in names and ("figures", f"curve_exp-{runs[2]}") not in names
 
 
 def test_methods_of_several_runs_are_joined_unless_a_name_means_two(tmp_path):
@@ -147,7 +146,7 @@ def test_methods_of_several_runs_are_joined_unless_a_name_means_two(tmp_path):
         write(tmp_path, name, 0, needle_rows(repeats=1, methods=("full", method), budgets=(0.55,)), **{method: {}})
     lost = needle_rows(repeats=1, methods=("full", "h2o"), budgets=(0.25,))
     lost = [row | ({"score": None, "error": "out of memory"} if row["reference"] else {}) for row in lost]
-    write(tmp_path, "000000000000", 0, lost, h2o={})
+    first = write(tmp_path, "000000000000", 0, lost, h2o={})
     [(name, rows)] = settings.groups(load_table(tmp_path))
     assert name == "exp" and rows["error"].isna().all()  # the full cache of a run that has it
     found = significance.compared(rows)
@@ -159,8 +158,8 @@ def test_methods_of_several_runs_are_joined_unless_a_name_means_two(tmp_path):
     ]
     assert set(found["samples"]) == {5}
     other = needle_rows(repeats=1, methods=("full", "h2o"), budgets=(0.75,))
-    write(tmp_path, "cccccccccccc", 0, other, h2o={"normalize": True})
-    assert {name for name, _ in settings.groups(load_table(tmp_path))} == {"exp-000000000000", "exp-cccccccccccc"}
+    last = write(tmp_path, "cccccccccccc", 0, other, h2o={"normalize": True})
+    assert {name for name, _ in settings.groups(load_table(tmp_path))} == {f"exp-{first}", f"exp-{last}"}
 
 
 # ----------------------------------------------------------------------------------------------------------- the front

@@ -12,6 +12,7 @@ from pvcbench.cli.main import main as command
 from pvcbench.config import compose
 from pvcbench.runs import runner
 from pvcbench.runs.rows import read_rows
+from pvcbench.runs.run_id import run_id
 from pvcbench.tasks import jsonl
 
 JSONL = {"_target_": "pvcbench.tasks.jsonl.Jsonl", "path": "/no/such/file.jsonl", "metric": "contains"}
@@ -22,15 +23,18 @@ def row(sample, output, score, method="h2o", metric="contains", **changes):
     """A row of a run on own data whose gold answer is `red`."""
     made = {"task": "jsonl", "sample": sample, "sample_info": {}, "cluster": sample, "stratum": "", "method": method}
     made |= {"budget": "0.5", "score": score, "metrics": {} if score is None else {metric: score}, "output": output}
-    return made | {"answers": ["red"], "error": None} | changes
+    return made | {"answers": ["red"], "error": None, "reference": False} | changes
 
 
 def write(folder, rows, task=JSONL, name="jsonl"):
     """A run folder as the runner leaves it."""
     folder.mkdir(parents=True)
-    stored = {"run": folder.name, "identity": {"task": {"name": name}}, "config": {"task": task}}
+    identity = {"task": {"name": name}}
+    stored = {"run": run_id(identity), "identity": identity, "config": {"task": task}}
     (folder / "config.yaml").write_text(yaml.safe_dump(stored), encoding="utf-8")
-    (folder / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps(one | {"task": name}) + "\n" for one in rows), encoding="utf-8"
+    )
     return folder / "rows.jsonl"
 
 
