@@ -141,7 +141,7 @@ MISTAKES = {
     "budgets={a:1}": "budgets must be a list",
     "method=null": "method=null names no method",
     "method=3": "names no method",
-    "method=": "unknown method ''",
+    "method=": "names no method",
     "method=snapvk": "unknown method 'snapvk': did you mean 'snapkv'",
     "method=PvC": "unknown method 'PvC': did you mean 'pvc'",
     "method=[snapvk,h2o]": "unknown method 'snapvk': did you mean 'snapkv'",
