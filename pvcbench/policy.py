@@ -9,9 +9,9 @@ live in the cache, beside the entries they belong to.
     ...         return seen.positions.float()
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -41,6 +41,20 @@ class Shape:
     future: int = 0  # of the tokens, the last ones that lie after the prompt: for methods that leak (`reads`)
 
 
+@runtime_checkable
+class LastRows(Protocol):
+    """The prompt's last query rows in one layer; of r rows, row i sees the entries up to `entries - r + i`."""
+
+    query: Float[Tensor, "batch heads rows dim"]  # after RoPE, as they meet the keys
+    window: int | None  # of a sliding layer: a row sees that many entries at most
+
+    def blocks(self) -> Iterator[tuple[int, int, Float[Tensor, "batch heads rows seen"]]]:
+        """Attention weights of some rows at a time: first row, the row after the last, weights.
+
+        The next block takes the same memory: what is wanted of one must be computed, or copied, before it.
+        """
+
+
 @dataclass(frozen=True)
 class Observation:
     """What a method sees of one layer, after its prefill or after one decoding step."""
@@ -60,6 +74,8 @@ class Observation:
     window: int | None = None  # of a sliding layer: entries at positions up to seen - window are seen no more
     queries: Float[Tensor, "batch heads tokens dim"] | None = None  # before rotary embedding, where `needs_queries`
     ahead: Callable[[int], Tensor] | None = None  # mean rotation of so many positions after the prompt: queries @ it
+    rows: LastRows | None = None  # of the prompt, where `needs_rows`
+    plain_keys: Callable[[], Tensor] | None = None  # gives the keys before rotary embedding, where `needs_plain_keys`
 
     def grouped_mass(self) -> Float[Tensor, "batch kv_heads entries"]:
         """The mass summed over the query heads that share a KV head."""
@@ -77,6 +93,8 @@ class Method:
     watches_decoding: ClassVar[bool] = False  # under hold it needs the newest row's attention in every step
     channels: ClassVar[int] = 0  # running totals it keeps per entry under hold
     needs_queries: ClassVar[bool] = False  # the prompt's queries before rotary embedding, and rotations to come
+    needs_rows: int = 0  # the last query rows it sees one by one after the prefill; more than there are: all of them
+    needs_plain_keys: ClassVar[bool] = False  # the prompt's keys before rotary embedding
     reads: str | None = None  # "answer" or "future": a leaking reference, whose prefill sees what follows the prompt
 
     @property
@@ -120,9 +138,14 @@ class Method:
     ) -> Sequence[Int[Tensor, "batch _kv_heads"]]:
         """For each evicted layer the entries to keep per sample and KV head; the budget everywhere unless overridden.
 
-        Layers may differ in their number of KV heads. One tensor for all layers will do too (see `by_layer`).
+        Layers may differ in their number of KV heads. One tensor for all layers will do too (see `by_layer`). A method
+        that defines `notes` is handed a fourth argument: what it noted, layer by layer.
         """
         return [torch.full(layer.shape[:2], budget) for layer in scores]
+
+    def notes(self, seen: Observation) -> Float[Tensor, " batch"] | None:
+        """A number for each sample about a layer that was just scored, for `plan`."""
+        return None
 
     def survivors(self, seen: Observation) -> Int[Tensor, "batch kept"] | None:
         """Which entries go on to the next layer during prefill, in order; None: all of them."""

@@ -67,17 +67,23 @@ def settings(method: Method, prefix: str = "") -> list[str]:
     return found
 
 
+def last_rows(count: int) -> str:
+    """So many of the prompt's last rows in words."""
+    return "all rows" if count >= SHAPE.tokens else "the last row" if count == 1 else f"the last {count} rows"
+
+
 def needs(method: Method) -> str:
     """What a method looks at: rows of attention (asked of it) and tensors (read in its source)."""
     found, rows = [], method.row_weights(SHAPE, 16)
     if rows is not None:
-        found.append(
-            "attention of all rows" if len(rows) == SHAPE.tokens else f"attention of the last {len(rows)} rows"
-        )
+        found.append(f"attention of {last_rows(len(rows))}")
+    if method.needs_rows:
+        found.append(f"{last_rows(method.needs_rows)} one by one")
     kinds = [type(method), *(type(value) for value in vars(method).values() if isinstance(value, Method))]
     source = "".join(inspect.getsource(kind) for kind in kinds)
     words = {"keys": "keys", "values": "values", "queries": "the prompt's queries", "draws": "random draws"}
     found += [text for name, text in words.items() if f"seen.{name}" in source]
+    found += ["the keys before rotary embedding"] if method.needs_plain_keys else []
     found += [f"what follows the prompt ({method.reads})"] if method.reads else []
     return ", ".join(found) or "positions alone"
 

@@ -5,6 +5,8 @@ Shapes, kinds of numbers and sums are looked at in every run. In a trial (`Engin
 a GPU wait.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -127,6 +129,18 @@ def scores(method: Method, seen: Observation, strict: bool = False) -> Tensor:
     return found
 
 
+def notes(method: Method, seen: Observation, strict: bool = False) -> Tensor | None:
+    """A number of each sample about a layer, of methods that define `notes`; None of the others."""
+    if type(method).notes is Method.notes:
+        return None
+    found, samples = ask(method, "notes", seen, strict=strict), len(seen.positions)
+    if not isinstance(found, Tensor) or tuple(found.shape) != (samples,) or not found.is_floating_point():
+        raise wrong(method, "notes", told(found), f"floating numbers {[samples]}, one for each sample")
+    if not bool(torch.isfinite(found).all()):
+        raise wrong(method, "notes", "NaN or infinite numbers", "finite ones")
+    return found
+
+
 def totals(method: Method, seen: Observation, strict: bool = False) -> Tensor | None:
     """Running totals: None, or as many channels for each entry as the method declares."""
     found = ask(method, "accumulate", seen, strict=strict)
@@ -149,10 +163,18 @@ def protected(method: Method, budget: int | None, shape: Shape) -> tuple[int, in
     return tuple(found)
 
 
-def plan(method: Method, known: list[Tensor], budget: int | None, shape: Shape, strict: bool = False) -> list[Tensor]:
+def plan(
+    method: Method,
+    known: list[Tensor],
+    budget: int | None,
+    shape: Shape,
+    strict: bool = False,
+    noted: Sequence[Tensor] = (),
+) -> list[Tensor]:
     """Entries to keep per evicted layer, sample and KV head: together no more than the budget, none of them protected
-    in vain."""
-    found, wanted = ask(method, "plan", known, budget, shape, strict=strict), [layer.shape[:2] for layer in known]
+    in vain. `noted` is what a method's `notes` said, layer by layer."""
+    arguments = (known, budget, shape, list(noted)) if noted else (known, budget, shape)
+    found, wanted = ask(method, "plan", *arguments, strict=strict), [layer.shape[:2] for layer in known]
     listed = isinstance(found, list | tuple) or (isinstance(found, Tensor) and found.dim() == 3)
     counts = by_layer(found, known) if listed else []
     sound = all(whole(own) and bool((own >= 0).all()) for own in counts)

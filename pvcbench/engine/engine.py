@@ -273,14 +273,14 @@ class Engine:
 
     def _turns_for(self, methods: Sequence[Method], ids: Int[Tensor, "batch tokens"], reach: int) -> list[Turns | str]:
         """How each layer turns, where one of the methods has to know; raises Inexact where positions do more."""
-        if not any(method.positions == "cache" or method.needs_queries for method in methods):
+        if not any(one.positions == "cache" or one.needs_queries or one.needs_plain_keys for one in methods):
             return []
         most, tokens = level(self.config), max(reach, ids.shape[1])
         if most is not None and tokens > most:
             raise Inexact(
                 f"this model multiplies queries at positions from {most} on by a factor that grows with their "
-                f"position, so neither positions=cache nor queries before rotary embedding are defined for {tokens} "
-                f"tokens: keep prompt and answer within {most} tokens, or choose other methods by method=[...]"
+                f"position, so neither positions=cache nor queries or keys before rotary embedding are defined for "
+                f"{tokens} tokens: keep prompt and answer within {most} tokens, or choose other methods by method=[...]"
             )
         return self.turns(ids)
 

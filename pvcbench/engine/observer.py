@@ -21,6 +21,12 @@ def clock(tensor: Tensor) -> float:
     return time.perf_counter()
 
 
+def granted(method: Method, seen: Observation, mass: Tensor | None) -> Observation:
+    """A finished layer as one method sees it: what it did not ask for is not there."""
+    rows = seen.rows.newest(method.needs_rows) if method.needs_rows and seen.rows is not None else None
+    return replace(seen, mass=mass, rows=rows, plain_keys=seen.plain_keys if method.needs_plain_keys else None)
+
+
 class Observer:
     """Gathers attention mass layer by layer and chunk by chunk, and lets each method score a finished layer.
 
@@ -42,6 +48,9 @@ class Observer:
         self.methods, self.shape, self.draws, self.backend = list(methods), shape, draws, backend
         self.scores: dict[Method, list[Tensor]] = {method: [] for method in self.methods}
         self.totals: dict[Method, list[Tensor | None]] = {method: [] for method in self.methods}
+        self.notes: dict[Method, list[Tensor]] = {method: [] for method in self.methods}
+        most = max((method.needs_rows for method in self.methods), default=0)
+        self.most_rows = min(most, shape.tokens)  # that a method sees one by one
         self.scoring_seconds = dict.fromkeys(self.methods, 0.0)
         self.rows = dict.fromkeys(self.methods, 0)  # most rows a method weighs in any layer
         self.extra_seconds = 0.0  # observing beyond plain attention
@@ -147,13 +156,15 @@ class Observer:
         chosen = None
         for method in self.methods:
             started = clock(seen.keys)
-            own = replace(seen, mass=None if mass is None or method not in users else mass[users[method]])
+            own = granted(method, seen, None if mass is None or method not in users else mass[users[method]])
             if method is pruner:
                 chosen = answers.survivors(method, own, self.strict)
             else:
                 own = replace(own, totals=answers.totals(method, own, self.strict))
                 self.totals[method].append(own.totals)
                 self.scores[method].append(answers.scores(method, own, self.strict))
+                note = answers.notes(method, own, self.strict)
+                self.notes[method] += [] if note is None else [note]
             self.scoring_seconds[method] += clock(seen.keys) - started
         return chosen
 

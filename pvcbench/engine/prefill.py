@@ -23,6 +23,7 @@ from pvcbench.engine.rotary import (
     is_table,
     mean_rotation,
     tables_among,
+    turned_back,
 )
 from pvcbench.engine.states import State
 from pvcbench.errors import UserError
@@ -127,6 +128,7 @@ class PrefillCache(AttendingCache):
         self.attention: nn.Module | None = None  # the one under way
         self.turns: list = []  # by layer, where it is known
         self.probing = False
+        self.newest: dict[int, Tensor] = {}  # queries of layers under way that a method sees row by row
         self.expansions: dict[int, Tensor] = {}
         self.rules: list[Rule] = []
         self.observer, self.windows, self.kernel, self.pruner = observer, windows, kernel, pruner
@@ -208,6 +210,7 @@ class PrefillCache(AttendingCache):
         later = self.observer.shape.tokens - self.seen - key.shape[2]
         stored, window = self._store(layer, key, value), self.windows[layer]
         self._keep(layer, query, rule)
+        self._keep_newest(layer, query)
         self._unrotate(layer, query)
         parts = (query, stored.keys, stored.values) if expanded is None else expanded(stored.keys)
         plain = partial(self._plain, layer, rule, *parts[1:])
@@ -217,7 +220,7 @@ class PrefillCache(AttendingCache):
         sliding = None if window is None else (window, stored.positions)
         output = self.observer.attend(layer, *parts, rule, later, plain, sliding)
         if later == 0:
-            self._finish(layer, query)
+            self._finish(layer, query, rule)
         return output
 
     def _store(self, layer, key, value) -> PromptLayer:
@@ -236,7 +239,7 @@ class PrefillCache(AttendingCache):
             self.stored[layer] = PromptLayer(keys, values, torch.cat((old.positions, positions), 1))
         return self.stored[layer]
 
-    def _finish(self, layer, query) -> None:
+    def _finish(self, layer, query, rule) -> None:
         """Shows the finished layer to the methods; a pruner says which positions go on."""
         stored, entries = self.stored[layer], self.stored[0].keys.shape[2]
         seen = self.observer.observation(layer, stored.keys, stored.values, stored.positions, entries)
@@ -247,9 +250,24 @@ class PrefillCache(AttendingCache):
             else:
                 ahead = partial(mean_rotation, self.forms[layer], tables, query.shape[-1], tokens)
             seen = replace(seen, queries=self.unrotated.pop(layer), ahead=ahead)
+        if layer in self.newest:
+            parts = self.newest.pop(layer), stored.keys, stored.values, stored.positions
+            seen = replace(seen, rows=Rows(layer, *parts, rule, self.windows[layer], self.expansions.get(layer)))
+        if any(method.needs_plain_keys for method in self.observer.methods):
+            seen = replace(seen, plain_keys=self._plain_keys(layer, stored.keys))
         self.chosen = self.observer.finish(seen, self.pruner)
         if self.chosen is not None:
             self.alive = stored.positions.gather(1, self.chosen)
+
+    def _plain_keys(self, layer, keys):
+        """What gives a layer's keys before rotary embedding."""
+        turns = self.turns[layer]
+        if isinstance(turns, str):
+            raise UserError(
+                f"keys before rotary embedding cannot be told from those after it, since {turns}: choose methods that "
+                "do not need them by method=[...]"
+            )
+        return partial(turned_back, turns.keys, self.tables(layer), keys)
 
     def _plain(self, layer, rule, keys, values, rows, count, lse=False):
         """Ordinary attention of the prompt's last rows so far to the first `count` entries (see Observer.attend)."""
@@ -300,6 +318,13 @@ class PrefillCache(AttendingCache):
             self.rules.append(rule)
         elif self.capture:
             self.queries[layer] = torch.cat((self.queries[layer], query), 2)[:, :, -self.capture :].clone()
+
+    def _keep_newest(self, layer, query) -> None:
+        """Remembers, until the layer is finished, the queries of the last rows that a method sees one by one."""
+        most = self.observer.most_rows
+        if most and layer in self.observer.shape.evicted:
+            known = [self.newest[layer]] if layer in self.newest else []
+            self.newest[layer] = torch.cat((*known, query), 2)[:, :, -most:].clone()
 
     def finished(self, logits: Float[Tensor, "batch vocabulary"], seconds: float) -> Prefill:
         """What remains once the last chunk has run."""

@@ -39,6 +39,11 @@ class Rows:
         entries = {"keys": self.keys[:, :, :seen], "values": self.values[:, :, :seen]}
         return replace(self, query=self.query[:, :, first:last], positions=self.positions[:, :seen], **entries)
 
+    def newest(self, count: int) -> "Rows":
+        """The last `count` of these rows, or all of them."""
+        rows = self.query.shape[2]
+        return self if count >= rows else self.part(rows - count, rows)
+
     def head_values(self) -> Float[Tensor, "heads entries width"]:
         """The values that each query head adds up in the first row of the batch, out of latents where these are."""
         if self.expand is not None:

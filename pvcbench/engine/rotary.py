@@ -225,6 +225,18 @@ def turn(
     return how(vectors, cos.to(vectors.dtype), sin.to(vectors.dtype), True)
 
 
+def turned_back(
+    how: Turn, table: tuple[Tensor, Tensor] | None, keys: Float[Tensor, "batch kv_heads entries dim"]
+) -> Float[Tensor, "batch kv_heads entries dim"]:
+    """Keys after RoPE as they were before it, by the table of their positions; float32 or better."""
+    keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
+    if how.form.other is None or table is None:
+        return keys
+    cos, sin = (part[:, None].to(keys.dtype) for part in table)
+    square = cos * cos + sin * sin
+    return how(keys, cos / square, -sin / square)
+
+
 def tables_among(args: tuple, kwargs: dict) -> Tensor | tuple[Tensor, Tensor] | None:
     """The rotary tables among the inputs of a decoder layer: cos and sin, or both as complex numbers."""
     named = kwargs.get("position_embeddings")

@@ -143,6 +143,8 @@ def shrunk(method, floor: int = 8, window: int = 4):
     names = {field.name for field in fields(method)}
     changes = {"min_context_length": floor} if "min_context_length" in names else {}
     changes |= {"window": window} if "window" in names else {}
+    changes |= {"threshold": 0.0} if getattr(method, "threshold", None) is not None else {}
+    changes |= {name: size for name, size in {"lag": 8, "recent": 6, "chunk": 16}.items() if name in names}
     changes |= {"base": shrunk(method.base, floor, window)} if "base" in names else {}
     return replace(method, **changes)
 
