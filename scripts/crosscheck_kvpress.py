@@ -24,10 +24,16 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from methods.ada_kv import AdaKV
+from methods.chunkkv import ChunkKV
+from methods.compactor import Compactor
+from methods.curdkv import CurDKV
 from methods.expected_attention import ExpectedAttention
 from methods.h2o import H2O
 from methods.keydiff import KeyDiff
 from methods.knorm import Knorm
+from methods.lagkv import LagKV
+from methods.leverage_score import LeverageScore
+from methods.non_causal_attention import NonCausalAttention
 from methods.observed_attention import ObservedAttention
 from methods.pyramidkv import PyramidKV
 from methods.snapkv import SnapKV
@@ -39,7 +45,7 @@ from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.errors import UserError
 from pvcbench.models.embedded import ensure
-from pvcbench.policy import Method
+from pvcbench.policy import Method, OutOfReach
 from pvcbench.tasks.needle.haystack import documents
 
 
@@ -62,6 +68,12 @@ PAIRS = (
     Pair("h2o_mean", ObservedAttention(), "ObservedAttention"),
     Pair("expected_attention", ExpectedAttention(), "ExpectedAttention"),
     Pair("tova", TOVA(), "TOVA"),
+    Pair("lagkv", LagKV(), "LagKV", "where ranks tie between partitions, the earlier stays here, any of them there"),
+    Pair("curdkv", CurDKV(), "CUR"),
+    Pair("non_causal_attention", NonCausalAttention(), "NonCausalAttn"),
+    Pair("leverage_score", LeverageScore(), "LeverageScore", "each draws a Gaussian matrix of its own"),
+    Pair("compactor", Compactor(), "Compactor", "each draws a Gaussian matrix of its own for the leverage scores"),
+    Pair("chunkkv at kvpress' window", ChunkKV(KVPRESS), "ChunkKV", "kvpress lifts the chunks of its window"),
     Pair("snapkv", SnapKV(), "SnapKV", "window 32 and maximum over 7 here, 64 and average over 5 there"),
     Pair("h2o", H2O(), "ObservedAttention", "raw sums and the newest half protected here, means and neither there"),
     Pair("snapkv_original", SnapKV(32, 5, "average"), "SnapKV", "window 32 here, 64 there"),
@@ -87,8 +99,9 @@ def overlaps(ours: list[list[set[int]]], theirs: list[list[list[int]]]) -> list[
 
 def kept_by_us(engine: Engine, ids: torch.Tensor, method: Method, budget: int) -> list[list[set[int]]]:
     """What a method of ours keeps at a budget, as [layer][head]."""
+    method = method.resolve(budget, engine.shape(ids.shape[1]))
     prefill = engine.prefill(ids, [method])
-    [group] = engine.fork(prefill, [Cell("x", method.resolve(budget, prefill.shape), budget)], 0)
+    [group] = engine.fork(prefill, [Cell("x", method, budget)], 0)
     return [[{p for p in head.tolist() if p >= 0} for head in layer.positions[0]] for layer in group.layers]
 
 
@@ -99,7 +112,11 @@ def measure(engine, peer, ids, ratio) -> list[dict]:
         theirs = peer.ask("keep", press=pair.press, ids=ids[0].tolist(), ratio=ratio)["kept"]
         sizes = [len(head) for layer in theirs for head in layer]
         budget = round(sum(sizes) / len(sizes))
-        shares = overlaps(kept_by_us(engine, ids, pair.method, budget), theirs)
+        try:
+            shares = overlaps(kept_by_us(engine, ids, pair.method, budget), theirs)
+        except OutOfReach as reason:
+            print(f"{pair.ours}: not compared at {budget} entries, {reason}", file=sys.stderr)
+            continue
         line = {"ours": pair.ours, "kvpress": pair.press, "kept": budget, "mean": sum(shares) / len(shares)}
         line |= {"least": min(shares), "layers": [round(share, 4) for share in shares], "why": pair.why}
         lines.append({name: round(value, 4) if isinstance(value, float) else value for name, value in line.items()})

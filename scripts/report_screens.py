@@ -24,7 +24,7 @@ from pvcbench.report.write_page import write
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 ARGUMENTS = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run"
-SETTING, PLACE, OTHER = "quickstart", "samples/quickstart/h2o/0.25", "snapkv"  # how the page names them
+SETTING, PLACE, OTHER = "quickstart", "samples/quickstart/h2o/0.25", "snapkv at 25%"  # how the page names them
 
 
 def opened(path: Path, size: str):

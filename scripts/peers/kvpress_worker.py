@@ -68,8 +68,8 @@ class Worker:
     def press(self, name: str | None, ratio: float):
         """A press, or None for the uncompressed cache, and the attention it needs set in the model."""
         self.model.set_attn_implementation("eager" if name in EAGER else "sdpa")
-        if name == "AdaKV":
-            return kvpress.AdaKVPress(kvpress.SnapKVPress(compression_ratio=ratio))
+        if name in ("AdaKV", "ChunkKV"):  # they wrap another
+            return getattr(kvpress, f"{name}Press")(kvpress.SnapKVPress(compression_ratio=ratio))
         return None if name is None else getattr(kvpress, f"{name}Press")(compression_ratio=ratio)
 
     def generate(self, context: str, question: str, press: str | None, ratio: float, new_tokens: int) -> dict:
