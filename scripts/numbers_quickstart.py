@@ -10,7 +10,7 @@ import pandas as pd
 import pvcbench
 from pvcbench.errors import UserError
 from pvcbench.stats import significance, summaries
-from scripts.numbers_words import called, joined, paragraph, percent, pvalue, span
+from scripts.numbers_words import called, joined, paragraph, percent, pvalue
 from scripts.written_page import ROOT, table
 
 EXPERIMENT = "quickstart"
@@ -96,14 +96,13 @@ class Quickstart:
         return f"{joined(told)}. " if told else ""
 
     def answers(self) -> str:
-        """Right answers of every cell, with the time of the prefill."""
+        """Right answers of every cell."""
         whole = f"right answers, of {self.samples} (full cache: {self.right(self.full())})"
-        head, rows = [whole, *map(percent, self.budgets), "prefill, of the full cache's"], []
+        head, rows = [whole, *map(percent, self.budgets)], []
         for method in self.methods:
             cells = [self.cell(method, budget) for budget in self.budgets]
-            times = [one["prefill_s"] / self.full()["prefill_s"] for one in cells if one["samples"]]
             counts = [str(self.right(one)) if one["samples"] else "out of reach" for one in cells]
-            rows.append([f"`{method}`", *counts, span(times)])
+            rows.append([f"`{method}`", *counts])
         return table(head, rows)
 
     def survival(self) -> str:
