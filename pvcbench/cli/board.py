@@ -14,11 +14,11 @@ def parser(**options) -> Parser:
         description="Makes a static leaderboard of files that `pvcbench submit` wrote. Of each submission a random "
         "sample is measured again, in all its cells, where its model is at hand; nothing is downloaded, and no code of "
         "a submission is run. Exits with 1 where a file is refused or numbers do not hold.",
-        epilog="example: pvcbench board submissions/*.zip --out site",
+        epilog="example: pvcbench board submissions/*.zip --out board",
         **options,
     )
     made.add_argument("files", type=Path, nargs="+", metavar="FILE", help="files that `pvcbench submit` wrote")
-    made.add_argument("--out", type=Path, default=Path("site"), help="the folder to write (default: site)")
+    made.add_argument("--out", type=Path, default=Path("board"), help="the folder to write (default: board)")
     made.add_argument(
         "--verify", type=int, default=1, metavar="N", help="samples of each submission to measure again (default 1)"
     )

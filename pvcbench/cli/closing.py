@@ -1,6 +1,7 @@
 """What a run says last: what its table shows in words, what it does not show, and what to type next."""
 
 import shlex
+from collections.abc import Sequence, Set
 
 import pandas as pd
 
@@ -40,24 +41,31 @@ def limits(rows: pd.DataFrame) -> str:
     )
 
 
-def next_lines(result: Result) -> list[str]:
-    """Three commands that go on from here, each with what it does."""
+def next_lines(result: Result, words: Sequence[str] | None) -> list[str]:
+    """Commands that go on from here, each with what it does; `words` are those that asked for the run, if known."""
     if not scored(result):
         return []
     table, folder = significance.compared(result.rows), result.folder
-    order = table[ranking.ranked(table)].sort_values("score", ascending="perplexity" in table, kind="stable")
-    methods = list(dict.fromkeys(order["method"]))
-    rivals = [name for name in methods if name not in floors_of(result.rows)]
-    found = [(f"pvcbench report {shlex.quote(str(folder.parent.parent))}", "one page of all runs, sample by sample")]
-    if len(rivals) > 1:
-        best = set(order[order["method"] == rivals[0]]["budget"])
-        for other in rivals[1:]:
-            both = [budget for budget in order[order["method"] == other]["budget"] if budget in best]
-            if both:
-                pair = f"--method {rivals[0]} --against {other}@{both[len(both) // 2]}"
-                found.append((f"pvcbench compare {shlex.quote(str(folder))} {pair}", "one method against another"))
-                break
-    asked = f"'method=[{','.join(methods)}]'"
-    found.append((f"pvcbench model=hf model.name=ORG/NAME {asked}", "the same methods on a model of yours"))
+    found = [(f"pvcbench report {shlex.quote(str(folder.parent))}", "one page of this experiment, sample by sample")]
+    pair = widest(table, floors_of(result.rows))
+    if pair is not None:
+        asked = "--method {} --against {}@{}".format(*pair)
+        found.append((f"pvcbench compare {shlex.quote(str(folder))} {asked}", "one method against another"))
+    if words is not None:
+        kept = [word for word in words if not word.lstrip("+~").startswith(("model=", "model.", "model@"))]
+        again = shlex.join(["pvcbench", *kept, "model=hf", "model.name=ORG/NAME"])
+        found.append((again, "the same on a model of yours"))
     wide = max(len(command) for command, _ in found)
     return [f"{'' if number else 'next':<8}{one:<{wide}}  {what}" for number, (one, what) in enumerate(found)]
+
+
+def widest(table: pd.DataFrame, floors: Set[str]) -> tuple[str, str, str] | None:
+    """Two methods and the budget at which their scores lie furthest apart, the better one first; None where all tie."""
+    cells = table[ranking.ranked(table) & ~table["method"].isin(floors) & table["score"].notna()]
+    ends, lower = {}, "perplexity" in table
+    for budget, own in cells.groupby("budget", sort=False):
+        order = own.sort_values("score", ascending=lower, kind="stable")
+        first, last = order.iloc[0], order.iloc[-1]
+        ends[first["method"], last["method"], budget] = abs(first["score"] - last["score"])
+    best = max(ends, key=ends.__getitem__, default=None)
+    return best if best is not None and ends[best] > 0 else None

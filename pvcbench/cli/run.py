@@ -3,6 +3,7 @@
 import os
 import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
 
 from pvcbench.cli.exits import Parser, printing, told
 from pvcbench.errors import UserError
@@ -73,11 +74,14 @@ def run(asked: Namespace) -> int:
         with printing():
             print(OmegaConf.to_yaml(config), end="")
         return 0
-    return once(config)
+    return once(config, [*(word for folder in asked.config_dir for word in ("--config-dir", folder)), *asked.overrides])
 
 
-def once(config) -> int:
-    """One run, its table and where its files are; 1 where some method failed in all of its cells."""
+def once(config, words: Sequence[str] | None = None) -> int:
+    """One run, its table and where its files are; 1 where some method failed in all of its cells.
+
+    `words` are those that asked for the run, which the commands printed at its end repeat; None: of a multirun.
+    """
     from pvcbench.config import settings
 
     settings.check(config)
@@ -88,19 +92,19 @@ def once(config) -> int:
         if known is not None:
             from pvcbench.runs.result import Mirror, report
 
-            return told_of(report(known.folder, known.task, 0, known.asked, Mirror.of(config), config.figures))
+            return told_of(report(known.folder, known.task, 0, known.asked, Mirror.of(config), config.figures), words)
         from pvcbench.runs import runner  # takes seconds to import
 
         result = runner.run(config)
-    return told_of(result)
+    return told_of(result, words)
 
 
-def told_of(result) -> int:
+def told_of(result, words: Sequence[str] | None) -> int:
     """Shows what a run came to; 1 where some method failed in all of its cells."""
     from pvcbench.cli import run_table
 
     with printing():
-        run_table.show(result)
+        run_table.show(result, words)
     failed = result.failed
     for line in failed:
         print(f"pvcbench: {line}", file=sys.stderr)

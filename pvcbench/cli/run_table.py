@@ -1,6 +1,7 @@
 """The table at the end of a run, for people."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import pandas as pd
@@ -72,8 +73,8 @@ def main_table(result: Result) -> tuple[Table, list[str]]:
             continue
         table.add_row(line.method, line.budget, *measured(line), *values(line))
     notes += cautions.of(rows, summary)[len(cautions.loud(rows)) :]
-    fewest = clusters_of(rows)
-    if fewest < FEWEST_CLUSTERS:
+    fewest, scored = clusters_of(rows), summary[summary["samples"] > 0]
+    if fewest < FEWEST_CLUSTERS and ("low" not in scored or scored["low"].isna().any()):
         notes.append(
             f"Fewer than ten clusters ({fewest}{' in a data set' if 'part' in result.parts else ''}): "
             "no intervals of means over clusters."
@@ -140,8 +141,11 @@ def part_of(line, scale: float, digits: int) -> str:
     return number(line.score, scale, digits) + ("" if line.complete else f" ({line.samples} of {line.asked})")
 
 
-def show(result: Result) -> None:
-    """Prints the summary of a run and the paths of its figures, rows and W&B run; no text of theirs is markup."""
+def show(result: Result, words: Sequence[str] | None = None) -> None:
+    """Prints the summary of a run and the paths of its figures, rows and W&B run; no text of theirs is markup.
+
+    `words` are those that asked for the run, where it was asked for alone.
+    """
     console = Console(width=None if Console().is_terminal else 170, markup=False, emoji=False, highlight=False)
     if result.note is not None:
         console.print(result.note, soft_wrap=True)
@@ -162,7 +166,7 @@ def show(result: Result) -> None:
         console.print(line, soft_wrap=True)
     for line in cautions.loud(result.rows):
         console.print(f"WARNING: {line}", soft_wrap=True, style="bold")
-    for line in closing.next_lines(result):
+    for line in closing.next_lines(result, words):
         console.print(line, soft_wrap=True)
 
 

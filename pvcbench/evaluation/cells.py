@@ -36,7 +36,10 @@ class Point:
         if entries is not None:
             first, last = self.method.protects(entries, shape)
             if entries < first + min(last, 1):
-                raise OutOfReach(f"{entries} entries are fewer than the {first} sinks the method keeps")
+                least = first + min(last, 1)
+                raise OutOfReach(
+                    f"{entries} entries are too few: the method keeps {first} sinks and needs {least} entries or more"
+                )
         method = self.method.resolve(None if entries is None else min(entries, shape.tokens), shape)
         share = self.budget if isinstance(self.budget, float) else None
         return Cell(f"{self.name}@{self.label}", method, entries, hold, share=share)

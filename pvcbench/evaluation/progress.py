@@ -31,6 +31,8 @@ class Meter:
 
     def __enter__(self):
         console = Console(stderr=True)
+        if self.done:
+            print(f"going on: {self.done} of {self.total} samples are measured already", file=sys.stderr, flush=True)
         if console.is_terminal:
             columns = (
                 TextColumn("samples"),

@@ -83,7 +83,11 @@ class Command:
 
     def lines(self) -> list[str]:
         """Its lines, without the progress told to those who have no terminal."""
-        return [line for line in self.text().splitlines() if " samples, about " not in line]
+        return [
+            line
+            for line in self.text().splitlines()
+            if " samples, about " not in line and not line.startswith("going on: ")
+        ]
 
     def work_for(self, seconds: float) -> float:
         """Waits until it has used so much processor time, or has ended; returns what it was last seen to have used."""
