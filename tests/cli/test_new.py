@@ -21,6 +21,13 @@ WRITTEN = {
 }
 
 
+@pytest.fixture(autouse=True)
+def nothing_called_mine(monkeypatch):
+    """Other tests of this process may have left folders with a `mine.py` on the path, or that module itself."""
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if not (Path(place or ".") / "mine.py").exists()])
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+
+
 def installed(folder):
     """pvcbench as a wheel lays it out, without the rest of the sources."""
     site, bare = folder / "site-packages", shutil.ignore_patterns("__pycache__")

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.colors import to_rgba
 
 from cells import a_set_failed, long_and_short, rows_of, three_of_thirty
-from pvcbench.cli import compare, run_table
+from pvcbench.cli import closing, compare, run_table
 from pvcbench.errors import UserError
 from pvcbench.plots import cautions, experiment, published, run_figures
 from pvcbench.report import answer, compare_methods, leaderboard, markdown_latex, scores
@@ -170,7 +170,8 @@ def test_no_shared_sample_is_said():
     assert "At 40% no sample was answered by every method: nothing can be compared there." in said
 
 
-def test_the_end_of_a_run_says_it(given, capsys, tmp_path):
+def test_the_end_of_a_run_says_it(given, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(closing, "floors_of", lambda rows: {"random"})  # these rows have no folder
     summary = perplexity.shown(given.rows)
     parts = summaries.breakdown(given.rows) if given.rows["stratum"].nunique() > 1 else summary
     shown = {"rows": given.rows, "summary": summary, "parts": parts, "note": None, "figures": [], "tracked": None}
