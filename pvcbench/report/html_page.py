@@ -105,10 +105,15 @@ def setting_of(name: str, rows: pd.DataFrame, every: pd.DataFrame, runs: Mapping
 def floors_of(rows: pd.DataFrame) -> set[str]:
     """The methods that choose at random, by their class or by the name that the figures know."""
     found = {style.FLOOR}
-    for folder in rows["folder"].unique():
+    for folder in filter(is_kept, rows["folder"].unique()):
         methods = stored(Path(folder))["identity"].get("methods") or {}
         found |= {name for name, made in methods.items() if made.get("class") == RANDOM}
     return found
+
+
+def is_kept(folder: str) -> bool:
+    """Whether rows come from a run's folder, and not from a table that was put together in memory."""
+    return (Path(folder) / "config.yaml").is_file()
 
 
 def places_of(rows: pd.DataFrame, runs: Mapping) -> dict[tuple, list[dict]]:

@@ -17,7 +17,7 @@ from pvcbench.runs.spec import RunSpec
 
 ROOT = Path(__file__).parents[2]
 NAMES = compose.options("experiment")
-WANTED = "quickstart needle_grid longbench_table ruler_4k perplexity_pg19 attention_patterns_80k".split()
+WANTED = "demo quickstart needle_grid longbench_table ruler_4k perplexity_pg19 attention_patterns_80k".split()
 WANTED += ["pyramidinfer_throughput", "pyramidinfer_figures", "methods_needle", "methods_needle_agnostic"]
 WANTED += ["methods_perplexity", "methods_ruler"]
 
@@ -85,6 +85,7 @@ def run_small(name, tmp_path, *more):
 
 
 SMALL = {
+    "demo": ["budgets=[0.25]", "limit=1"],
     "quickstart": ["budgets=[0.25,0.75]", "limit=1"],
     "needle_grid": ["limit=3"],
     "perplexity_pg19": ["task.tokens=400", "task.documents=1"],
