@@ -99,7 +99,7 @@ def once(config, words: Sequence[str] | None = None) -> int:
     return told_of(result, words)
 
 
-def told_of(result, words: Sequence[str] | None) -> int:
+def told_of(result, words: Sequence[str] | None = None) -> int:
     """Shows what a run came to; 1 where some method failed in all of its cells."""
     from pvcbench.cli import run_table
 
