@@ -164,10 +164,10 @@ def show(result: Result, words: Sequence[str] | None = None) -> None:
         console.print(parts)
     for line in last_lines(result):
         console.print(line, soft_wrap=True)
-    for line in cautions.loud(result.rows):
-        console.print(f"WARNING: {line}", soft_wrap=True, style="bold")
     for line in closing.next_lines(result, words):
         console.print(line, soft_wrap=True)
+    for line in cautions.loud(result.rows):
+        console.print(f"WARNING: {line}", soft_wrap=True, style="bold")
 
 
 def last_lines(result: Result) -> list[str]:

@@ -181,7 +181,10 @@ def test_pareto_shows_every_cell_hollow_behind_the_front(rows, compared):
     filled = [to_rgba(line.get_markerfacecolor()) != to_rgba("white") for line in points]
     assert filled == best.tolist() and not all(filled)
     np.testing.assert_allclose(sorted(stairs.get_xdata()), sorted(100 * scored["kept_bytes"][best]))
-    assert axes.get_xlabel() == "KV cache kept:\nshare of the full cache's bytes, %"
+    assert (
+        axes.get_xlabel()
+        == "KV cache kept:\nshare of the full cache's bytes, %\n(marks of one size stand side by side)"
+    )
     assert axes.get_ylabel() == "accuracy (mean; 1 is the best)"
     assert "no steps of these cells were timed alone" in legend(figure)
 
