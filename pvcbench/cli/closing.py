@@ -6,7 +6,7 @@ from collections.abc import Sequence, Set
 import pandas as pd
 
 from pvcbench.report import answer, answer_text, scores
-from pvcbench.report.html_page import floors_of
+from pvcbench.report.answer import floors_of
 from pvcbench.runs.result import Result
 from pvcbench.stats import ranking, significance
 

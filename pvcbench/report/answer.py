@@ -10,13 +10,17 @@ of some samples are no candidates.
 
 from collections.abc import Set
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pandas as pd
 
+from pvcbench.plots import style
 from pvcbench.plots.style import amount
+from pvcbench.runs.stored import stored
 from pvcbench.stats import significance, sizes, summaries, ties
 
 TARGETS = (0.1, 0.25, 0.4)  # shares of the full cache
+RANDOM = "Random"  # the class of methods that choose at random, as a run's identity names it
 HERE = "here"  # the budget that cells of one size share while they are compared
 COMPARED = ["sample", "method", "budget", "reference", "score", "error", "prompt_sha256", "cluster", "stratum"]
 COMPARED += ["kv_bytes", "kept_fraction"]  # what a comparison reads of a row
@@ -136,3 +140,17 @@ def full_cache(table: pd.DataFrame) -> dict | None:
     """The summary's line of the full cache, where it has a score."""
     whole = table[table["reference"].astype(bool) & table["score"].notna()]
     return None if whole.empty else whole.iloc[0].to_dict()
+
+
+def floors_of(rows: pd.DataFrame) -> set[str]:
+    """The methods that choose at random, by their class or by the name that the figures know."""
+    found = {style.FLOOR}
+    for folder in filter(is_kept, rows["folder"].unique()):
+        methods = stored(Path(folder))["identity"].get("methods") or {}
+        found |= {name for name, made in methods.items() if made.get("class") == RANDOM}
+    return found
+
+
+def is_kept(folder: str) -> bool:
+    """Whether rows come from a run's folder, and not from a table that was put together in memory."""
+    return (Path(folder) / "config.yaml").is_file()

@@ -38,7 +38,6 @@ from pvcbench.version import VERSION
 
 FOLDER = Path(__file__).parent
 SCRIPTS = ("unpack.js", "charts.js", "samples.js", "curves.js", "leaderboard.js", "page.js")
-RANDOM = "Random"  # the class of methods that choose at random, as a run's identity names it
 
 
 def build(results: Path, samples: int) -> tuple[str, int]:
@@ -78,7 +77,7 @@ def setting_of(name: str, rows: pd.DataFrame, every: pd.DataFrame, runs: Mapping
     """All that the page shows of one setting with scores; `every` are the rows of its runs before they were joined."""
     compared, times = significance.compared(rows), relative_times.of(every)
     run, places = scores.run_of(rows, compared), places_of(rows, runs)
-    ats = answer.at_sizes(rows, compared, floors_of(rows))
+    ats = answer.at_sizes(rows, compared, answer.floors_of(rows))
     leading = {
         (one.line["method"], one.line["budget"]): f"{at.target:.0%}" for at in ats for one in at.leading if at.tested
     }
@@ -100,20 +99,6 @@ def setting_of(name: str, rows: pd.DataFrame, every: pd.DataFrame, runs: Mapping
     shown = run | {"name": name, "title": f"{what}; {protocol}", "leaders": leaders, "grid": needle_grid.of(rows)}
     known["curves"] = packed.data(shown | {"palette": palette()})
     return known | {"cells": packed.data(samples_of(rows, excerpts_of(rows), samples))}
-
-
-def floors_of(rows: pd.DataFrame) -> set[str]:
-    """The methods that choose at random, by their class or by the name that the figures know."""
-    found = {style.FLOOR}
-    for folder in filter(is_kept, rows["folder"].unique()):
-        methods = stored(Path(folder))["identity"].get("methods") or {}
-        found |= {name for name, made in methods.items() if made.get("class") == RANDOM}
-    return found
-
-
-def is_kept(folder: str) -> bool:
-    """Whether rows come from a run's folder, and not from a table that was put together in memory."""
-    return (Path(folder) / "config.yaml").is_file()
 
 
 def places_of(rows: pd.DataFrame, runs: Mapping) -> dict[tuple, list[dict]]:

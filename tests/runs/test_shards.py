@@ -48,7 +48,8 @@ def opened(tmp_path, shard=None):
 
 
 def row(sample, **more):
-    return {"sample": sample, "method": "h2o", "budget": "0.5", "error": None, **more}
+    known = {"task": "needle", "sample": sample, "method": "h2o", "budget": "0.5", "reference": False, "error": None}
+    return known | {"score": None, "metrics": {}} | more
 
 
 def test_a_shard_is_every_nth_sample():
