@@ -15,6 +15,7 @@ import tiny
 from pairs import pairs
 from pvcbench.architectures import families
 from pvcbench.engine.engine import Engine
+from pvcbench.engine.evict import Cell
 from pvcbench.models import random_weights
 from two_devices import DevicesMeet, Places, place
 
@@ -72,7 +73,7 @@ def test_offloaded_layers_stream_and_score(placed, inference, name):
     ids = tiny.prompt(70)
     found = []
     for engine in (placed, tiny.engine("llama")):
-        cell = tiny.Cell("20", tiny.METHODS[name].resolve(20, engine.shape(70)), 20)
+        cell = Cell("20", tiny.METHODS[name].resolve(20, engine.shape(70)), 20)
         scored, _ = engine.stream(ids, cell)
         groups = tiny.fork(engine, ids, [cell], 10)
         found.append((scored.logprobs, engine.score(groups, ids[:, :9], ids[:, 1:10]).logprobs))
@@ -191,7 +192,7 @@ def test_two_devices_answer_as_one(apart, inference, name, hold):
 def test_two_devices_stream_as_one(apart, inference, name):
     ids, found = tiny.prompt(60), []
     for engine, fed in ((apart, place(ids, "maia:0")), (tiny.engine("llama"), ids)):
-        cell = tiny.Cell("20", tiny.METHODS[name].resolve(20, engine.shape(60)), 20)
+        cell = Cell("20", tiny.METHODS[name].resolve(20, engine.shape(60)), 20)
         found.append(engine.stream(fed, cell)[0].logprobs)
     torch.testing.assert_close(found[0].held, found[1], **CLOSE)
 
@@ -201,7 +202,7 @@ def test_a_layer_reads_entries_of_another_device(inference, hold):
     """Of Gemma 4's six layers the last two read the third's and the fourth's; here the third's lie elsewhere."""
     ids, fed = families.prompt(40, 2), families.prompt(6, 2, seed=1)
     whole, split = (families.build("gemma4_text", torch.float64) for _ in range(2))
-    cell = tiny.Cell("16", tiny.METHODS["h2o"], 16, hold)
+    cell = Cell("16", tiny.METHODS["h2o"], 16, hold)
 
     def logits(
         engine, *given

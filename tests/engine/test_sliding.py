@@ -9,6 +9,7 @@ import tiny
 from methods.streaming_llm import StreamingLLM
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
+from pvcbench.errors import OutOfReach
 from pvcbench.evaluation.cells import Point
 from tiny import METHODS, WINDOW, build, dense, dense_masks, fork, positions, prompt, teach
 
@@ -31,7 +32,7 @@ def shares_of(method, host, hold=False):
     shape = host.shape(TOKENS)
     try:
         return [Point("x", method, str(share), share).cell(shape, hold) for share in SHARES]
-    except tiny.OutOfReach:
+    except OutOfReach:
         return [Point("x", method, "0.9", 0.9).cell(shape, hold)]
 
 
