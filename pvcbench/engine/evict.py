@@ -136,7 +136,8 @@ def kept_indices(prefill: Prefill, cell: Cell) -> list[tuple[Tensor, Tensor, int
             answers.require_within(cell.method, "survivors", sum(left) / len(left), cell.budget, prefill.shape)
         return choices
     scores = prefill.observer.scores[cell.method]
-    strict, noted = prefill.observer.strict, [note.cpu() for note in prefill.observer.notes[cell.method]]
+    strict, notes = prefill.observer.strict, prefill.observer.notes[cell.method]
+    noted = [torch.tensor(note.tolist(), dtype=note.dtype) for note in notes]  # layers may lie on several devices
     counts = answers.plan(cell.method, scores, cell.budget, prefill.shape, strict, noted)
     for layer, worth, planned in zip(prefill.shape.evicted, scores, counts, strict=True):
         stored, window = prefill.layers[layer], prefill.windows[layer]
