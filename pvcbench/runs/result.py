@@ -96,8 +96,8 @@ def report(
     drawn = figure_cache.figures(rows, folder, draw) if figures else []
     tracked = None
     if measured or not wandb_mirror.mirrored(mirror.settings, folder, len(rows)):
-        live = live or mirror.of_run(folder, task.name, rows["model"].iloc[0], methods_of(rows))
-        tracked = live.conclude(summary, drawn, len(rows))
+        with live or mirror.of_run(folder, task.name, rows["model"].iloc[0], methods_of(rows)) as open_run:
+            tracked = open_run.conclude(summary, drawn, len(rows))
     own = rows[rows["sample"].isin(asked)].reset_index(drop=True)
     more = rows["sample"].nunique() - own["sample"].nunique()
     if more:

@@ -72,17 +72,17 @@ def run(
     folder = RunFolder(extent.results, extent.experiment, known, extent.shard)
     files = None if loaded.files is None else {**loaded.files, **marks(code_hash.FILES)}
     existing = folder.open(kept_config(config), environment.of_run(known, loaded.model))
-    try:
-        plan, work = _planned(spec, extent, loaded, folder, existing)
-        planned(plan)
-        added, live = _measure(spec, loaded, folder, existing, plan, work, mirror) if work else (0, None)
-    finally:
-        folder.close()
-    if extent.shard is not None:
-        if live is not None:
+    with _live(spec, folder, mirror) as live:
+        try:
+            plan, work = _planned(spec, extent, loaded, folder, existing)
+            planned(plan)
+            added = _measure(spec, loaded, folder, existing, plan, work, live) if work else 0
+        finally:
+            folder.close()
+        if extent.shard is not None:
             live.stop("finished", 0)  # the whole run's mirror is made by the last shard
-        return report_shard(extent.shard, folder, spec.task, added, plan, mirror, figures)
-    result = report(folder.path, spec.task, added, plan.samples, mirror, figures, live)
+            return report_shard(extent.shard, folder, spec.task, added, plan, mirror, figures)
+        result = report(folder.path, spec.task, added, plan.samples, mirror, figures, live)
     if not (given or extent.retry_failed):
         receipts.keep(asked, folder.path, spec.task, plan.samples, files)
     return result
@@ -141,6 +141,13 @@ def _refuse(folder: Path, row: Mapping, what: str) -> NoReturn:
     )
 
 
+def _live(spec: RunSpec, folder: RunFolder, mirror: Mirror) -> Live:
+    """The W&B run of what is measured here: the whole run's, or a shard's own."""
+    methods = dict.fromkeys(point.name for point in spec.points if point.method and not point.method.reference)
+    part = "" if folder.shard is None else folder.shard.label
+    return mirror.of_run(folder.path, spec.task.name, folder.identity["model"]["name"], list(methods), part)
+
+
 def _measure(
     spec: RunSpec,
     loaded: LoadedModel,
@@ -148,24 +155,22 @@ def _measure(
     existing: Sequence[Mapping],
     plan: Plan,
     work: Sequence[WorkItem],
-    mirror: Mirror,
-) -> tuple[int, Live]:
-    """Measures what is missing; returns how many rows were added, and the run's W&B run, which is still open."""
+    live: Live,
+) -> int:
+    """Measures what is missing and tells the run's W&B run of it; returns how many rows were added."""
     running, added, names = RunningMeans(), 0, set(plan.samples)
     running.add(row for row in existing if row["sample"] in names)
     done, before = len(names) - len(work), len(existing)
-    methods = dict.fromkeys(point.name for point in spec.points if point.method and not point.method.reference)
-    part = "" if folder.shard is None else folder.shard.label
-    with mirror.of_run(folder.path, spec.task.name, folder.identity["model"]["name"], list(methods), part) as live:
-        for rows in measured(spec, loaded, work, len(names), running):
-            folder.append(rows)
-            running.add(rows)
-            if not added and spec.kind.excerpts:  # once rows can be written; no result needs excerpts
-                prompt_excerpts.add(folder.rows_path, work, loaded.tokenizer)
-            added += len(rows)
-            done += len({row["sample"] for row in rows})
-            live.tell(done, len(names), before + added, running)
-    return added, live
+    live.begin()
+    for rows in measured(spec, loaded, work, len(names), running):
+        folder.append(rows)
+        running.add(rows)
+        if not added and spec.kind.excerpts:  # once rows can be written; no result needs excerpts
+            prompt_excerpts.add(folder.rows_path, work, loaded.tokenizer)
+        added += len(rows)
+        done += len({row["sample"] for row in rows})
+        live.tell(done, len(names), before + added, running)
+    return added
 
 
 def report_shard(

@@ -78,7 +78,10 @@ class Named:
 
 
 class Live:
-    """A run of W&B, open from `with` on while rows come in; what fails in it is one line, and the measuring goes on."""
+    """A run of W&B, open while rows come in and until its pictures are drawn.
+
+    What fails in it is one line, and the measuring goes on.
+    """
 
     def __init__(self, settings: Settings, named: Named, config: Mapping[str, Any], folder: Path):
         self.settings, self.named, self.config, self.folder = settings, named, config, folder
@@ -97,15 +100,17 @@ class Live:
             if isinstance(error, ConnectionError):
                 _forget_service()
 
-    def __enter__(self) -> "Live":
-        """Begins or continues the W&B run, unless there shall be none."""
-        if self.settings.mode != "disabled":
+    def begin(self) -> None:
+        """Begins or continues the W&B run, unless there shall be none or it is open."""
+        if self.settings.mode != "disabled" and self.run is None:
             with self._guarded():
                 self.run = _open(self.settings, self.named, self.config, self.folder)
+
+    def __enter__(self) -> "Live":
         return self
 
     def __exit__(self, kind, error, _) -> None:
-        """Marks what ended by an exception; what ended well stays open for `conclude`."""
+        """Marks what ended by an exception while the W&B run was open."""
         if isinstance(error, KeyboardInterrupt):
             self.stop("stopped", getattr(error, "code", 130))
         elif error is not None:
@@ -129,7 +134,8 @@ class Live:
             self.run = self.run or _open(self.settings, self.named, self.config, self.folder)
             try:
                 place = _conclude(self.run, self.settings, self.named, summary, figures, self.folder)
-            except BaseException:
+            except Exception:
+                self.run.summary["state"] = "failed"
                 self.run.finish(exit_code=1)
                 raise
             self.run.finish()
@@ -146,21 +152,6 @@ class Live:
             self.run.summary["state"] = state
             self.run.finish(exit_code=code)
         self.run = None
-
-
-def track(
-    settings: Settings,
-    named: Named,
-    config: Mapping[str, Any],
-    summary: pd.DataFrame,
-    figures: Iterable[Path],
-    folder: Path,
-    rows: int,
-) -> str | None:
-    """Mirrors a measured run; returns its folder (offline) or address (online), None when disabled or failed."""
-    if settings.mode == "disabled":
-        return None
-    return Live(settings, named, config, folder).conclude(summary, figures, rows)
 
 
 def _forget_service() -> None:

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 from pvcbench.cli.main import main as command
-from pvcbench.config import compose
-from pvcbench.config.compose import build, composed
+from pvcbench.config import building, moved
+from pvcbench.config.building import build
+from pvcbench.config.compose import composed
 from pvcbench.errors import UserError
 from pvcbench.runs.spec import RunSpec
 
@@ -45,8 +46,8 @@ def test_whatever_a_class_raises_names_key_and_class(mood, kind):
 
 
 def test_an_old_place_of_an_inner_class_is_found(monkeypatch):
-    monkeypatch.setitem(compose.today.__globals__["MOVED"], "old.place.Snap", "methods.snapkv.SnapKV")
-    compose.load_methods_package()
+    monkeypatch.setitem(moved.MOVED, "old.place.Snap", "methods.snapkv.SnapKV")
+    building.load_methods_package()
     node = dict(composed(["method=ada_snapkv"]).methods.ada_snapkv)
     assert type(build(node, "method x").base).__name__ == "SnapKV"
     old = {**node, "base": {"_target_": "old.place.Snap"}}

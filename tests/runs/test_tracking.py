@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import zlib
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,7 +40,7 @@ def settings(mode="offline", group=None):
 def track(summary, folder, mode="offline", pictures=(), group=None, rows=10):
     config = {"seed": 3, "task": {"name": "needle"}}
     named = wandb_mirror.Named("0123456789ab", "grid", "needle", "smollm2", ("h2o", "pvc"))
-    return wandb_mirror.track(settings(mode, group), named, config, summary, pictures, folder, rows=rows)
+    return wandb_mirror.Live(settings(mode, group), named, config, folder).conclude(summary, pictures, rows)
 
 
 def records(path):
@@ -308,6 +308,23 @@ def test_a_run_that_ends_early_is_marked_so(tmp_path, monkeypatch, error, word, 
     assert state(found) == word and found[-1].exit.exit_code == code
 
 
+@pytest.mark.parametrize("place", ["load_table", "wandb_mirror._conclude"])
+@pytest.mark.parametrize(("error", "word", "code"), [(KeyboardInterrupt, "stopped", 130), (OSError, "failed", 1)])
+def test_a_run_that_ends_while_it_is_reported_is_marked_so(tmp_path, monkeypatch, place, error, word, code):
+    """While its tables are made, or while the mirror itself is finished, whose own failure is no failure of the run."""
+    from pvcbench.runs import runner
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(f"pvcbench.runs.result.{place}", fail)
+    own = error is OSError and place == "wandb_mirror._conclude"
+    with nullcontext() if own else pytest.raises(error):
+        runner.run(small(tmp_path, "limit=2"), figures=False)
+    found = finished(next(tmp_path.glob("grid/*/wandb/offline-run-*/*.wandb")))
+    assert state(found) == word and found[-1].exit.exit_code == code
+
+
 def test_shards_have_runs_of_their_own_until_the_last_one_makes_the_whole(tmp_path):
     from pvcbench.runs import runner
 
@@ -347,13 +364,14 @@ def numbers(*arguments):
 tracking.points, tracking.numbers = points, numbers
 rows = table(needle_rows(repeats=1, methods=("full", "h2o")))
 settings = SimpleNamespace(mode={mode!r}, project="pvcbench", entity=None, group=None)
-run = (settings, tracking.Named("0123456789ab", "grid", "needle", "smollm2", ("h2o",)), {{}})
-place = tracking.track(*run, stats.summarize(rows), [], Path({folder!r}), 10)
+named = tracking.Named("0123456789ab", "grid", "needle", "smollm2", ("h2o",))
+live = tracking.Live(settings, named, {{}}, Path({folder!r}))
+place = live.conclude(stats.summarize(rows), [], 10)
 print("place", place, flush=True)
 if {mode!r} == "offline":
     tracking.points, tracking.numbers = real, lambda *arguments: {{}}
     time.sleep(1.1)
-    print("again", tracking.track(*run, stats.summarize(rows), [], Path({folder!r}), 10) is not None)
+    print("again", live.conclude(stats.summarize(rows), [], 10) is not None)
 """
 
 
