@@ -244,8 +244,7 @@ class Engine:
         draws = torch.zeros(len(ids), dtype=torch.int64) if draws is None else draws
         watchers = [pruner] if pruner is not None else list(dict.fromkeys(methods))
         turns = self._turns_for(watchers, ids, reach)
-        asked = any(method.needs_output for method in watchers)
-        projections = self.projections(ids) if asked else []
+        projections = self.projections(ids) if any(method.needs_output for method in watchers) else []
         observer = Observer(watchers, shape, draws.to(ids.device), self.backend, self.plain_costs, self.strict)
         windows = [None if window is None or window >= ids.shape[1] else window for window in self.windows]
         cache = PrefillCache(self.layout, observer, windows, self.kernel, pruner, capture)
