@@ -49,7 +49,7 @@ class DefensiveKV(Method):
             return torch.zeros_like(seen.positions, dtype=torch.float32)
         older, own = looked_at(seen, before)
         norms = written(seen)[..., :before]
-        scores = worst_case(older, kv_heads, self.kernel) * norms / norms.sum(1, keepdim=True).clamp(min=1e-30)
+        scores = worst_case(older, kv_heads, self.kernel) * (norms / norms.sum(1, keepdim=True).clamp(min=1e-30))
         bias = own if self.bias == "window" else older[..., -self.window :].sum(-1)
         sure = first_stage(older, kv_heads, self.mass - bias.mean((1, 2)), self.budget - self.window)
         scores = torch.where(sure, scores.amax((1, 2), keepdim=True), scores)

@@ -84,6 +84,9 @@ def needs(method: Method) -> str:
     words = {"keys": "keys", "values": "values", "queries": "the prompt's queries", "draws": "random draws"}
     found += [text for name, text in words.items() if f"seen.{name}" in source]
     found += ["the keys before rotary embedding"] if method.needs_plain_keys else []
+    found += ["values as the output projection writes them"] if method.needs_output else []
+    found += ["the hidden states that attention is given"] if method.needs_hidden else []
+    found += [f"a file (`{name}`)" for name in method.files]
     found += [f"what follows the prompt ({method.reads})"] if method.reads else []
     return ", ".join(found) or "positions alone"
 

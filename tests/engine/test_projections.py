@@ -49,7 +49,7 @@ def replaced(kind):
     model = build("llama")
     for layer in model.model.layers:
         layer.self_attn.o_proj = kind(layer.self_attn.o_proj)
-    return model
+    return model.eval()
 
 
 def projections(model):

@@ -40,8 +40,8 @@ def written(values: torch.Tensor, outputs: torch.Tensor) -> list[list[float]]:
     """Mean over a group of the L1 norm of v W; values of one sample, [kv_heads, tokens, dim], for each KV head."""
     group, found = len(outputs) // len(values), []
     for head, own in enumerate(values):
-        norms = [[float((value @ outputs[head * group + one]).abs().sum()) for one in range(group)] for value in own]
-        found.append([math.fsum(row) / group for row in norms])
+        norms = [(own @ outputs[head * group + one]).abs().sum(-1).tolist() for one in range(group)]
+        found.append([math.fsum(column) / group for column in zip(*norms, strict=True)])
     return found
 
 
@@ -123,7 +123,7 @@ def rms(vector: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def fast_kvzip(gate: dict, hidden: torch.Tensor) -> list[list[float]]:
     """For each KV head each token's score: 1 / (1 + sum over c of exp(c q / 4 - k q / 4 - b)), mean over a group."""
-    kv_heads, _, learnt, width = gate["k_base"].shape
+    kv_heads, _, _, width = gate["k_base"].shape
     group = len(gate["q_proj.weight"]) // kv_heads // width
     found = []
     for g in range(kv_heads):
@@ -136,7 +136,7 @@ def fast_kvzip(gate: dict, hidden: torch.Tensor) -> list[list[float]]:
                 query = (gate["q_proj.weight"] @ x + gate["q_proj.bias"])[start : start + width]
                 query = rms(query, gate["q_norm.weight"])
                 own_logit = float(key @ query) / math.sqrt(width) + float(gate["b"][g, 0, one])
-                others = (float(gate["k_base"][g, 0, c] @ query) / math.sqrt(width) for c in range(learnt))
+                others = (gate["k_base"][g, 0] @ query / math.sqrt(width)).tolist()
                 total += 1 / (1 + math.fsum(math.exp(other - own_logit) for other in others)) / group
             own.append(total)
         found.append(own)

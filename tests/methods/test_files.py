@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +89,8 @@ def test_a_pickle_is_refused_with_a_command_that_converts_it(tmp_path):
         tensors(path)
     told = str(error.value)
     assert "\n" not in told
-    subprocess.run(told[told.index("python -c") :], shell=True, check=True, timeout=120)
+    command = told[told.index("python -c") :].replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, check=True, timeout=120)
     found = tensors(path.with_suffix(".safetensors"))
     assert sorted(found) == ["module.0.a", "module.1.a"] and torch.equal(found["module.0.a"], torch.ones(2))
 
