@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from methods.snapkv import SnapKV
 from methods.value_norm import ValueNorm
-from pvcbench.policy import Method, UserError
+from pvcbench.policy import Method, OutOfReach, UserError
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,9 @@ class Wrapping(Method):
     protocols = ("generate", "continuation")
 
     def resolve(self, budget, shape):
+        stay = sum(self.base.protects(budget, shape))
+        if budget < min(stay, shape.tokens):
+            raise OutOfReach(f"below the {stay} first and last entries that the base always keeps")
         return replace(self, base=self.base.resolve(budget, shape), budget=budget)
 
     def row_weights(self, shape, layer):

@@ -74,15 +74,15 @@ def _content(path: Path) -> bytes:
 @lru_cache(maxsize=4)
 def _tensors(path: Path, mark: tuple[int, ...]) -> Mapping[str, Tensor]:
     content = _content(path)
-    if content.startswith(PICKLES):
-        raise UserError(
-            f"{path} is a pickle, which can run code of its own when it is read: write its tensors into a safetensors "
-            f"file once, where you trust it, and name that. {as_safetensors(path)}"
-        )
     try:
         return MappingProxyType(load(content))
     except (SafetensorError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is no safetensors file: {' '.join(str(error).split())[:200]}") from error
+        if content.startswith(PICKLES):
+            told = "a pickle, which can run code of its own when it is read: write its tensors into a safetensors file "
+            told += f"once, where you trust it, and name that. {as_safetensors(path)}"
+        else:
+            told = f"no safetensors file: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{path} is {told}") from error
 
 
 def as_safetensors(path: Path) -> str:
