@@ -60,6 +60,8 @@ def settings(method: Method, prefix: str = "") -> list[str]:
     """Hyperparameters and their values, those of a wrapped method with its name before."""
     found = []
     for name, value in vars(method).items():
+        if name == "budget":  # a cell's, which a method whose scores depend on it is told
+            continue
         if isinstance(value, Method):
             found += [f"{prefix}{name} = {type(value).__name__}", *settings(value, f"{prefix}{name}.")]
         else:
