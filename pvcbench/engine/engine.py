@@ -26,7 +26,7 @@ from pvcbench.engine.kernels.interface import require
 from pvcbench.engine.layout import Layout, attentions_by_layer, decoder_config, decoder_layers, first_position
 from pvcbench.engine.observer import Observer, clock
 from pvcbench.engine.prefill import Prefill, PrefillCache
-from pvcbench.engine.projections import LATENT, Projection, Watch, projections_of, watching
+from pvcbench.engine.projections import LATENT, Projection, Watch
 from pvcbench.engine.refusal import refusal
 from pvcbench.engine.rotary import SCALED, Reach
 from pvcbench.engine.states import State
@@ -312,9 +312,9 @@ class Engine:
         if self.projecting is None and self.layout.latent:
             self.projecting = [LATENT] * len(self.windows)
         if self.projecting is None:
-            with watching(self.modules) as watch:
+            with Watch(self.modules, (module for _, module in self._known())) as watch:
                 self.prefill(ids[:1, :TOKENS], capture=1, look=watch)
-            self.projecting = projections_of(watch, len(self.windows))
+            self.projecting = [watch.found(layer) for layer in range(len(self.windows))]
         return self.projecting
 
     def _piece(self, ids: Int[Tensor, "batch tokens"], pruner: Method | None, watched: bool) -> int:

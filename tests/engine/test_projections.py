@@ -1,5 +1,7 @@
 """Output projections are found by what they do, whatever their name; where there is none, methods are refused."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -40,6 +42,17 @@ class Gated(nn.Module):
         return self.base(given * given.sigmoid())
 
 
+class Twice(nn.Module):
+    """Two linear layers that take the same, one of them to gate the other."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.one, self.other = base, nn.Linear(base.in_features, base.out_features, dtype=base.weight.dtype)
+
+    def forward(self, given):
+        return self.one(given) * self.other(given)
+
+
 class Early(nn.Dropout):
     """Passes on what it is given, as dropout before the projection does."""
 
@@ -50,6 +63,31 @@ def replaced(kind):
     for layer in model.model.layers:
         layer.self_attn.o_proj = kind(layer.self_attn.o_proj)
     return model.eval()
+
+
+def changed(kind):
+    """A tiny llama whose attention modules compute otherwise, out of themselves and how they computed before."""
+    model = build("llama")
+    for layer in model.model.layers:
+        layer.self_attn.forward = partial(kind, layer.self_attn, layer.self_attn.forward)
+    return model
+
+
+def gated_afterwards(module, before, hidden_states, **others):
+    """Gates what was written."""
+    output, weights = before(hidden_states=hidden_states, **others)
+    return output * hidden_states.sigmoid(), weights
+
+
+def gated_beside(module, before, hidden_states, **others):
+    """Gates what was written by what the heads add up, of which a second layer makes the gate."""
+    gates = []
+    hook = module.o_proj.register_forward_pre_hook(lambda _, args: gates.append(module.q_proj(args[0])))
+    try:
+        output, weights = before(hidden_states=hidden_states, **others)
+    finally:
+        hook.remove()
+    return output * gates[0], weights
 
 
 def projections(model):
@@ -90,9 +128,12 @@ def test_it_is_what_a_module_computes_not_its_weight():
 
 @pytest.mark.parametrize("model, reason", [
     (lambda: replaced(Gated), "what layer 0 does with what its heads add up is not linear"),
+    (lambda: replaced(Twice), "what layer 0 makes of what its heads add up is changed once more"),
+    (lambda: changed(gated_beside), "several modules of layer 0 take what its heads add up"),
+    (lambda: changed(gated_afterwards), "what layer 0 makes of what its heads add up is changed once more"),
     (lambda: families.build("qwen3_next"), "no matrix of its own takes what the heads of layer 0 add up as it is"),
     (lambda: families.build("deepseek_v3"), LATENT),
-], ids=["gated module", "gated heads", "latents"])  # fmt: skip
+], ids=["gated module", "two", "gate beside", "gated output", "gated heads", "latents"])  # fmt: skip
 def test_where_there_is_none_methods_are_refused_with_the_reason(model, reason):
     """Before anything is measured, and in one line; methods that do not ask for it run."""
     engine = Engine(model())
@@ -104,8 +145,6 @@ def test_where_there_is_none_methods_are_refused_with_the_reason(model, reason):
                 continue
             with pytest.raises(UserError) as error:
                 prepare(engine, points)
-            assert f"cannot be told, since {reason}: choose methods" in str(error.value) and "\n" not in str(
-                error.value
-            )
+            assert f"cannot be told, since {reason}" in str(error.value) and "\n" not in str(error.value)
     finally:
         engine.release()
