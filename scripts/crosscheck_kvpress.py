@@ -26,6 +26,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from methods.ada_kv import AdaKV
 from methods.chunkkv import ChunkKV
 from methods.compactor import Compactor
+from methods.critical_ada_kv import CriticalAdaKV
+from methods.critical_kv import CriticalKV
 from methods.curdkv import CurDKV
 from methods.expected_attention import ExpectedAttention
 from methods.h2o import H2O
@@ -84,6 +86,13 @@ PAIRS = (
         "window 8, maximum over 7 here, 64, average over 5 there",
     ),
     Pair("ada_snapkv at kvpress' window", AdaKV(KVPRESS), "AdaKV", "floors: a mixture here, a safeguard there"),
+    Pair("criticalkv_kvpress", CriticalKV(KVPRESS, quota="kvpress"), "CriticalKV"),
+    Pair(
+        "critical_adakv at kvpress' window and quota",
+        CriticalAdaKV(KVPRESS, quota="kvpress"),
+        "CriticalAdaKV",
+        "floors: a mixture here, a safeguard there",
+    ),
     Pair("pyramidkv at kvpress' window", PyramidKV(64, 5, "average"), "PyramidKV", "kvpress counts its window twice"),
 )
 

@@ -60,6 +60,8 @@ def settings(method: Method, prefix: str = "") -> list[str]:
     """Hyperparameters and their values, those of a wrapped method with its name before."""
     found = []
     for name, value in vars(method).items():
+        if name == "budget":  # a cell's, which a method whose scores depend on it is told
+            continue
         if isinstance(value, Method):
             found += [f"{prefix}{name} = {type(value).__name__}", *settings(value, f"{prefix}{name}.")]
         else:
@@ -84,6 +86,9 @@ def needs(method: Method) -> str:
     words = {"keys": "keys", "values": "values", "queries": "the prompt's queries", "draws": "random draws"}
     found += [text for name, text in words.items() if f"seen.{name}" in source]
     found += ["the keys before rotary embedding"] if method.needs_plain_keys else []
+    found += ["values as the output projection writes them"] if method.needs_output else []
+    found += ["the hidden states that attention is given"] if method.needs_hidden else []
+    found += [f"a file (`{name}`)" for name in method.files]
     found += [f"what follows the prompt ({method.reads})"] if method.reads else []
     return ", ".join(found) or "positions alone"
 

@@ -29,8 +29,9 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "models.m
 HEAD = """# Models: what runs, and what does not
 
 This page is written by `scripts/model_support.py`. Each architecture is tried on a tiny random model: the check that
-every run makes when it loads a model, every method of `conf/method`, and the full cache beside the unmodified model.
-`pvcbench models NAME` says the same on the command line, and `pvcbench models NAME --try` tries it anew.
+every run makes when it loads a model, every method of `conf/method` that needs no file, and the full cache beside the
+unmodified model. `pvcbench models NAME` says the same on the command line, and `pvcbench models NAME --try` tries it
+anew.
 
 The largest error is the difference of logits from the unmodified model's, as a share of their range, over a prompt read
 whole and in chunks and the steps after it: in float64, with transformers' own roundings to float32 taken out, where
@@ -61,13 +62,12 @@ def measured(chosen: Sequence[str], threads: int = 1) -> Support:
     """The trial of the chosen families, or of all; what the file knows of the others."""
     import torch
 
-    from pvcbench.architectures import families
-    from pvcbench.config import building, compose
+    from pvcbench.architectures import families, trial
     from pvcbench.engine.engine import VERSION
 
     torch.set_num_threads(threads)
-    names = compose.options("method")
-    methods = building.build_methods(compose.composed([f"method=[{','.join(names)}]"]).methods)
+    methods = trial.own_methods()
+    names = list(methods)
     known = support.load() if support.FILE.is_file() else Support("", 0, [], {})
     tried = {}
     for name in chosen or families.every():

@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from pvcbench.architectures import families
 from pvcbench.architectures.support import REFUSED, RUNS, UNKNOWN, Family
+from pvcbench.config import building, compose
 from pvcbench.engine.decode import Decoder
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
@@ -25,6 +26,12 @@ from pvcbench.policy import Method
 
 TOKENS, STEPS, CHUNK, SHARE = 40, 8, 7, 0.5
 FULL = Cell("full", Method(), None, everything=True)
+
+
+def own_methods() -> dict[str, Method]:
+    """Every method of conf/method that needs no file of the user's, which would fit one model only."""
+    methods = building.build_methods(compose.composed([f"method=[{','.join(compose.options('method'))}]"]).methods)
+    return {name: methods[name] for name in compose.options("method") if not methods[name].unnamed}
 
 
 def said(error: Exception) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import try_to_load_from_cache
 
-from pvcbench.board.private import GONE, INSIDE, WHOLE, last, leaves, texts
+from pvcbench.board.private import GONE, INSIDE, WHOLE, last, leaves, mapped, texts
 from pvcbench.config import compose
 from pvcbench.config.moved import target_now
 from pvcbench.models import embedded
@@ -99,6 +99,18 @@ def at_hand(config: Mapping, places: Sequence[Path] = ()) -> tuple[dict, str | N
             elif value.startswith(GONE):
                 what = "model" if part == "model" else "file"
                 return made, f"its {what} {last(value)!r} is not at hand (--places names the folder that it lies in)"
+    lacking: list[str] = []
+
+    def here(text: str, _: str) -> str:
+        if not text.startswith(GONE):
+            return text
+        found = next((place / last(text) for place in places if (place / last(text)).is_file()), None)
+        lacking.extend([last(text)] if found is None else [])
+        return text if found is None else str(found.resolve())
+
+    made["methods"] = mapped(made["methods"], here, "methods")
+    if lacking:
+        return made, f"its file {lacking[0]!r} is not at hand (--places names the folder that it lies in)"
     return made, absent_model(made["model"])
 
 

@@ -61,15 +61,6 @@ def is_folder(name: str) -> bool:
     return False
 
 
-def own_methods() -> dict:
-    """Every method of conf/method."""
-    from pvcbench.config import building
-    from pvcbench.config import compose as config
-
-    names = config.options("method")
-    return building.build_methods(config.composed([f"method=[{','.join(names)}]"]).methods)
-
-
 def trial_of(name: str) -> Family:
     """The trial of a family's tiny model, now."""
     import torch
@@ -77,7 +68,7 @@ def trial_of(name: str) -> Family:
     from pvcbench.architectures import trial
 
     torch.set_num_threads(1)
-    return trial.run(name, own_methods())
+    return trial.run(name, trial.own_methods())
 
 
 def of_folder(folder: Path, tried: bool) -> list[Family]:
@@ -114,7 +105,7 @@ def trial_of_config(folder: Path, config) -> Family:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     families.widen(model)
-    return replace(trial.of_model(folder.name, model, own_methods()), name=folder.name)
+    return replace(trial.of_model(folder.name, model, trial.own_methods()), name=folder.name)
 
 
 def show_all(known: Support, as_json: bool) -> None:

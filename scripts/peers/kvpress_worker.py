@@ -68,7 +68,7 @@ class Worker:
     def press(self, name: str | None, ratio: float):
         """A press, or None for the uncompressed cache, and the attention it needs set in the model."""
         self.model.set_attn_implementation("eager" if name in EAGER else "sdpa")
-        if name in ("AdaKV", "ChunkKV"):  # they wrap another
+        if name in ("AdaKV", "ChunkKV", "CriticalKV", "CriticalAdaKV"):  # they wrap another
             return getattr(kvpress, f"{name}Press")(kvpress.SnapKVPress(compression_ratio=ratio))
         return None if name is None else getattr(kvpress, f"{name}Press")(compression_ratio=ratio)
 

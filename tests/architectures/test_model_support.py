@@ -12,7 +12,6 @@ import torch
 import families
 from pvcbench.architectures import support, trial
 from pvcbench.cli import main
-from pvcbench.config import building, compose
 from pvcbench.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -21,9 +20,8 @@ KNOWN = support.load()
 
 @pytest.fixture(scope="module")
 def methods():
-    """Every method of conf/method."""
-    names = compose.options("method")
-    return building.build_methods(compose.composed([f"method=[{','.join(names)}]"]).methods)
+    """Every method of conf/method that needs no file."""
+    return trial.own_methods()
 
 
 def test_the_file_names_every_architecture_of_the_installed_transformers():
@@ -31,7 +29,7 @@ def test_the_file_names_every_architecture_of_the_installed_transformers():
         pytest.skip(f"it was made with transformers {KNOWN.transformers}")
     assert {name: family.model for name, family in KNOWN.types.items()} == support.architectures()
     assert set(KNOWN.families) == set(families.every())
-    assert KNOWN.methods == compose.options("method")
+    assert KNOWN.methods == list(trial.own_methods())
 
 
 def test_what_runs_says_how_exactly():

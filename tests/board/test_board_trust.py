@@ -67,6 +67,16 @@ def test_models_and_files_are_looked_for_by_their_last_name(tmp_path):
     assert made["task"]["haystack"] == str(tmp_path / "book.txt") and asked["task"]["haystack"] == f"{GONE}/book.txt"
 
 
+def test_a_methods_file_is_looked_for_by_its_last_name(tmp_path):
+    inner = {"_target_": "methods.kvzap.KVzap", "file": f"{GONE}/zap.safetensors"}
+    asked = config(methods={"x": {"_target_": "methods.chunkkv.ChunkKV", "base": inner}})
+    assert trust.distrusted(asked) is None
+    assert "file 'zap.safetensors' is not at hand" in trust.at_hand(asked)[1]
+    (tmp_path / "zap.safetensors").write_bytes(b"")
+    made, reason = trust.at_hand(asked, [tmp_path])
+    assert reason is None and made["methods"]["x"]["base"]["file"] == str((tmp_path / "zap.safetensors").resolve())
+
+
 def test_a_model_of_the_hub_must_be_in_the_cache(tmp_path, monkeypatch):
     hub = {"_target_": "pvcbench.models.hub.hf", "name": "some-org/some-model", "tokenizer": None, "revision": None}
     assert "some-org/some-model is not at hand" in trust.at_hand(config(model=hub))[1]

@@ -204,6 +204,8 @@ def test_what_is_no_frozen_dataclass_is_refused():
 def test_every_method_of_ours_is_right(name):
     """With its settings as they are."""
     method = building.build_methods(compose.composed([f"method={name}"]).methods)[name]
+    if method.unnamed:
+        pytest.skip("it needs a trained file, which fits one model only")
     found = check_method(method)
     assert [one.line for one in found if one.failed] == []
     assert method.reference or sum(one.result == "passed" for one in found) >= 7

@@ -40,7 +40,7 @@ VARIANTS = {  # a family and what its tiny model has beyond the recipe
     "mimo": ("mimo_v2_flash", {}),
 }
 SHARED, MIXED = ["gemma3n", "gemma4_mixed"], ["gemma4_mixed", "gemma4_moe", "mimo"]
-METHODS = {name: shrunk(method) for name, method in configured().items()}
+METHODS = {name: shrunk(method) for name, method in configured().items() if not method.unnamed}
 SHORT, LONG, STEPS, CHUNK = 22, 40, 6, 7
 DRAWS = torch.tensor([11, 2**40 + 3])
 FULL = Cell("1.0", Method(), None, everything=True)

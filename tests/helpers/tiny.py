@@ -170,7 +170,7 @@ def kinds(methods):
     return {name: methods[name] for name in found.values()}
 
 
-METHODS = {name: shrunk(method) for name, method in kinds(configured()).items()}
+METHODS = {name: shrunk(method) for name, method in kinds(configured()).items() if not method.unnamed}
 
 
 def original(method):

@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kept_sets import attention_of
+from naive_output import attention_inputs, matrices
 from pvcbench.engine import answers
 from pvcbench.engine.evict import Cell
 from pvcbench.engine.prefill import PrefillCache
@@ -31,6 +32,8 @@ class Plain(Method):
 class Asks(Plain):
     needs_rows = 5
     needs_plain_keys = True
+    needs_output = True
+    needs_hidden = True
     ragged_batch = True
 
     def notes(self, seen):
@@ -70,7 +73,9 @@ def test_what_nobody_asks_for_costs_no_operation(monkeypatch):
     host.prefill(ids, [Asks()])  # how the model turns is found once
     now, asked = operations(host, ids, [Plain()]), operations(host, ids, [Asks()])
     monkeypatch.setattr(PrefillCache, "_keep_newest", lambda self, layer, query: None)
-    monkeypatch.setattr(PrefillCache, "_plain_keys", lambda *arguments: pytest.fail("nobody asked for plain keys"))
+    monkeypatch.setattr(PrefillCache, "_keep_hidden", lambda self, layer, key: None)
+    for name in ("_plain_keys", "_projection"):
+        monkeypatch.setattr(PrefillCache, name, lambda *arguments: pytest.fail("nobody asked for it"))
     monkeypatch.setattr(answers, "notes", lambda *arguments: None)
     assert operations(host, ids, [Plain()]) == now and sum(asked.values()) > sum(now.values())
 
@@ -87,7 +92,9 @@ def test_rows_are_the_last_of_dense_attention(family, chunk):
             for first, after, weights in rows.blocks():
                 found[:, :, first:after, : weights.shape[-1]] = weights
             torch.testing.assert_close(found, dense[:, :, -count:], rtol=1e-9, atol=1e-9)
-        assert SEEN["MoreRows", layer].plain_keys is None and SEEN["Plain", layer].rows is None
+        for name in ("MoreRows", "Plain"):
+            assert all(getattr(SEEN[name, layer], part) is None for part in ("plain_keys", "output", "hidden"))
+        assert SEEN["Plain", layer].rows is None
 
 
 @pytest.mark.parametrize("family", ["llama", "llama_yarn", "phi3", "gemma3"])
@@ -102,6 +109,23 @@ def test_plain_keys_turned_again_are_those_after_rotary_embedding(family):
         torch.testing.assert_close(again, seen.keys, rtol=1e-9, atol=1e-9)
         turned = (plain - seen.keys).abs().amax((0, 1, 3))
         assert (turned[1:] > 1e-3).all() and (family == "llama_yarn" or turned[0] < 1e-9)
+
+
+@pytest.mark.parametrize("family, chunk", [("llama", None), ("qwen3", 7), ("llama", 30)])
+def test_hidden_states_are_those_before_attention(family, chunk):
+    """What comes out of the norm before it, in pieces or whole."""
+    host, ids = engine(family, chunk), prompt(31, 2, seed=5)
+    host.prefill(ids, [Asks()])
+    for layer, expected in enumerate(attention_inputs(family, ids)):
+        torch.testing.assert_close(SEEN["Asks", layer].hidden, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("family, chunk", [("llama", None), ("qwen3", 7), ("qwen2", None)])
+def test_the_output_projection_is_the_models_by_head(family, chunk):
+    """Found by what it is given; the same in pieces."""
+    engine(family, chunk).prefill(prompt(31, 2, seed=5), [Asks()])
+    for layer, expected in enumerate(matrices(family)):
+        assert torch.equal(SEEN["Asks", layer].output(), expected)
 
 
 def test_notes_reach_the_plan_layer_by_layer():
