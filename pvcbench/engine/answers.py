@@ -247,8 +247,10 @@ def require_free(method: Method, seen: Observation, slots: Tensor, budget: int |
         raise wrong(method, "drop", "slots that do not exist, or one twice", "slots of entries, each once", "plan")
     freed = seen.positions.gather(-1, slots)
     first, last = protected(method, budget, seen.shape)
+    first = max(first, seen.stays)
     kept = (freed < first) | (freed >= seen.seen - last)
     if seen.window is not None:  # what no later token sees goes first, protected or not
         kept &= (freed > seen.seen - seen.window) | (freed < 0)
-    if bool(kept.any()) and seen.positions.shape[-1] - slots.shape[-1] >= first + last:
+    there = int(((seen.positions >= 0) & (seen.positions < first)).sum(-1).max())
+    if bool(kept.any()) and seen.positions.shape[-1] - slots.shape[-1] >= there + last:
         raise wrong(method, "drop", "slots of protected or empty entries", "others first", "protected")

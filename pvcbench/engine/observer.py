@@ -51,6 +51,8 @@ class Observer:
         self.notes: dict[Method, list[Tensor]] = {method: [] for method in self.methods}
         most = max((method.needs_rows for method in self.methods), default=0)
         self.most_rows = min(most, shape.tokens)  # that a method sees one by one
+        held = max((method.rows_held for method in self.methods), default=0)
+        self.rows_held = min(held, shape.tokens)  # of these, how many go on into decoding
         self.scoring_seconds = dict.fromkeys(self.methods, 0.0)
         self.rows = dict.fromkeys(self.methods, 0)  # most rows a method weighs in any layer
         self.extra_seconds = 0.0  # observing beyond plain attention

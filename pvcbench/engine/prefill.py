@@ -58,6 +58,7 @@ class Prefill:
     states: dict[int, State]  # of the decoder's layers that carry one
     expansions: dict[int, Tensor] = field(default_factory=dict)  # of layers whose values are latents: see `latent`
     turns: list = field(default_factory=list)  # by layer how it turns, or why it is not moved; where methods ask
+    newest: dict[int, Tensor] = field(default_factory=dict)  # by layer the last queries that methods need in decoding
     evicts_sliding: bool = False  # whether sliding layers that the sequence outgrows evict as well
     consumed: bool = False  # by a fork that freed the layers: logits, shape and times are what is left
 
@@ -83,6 +84,7 @@ class Prefill:
             for kept in (*self.observer.scores.values(), *self.observer.totals.values()):
                 if kept:
                     kept[place] = None
+        self.newest.pop(layer, None)
         if self.queries:
             self.queries[layer] = None
 
@@ -129,6 +131,7 @@ class PrefillCache(AttendingCache):
         self.turns: list = []  # by layer, where it is known
         self.probing = False
         self.newest: dict[int, Tensor] = {}  # queries of layers under way that a method sees row by row
+        self.held: dict[int, Tensor] = {}  # of finished layers those that a method sees in decoding too
         self.expansions: dict[int, Tensor] = {}
         self.rules: list[Rule] = []
         self.observer, self.windows, self.kernel, self.pruner = observer, windows, kernel, pruner
@@ -251,7 +254,10 @@ class PrefillCache(AttendingCache):
                 ahead = partial(mean_rotation, self.forms[layer], tables, query.shape[-1], tokens)
             seen = replace(seen, queries=self.unrotated.pop(layer), ahead=ahead)
         if layer in self.newest:
-            parts = self.newest.pop(layer), stored.keys, stored.values, stored.positions
+            newest, held = self.newest.pop(layer), self.observer.rows_held
+            if held:
+                self.held[layer] = newest[:, :, -held:].clone()
+            parts = newest, stored.keys, stored.values, stored.positions
             seen = replace(seen, rows=Rows(layer, *parts, rule, self.windows[layer], self.expansions.get(layer)))
         if any(method.needs_plain_keys for method in self.observer.methods):
             seen = replace(seen, plain_keys=self._plain_keys(layer, stored.keys))
@@ -339,7 +345,7 @@ class PrefillCache(AttendingCache):
             tables.append(known[name])
         shape = self.observer.shape
         seen = self.observer, self.pruner, seconds, self.queries, self.rules, self.reach, self.layout, self.states
-        return Prefill(shape, self.windows, self.stored, logits, tables, *seen, self.expansions)
+        return Prefill(shape, self.windows, self.stored, logits, tables, *seen, self.expansions, newest=self.held)
 
 
 def not_attending(layer: int) -> str:

@@ -14,7 +14,7 @@ from pvcbench.engine.lookahead import foresee
 from pvcbench.errors import Inexact, OutOfReach, UserError
 from pvcbench.evaluation.cells import Point
 from pvcbench.evaluation.item import WorkItem
-from pvcbench.evaluation.row import Protocol, Row, base_row, broken, explain
+from pvcbench.evaluation.row import OVER_TIME, Protocol, Row, base_row, broken, explain
 from pvcbench.models.loaded import LoadedModel
 from pvcbench.tasks.base import Sample, Task
 from pvcbench.tasks.prompts import Prompt
@@ -37,7 +37,7 @@ def run_batch(
     cells, rows = {}, []
     for point in batch[0].points:
         try:
-            cells[point] = point.cell(shape, protocol.decode == "hold")
+            cells[point] = protocol.cell(point, shape)
         except OutOfReach as error:
             rows += [base_row(task, item, point, protocol, shape, error) for item in batch]
     attempt = kind(engine, loaded, task, batch, protocol, shape)
@@ -54,6 +54,8 @@ def run_batch(
 
 class Attempt:
     """Prefill, fork, and answer in waves that fit into memory; a kind says how it answers."""
+
+    one_decoding = True  # whether a cell's caches are decoded on once, so that their sizes over time are the row's
 
     @staticmethod
     def compressed(protocol: Protocol, prompt: Prompt) -> int:
@@ -79,6 +81,7 @@ class Attempt:
         ids = torch.tensor([item.prompt.ids for item in batch], device=engine.device)
         self.context, self.rest = ids[:, : shape.tokens], ids[:, shape.tokens :]
         self.room = self.room_needed()
+        self.fed = max(1, self.rest.shape[1])  # the most tokens that go through the caches at once
         self.draws = torch.tensor([draw_of(protocol.seed, sample.id) for sample in self.samples])
         self.waiting: list[tuple[list[Group], dict[Cell, Point]]] = []
         self.bytes = 0.0
@@ -133,8 +136,10 @@ class Attempt:
         """The cells in parts that fit into memory beside what waits; None: decode what waits first."""
         limit, carried, part = 0.5 * self.engine.free_bytes(), prefill.carried_bytes, {}
         for point, cell in wanted.items():
-            share = 1.0 if cell.budget is None else min(1.0, cell.budget / self.shape.tokens)
-            need = carried + (prefill.nbytes - carried) * (share + self.room / self.shape.tokens)
+            budget = self.shape.tokens if cell.budget is None else cell.budget
+            kept = min(budget, self.shape.tokens)
+            slots = kept + cell.room(budget - kept + budget * cell.stays, self.room, self.fed)
+            need = carried + (prefill.nbytes - carried) * slots / self.shape.tokens
             if self.bytes + need > limit and (part or self.waiting):
                 yield part
                 yield None
@@ -146,7 +151,7 @@ class Attempt:
     def _fork(self, prefill, part: dict[Point, Cell]) -> list[dict]:
         if part:
             try:
-                groups = self.engine.fork(prefill, list(part.values()), self.room)
+                groups = self.engine.fork(prefill, list(part.values()), self.room, fed=self.fed)
             except Exception as error:
                 self._fail(part, error)
             else:
@@ -189,7 +194,18 @@ class Attempt:
         except Exception as error:
             self._fail(points.values(), error)
             return []
+        if self.one_decoding:
+            self._add_sizes(groups, [row for _, row in rows])
         return [row for _, row in rows]
+
+    def _add_sizes(self, groups: Sequence[Group], rows: Sequence[dict]) -> None:
+        """Completes the rows of these groups by how large the caches were while their answers were decoded."""
+        batch = range(len(self.samples))
+        places = [(group, cell, sample) for group in groups for cell in range(len(group.cells)) for sample in batch]
+        for (group, cell, sample), row in zip(places, rows, strict=True):
+            sizes = None if row["error"] is not None else group.over_time(cell, sample)
+            if sizes is not None:
+                row.update(zip(OVER_TIME, vars(sizes).values(), strict=True))
 
 
 def draw_of(seed: int, sample: str) -> int:
