@@ -38,14 +38,16 @@ class VaSE(SnapKVD):
 
     def scores(self, seen):
         among = before_window(seen, self.window) & (seen.positions >= max(self.sinks, seen.stays))
-        attention = super().scores(seen).double()
-        uniform = (drawn(seen) + 0.5) / 2**53
-        noise = -torch.log(-torch.log(uniform))  # the largest sums are a draw without replacement (Gumbel top-k)
-        scores = attention.clamp(min=torch.finfo(torch.float32).tiny).log() + noise
+        scores = self.drawn_scores(super().scores(seen).double(), seen)
         values = seen.values.double()
         ranges = (values.amax(-1) - values.amin(-1)).masked_fill(~among, float("-inf"))
         widest = ranges.topk(self.outliers_of(seen, among), dim=-1).indices
         return scores.scatter(-1, widest, ABOVE + ranges.gather(-1, widest))
+
+    def drawn_scores(self, attention, seen):
+        """Scores whose largest ones are a draw without replacement by attention (Gumbel top-k)."""
+        uniform = (drawn(seen) + 0.5) / 2**53
+        return attention.clamp(min=torch.finfo(torch.float32).tiny).log() - torch.log(-torch.log(uniform))
 
     def outliers_of(self, seen, among):
         """How many entries stay by their values, beside the sinks."""
