@@ -227,7 +227,7 @@ def require_survivors(method: Method, seen: Observation, chosen: Tensor) -> None
 
 def dropped(method: Method, seen: Observation, budget: int | None, strict: bool = False) -> Tensor | None:
     """Slots to free after a decoding step, of each head equally many, none twice and none that is protected."""
-    if strict and method.steady:
+    if strict and method.by_scores:
         scores(method, seen, strict=True)
     found = ask(method, "drop", seen, budget, strict=strict)
     if found is None:

@@ -16,6 +16,9 @@ class Generate(Attempt):
     def room_needed(self):
         return self.rest.shape[1] + max(sample.max_new_tokens for sample in self.samples)
 
+    def fed(self):
+        return max(1, self.rest.shape[1])
+
     def answer(self, groups, rows):
         prompter, stops, own_ends = self.task.prompter, self.samples[0].stop, self.batch[0].prompt.ends
         stopped = (lambda tokens: any(stop in prompter.decode(tokens) for stop in stops)) if stops else None

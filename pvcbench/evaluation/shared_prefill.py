@@ -66,6 +66,10 @@ class Attempt:
         """Tokens that the caches take beside the compressed ones."""
         raise TypeError(f"{type(self).__name__} does not say how much room it needs")
 
+    def fed(self) -> int:
+        """The most tokens that go at once through the cache of a cell that holds."""
+        return 1
+
     def whole(self) -> int:
         """Tokens of the whole sequence, by which some models choose their rotary tables: the prompt's, unless more."""
         return self.context.shape[1] + self.rest.shape[1]
@@ -81,7 +85,6 @@ class Attempt:
         ids = torch.tensor([item.prompt.ids for item in batch], device=engine.device)
         self.context, self.rest = ids[:, : shape.tokens], ids[:, shape.tokens :]
         self.room = self.room_needed()
-        self.fed = max(1, self.rest.shape[1])  # the most tokens that go through the caches at once
         self.draws = torch.tensor([draw_of(protocol.seed, sample.id) for sample in self.samples])
         self.waiting: list[tuple[list[Group], dict[Cell, Point]]] = []
         self.bytes = 0.0
@@ -138,7 +141,7 @@ class Attempt:
         for point, cell in wanted.items():
             budget = self.shape.tokens if cell.budget is None else cell.budget
             kept = min(budget, self.shape.tokens)
-            slots = kept + cell.room(budget - kept + budget * cell.stays, self.room, self.fed)
+            slots = kept + cell.room(budget - kept + budget * cell.stays, self.room, self.fed())
             need = carried + (prefill.nbytes - carried) * slots / self.shape.tokens
             if self.bytes + need > limit and (part or self.waiting):
                 yield part
@@ -151,7 +154,7 @@ class Attempt:
     def _fork(self, prefill, part: dict[Point, Cell]) -> list[dict]:
         if part:
             try:
-                groups = self.engine.fork(prefill, list(part.values()), self.room, fed=self.fed)
+                groups = self.engine.fork(prefill, list(part.values()), self.room, fed=self.fed())
             except Exception as error:
                 self._fail(part, error)
             else:
