@@ -4,7 +4,7 @@ A physical slot is never a position, and tokens seen are never a length. The mod
 `update`, which passes them through; the registered attention function then lets the cache store them and attend.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -145,6 +145,17 @@ class Entries:
     def slides(self) -> int | None:
         """The window that entries leave for good; None where sinks stay in their slots."""
         return self.window if self.sinks is None else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slots."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def repeated(self, count: int) -> "Entries":
+        """A copy with so many rows of the batch for each."""
+        tensors = {name: getattr(self, name) for name in ("keys", "values", "positions", "lengths", "totals", "sinks")}
+        copies = {name: old.repeat_interleave(count, 0) for name, old in tensors.items() if old is not None}
+        return replace(self, **copies, ring=None if self.ring is None else self.ring.repeated(count))
 
     def append(self, key, value, first: int) -> None:
         """Stores new entries at positions first, first + 1, ..."""

@@ -100,6 +100,12 @@ class Group:
     grown: list[list[float]] = field(default_factory=list)  # by step, see `note`
     ended: dict[int, int] = field(default_factory=dict)  # steps of each row whose answer was complete before the last
 
+    def repeated(self, count: int) -> "Group":
+        """A copy for so many samples with one context, of a group as the fork made it: cells, then samples."""
+        layers = [entries.repeated(count) for entries in self.layers]
+        states = {place: state.map(lambda old: old.repeat_interleave(count, 0)) for place, state in self.states.items()}
+        return Group(self.cells, layers, self.prefill.repeated(count), self.hold, states)
+
     def note(self, layer: int) -> None:
         """Adds a layer, its new entries included, to what the step under way has grown by since the fork.
 

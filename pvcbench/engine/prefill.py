@@ -76,6 +76,10 @@ class Prefill:
 
         return {layer: state.map(repeated) for layer, state in self.states.items()}
 
+    def repeated(self, count: int) -> "Prefill":
+        """The prefill of one context as that of so many samples with it; its layers stay those of one."""
+        return replace(self, logits=self.logits.expand(count, -1), observer=self.observer.repeated(count))
+
     def free(self, layer: int) -> None:
         """Forgets the keys, values and scores of a layer, in place: the cache that filled the list shares it."""
         self.consumed, self.layers[layer] = True, None

@@ -88,6 +88,10 @@ class Ring:
         places = torch.arange(self.count - kept, self.count, device=rows.device) % size
         self.slots[:, :, places] = rows[:, :, new - kept :]
 
+    def repeated(self, count: int) -> "Ring":
+        """A copy with so many rows of the batch for each."""
+        return Ring(self.slots.repeat_interleave(count, 0), self.count)
+
     def newest(self) -> Float[Tensor, "batch heads rows dim"]:
         """The rows in order, the newest last."""
         size = self.slots.shape[2]

@@ -51,7 +51,7 @@ class Row(TypedDict, total=False):
     decode_s: float | None  # seconds of decoding; null where several cells stepped together
     peak_bytes: int | None  # the largest memory in use, where it is measured
     answers: list[str]  # the right answers
-    prefill_s: float | None  # seconds of the prefill, its share of a batch
+    prefill_s: float | None  # seconds of the prefill: its share, where a batch or questions on one context share it
     error: str | None  # why there is no result, in a sentence
     reason: str | None  # the same as a word: "out of reach" or "failed"
     reach: float | None  # the smallest share of the cache that the method can keep, where that is the reason
@@ -114,7 +114,7 @@ def base_row(
         "task": task.name,
         "sample": sample.id,
         "sample_info": dict(sample.info),
-        "cluster": sample.cluster or sample.id,
+        "cluster": sample.cluster or sample.context_id or sample.id,
         "stratum": sample.stratum,
         "prompt_sha256": prompt.sha256,
         "protocol": protocol.record(task, len(prompt.ids) - shape.tokens),

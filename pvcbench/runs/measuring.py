@@ -1,5 +1,6 @@
 """Measuring work items: the one way in which the runner and `verify` do it."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from pvcbench.evaluation.item import WorkItem
@@ -27,17 +28,28 @@ def measured(
         check_reach(engine, work, spec.task)
         cells = [(point.name, point.label) for point in spec.points if point.name is not None]
         with Meter(total=total, done=total - len(work), cells=cells, running=running) as meter:
-            for batch in batches(work, spec.batch, spec.protocol.query_aware):
+            for batch in batches(work, spec.batch, spec.protocol.query_aware, spec.kind.answers):
                 yield spec.kind.rows(engine, loaded, spec.task, batch, spec.protocol, meter)
                 meter.finish(len(batch))
     finally:
         engine.release()
 
 
-def batches(work: Sequence[WorkItem], size: int, query_aware: bool) -> Iterator[list[WorkItem]]:
-    """Groups of samples with equal lengths and equal cells, so that prompts are never padded."""
+def batches(work: Sequence[WorkItem], size: int, query_aware: bool, shares: bool = False) -> Iterator[list[WorkItem]]:
+    """Groups of samples with equal lengths and equal cells, so that prompts are never padded.
+
+    Where contexts are compressed alone, all questions on one are a group, which comes with the last of them.
+    """
     waiting: dict[tuple, list[WorkItem]] = {}
+    context_of = _context if shares and not query_aware else lambda item: None
+    left = Counter(map(context_of, work))
     for item in work:
+        if (context := context_of(item)) is not None:
+            waiting.setdefault(context, []).append(item)
+            left[context] -= 1
+            if not left[context]:
+                yield waiting.pop(context)
+            continue
         prompt, points = item.prompt, item.points
         alone = any(point.method is None or point.method.ragged_batch for point in points)
         key = (len(prompt.ids), None if query_aware else prompt.context_tokens, prompt.ends, item.sample.stop, points)
@@ -46,3 +58,9 @@ def batches(work: Sequence[WorkItem], size: int, query_aware: bool) -> Iterator[
         if alone or len(group) == size:
             yield waiting.pop(key)
     yield from waiting.values()
+
+
+def _context(item: WorkItem) -> tuple | None:
+    """What questions on one context have in common; None where the sample names no context."""
+    named, prompt = item.sample.context_id, item.prompt
+    return (named, prompt.context_sha256, item.points) if named else None
