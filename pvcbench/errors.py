@@ -39,6 +39,10 @@ class MethodError(Exception):
         self.fault = fault
 
 
+class TaskError(Exception):
+    """A task fails to make a sample; the message names the task, its class, the sample and the line (exit code 1)."""
+
+
 class NotFinite(FloatingPointError):
     """Numbers of a model are NaN or infinite where a result would follow from them; the message says what to do."""
 

@@ -20,3 +20,24 @@ def inference():
     """The engine's caches are inference tensors, which may be changed in inference mode only."""
     with torch.inference_mode():
         yield
+
+
+MANY = 20  # methods in a test from which on those by every family, or every other choice, are thinned
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test of many methods by other choices `make test` runs each method once, the choices in turn.
+
+    The others are slow, so that `make test-all` runs every method by every choice.
+    """
+    tests = {}
+    for item in items:
+        name = getattr(item, "callspec", None) and item.callspec.params.get("name")
+        if isinstance(name, str):
+            tests.setdefault((item.path, item.originalname), {}).setdefault(name, []).append(item)
+    for methods in tests.values():
+        for turn, crossed in enumerate(methods.values()):
+            for place, item in enumerate(crossed):
+                if len(methods) >= MANY and place != turn % len(crossed):
+                    item.add_marker("slow")

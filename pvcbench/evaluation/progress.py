@@ -67,7 +67,8 @@ class Meter:
         if now - self.spoke > BETWEEN or self.done == self.total or self.done - samples == self.first:
             self.spoke = now
             left = (now - self.started) / max(1, self.done - self.first) * (self.total - self.done)
-            print(f"{self.done} of {self.total} samples, about {duration(left)} left", file=sys.stderr, flush=True)
+            told = f"about {duration(left)} left" if self.done < self.total else "now what they show"
+            print(f"{self.done} of {self.total} samples, {told}", file=sys.stderr, flush=True)
 
     def _view(self) -> Group:
         """The scores so far, where there are any, above the bar."""

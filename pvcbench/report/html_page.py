@@ -8,12 +8,14 @@ run or call anywhere, and the page loads nothing.
 import base64
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jinja2
 import pandas as pd
 from markupsafe import Markup
+from rich.console import Console
+from rich.progress import track
 
 from pvcbench import analyses
 from pvcbench.plots import style
@@ -43,14 +45,21 @@ SCRIPTS = ("unpack.js", "charts.js", "samples.js", "curves.js", "leaderboard.js"
 def build(results: Path, samples: int) -> tuple[str, int]:
     """The page of all runs below a folder, and how many they are; the same results give the same page."""
     table = load_table(results)
-    runs = {str(folder): run_of(rows, Path(str(folder)), results) for folder, rows in table.groupby("folder")}
+    folders = shown(list(table.groupby("folder")), "reading runs")
+    runs = {str(folder): run_of(rows, Path(str(folder)), results) for folder, rows in folders}
+    groups = [(name, rows) for name, rows in settings.groups(table) if analyses.reporter(rows) is None]
     scored = [
         setting_of(name, rows, table[table["folder"].isin(rows["folder"].unique())], runs, samples)
-        for name, rows in settings.groups(table)
-        if analyses.reporter(rows) is None
+        for name, rows in shown(groups, "comparing methods")
     ]
     scored.sort(key=lambda one: (-one["samples"], one["scores"]["lower"], -len(one["board"]), one["name"]))
     return rendered(scored, list(runs.values()), provenance.without_rows(results)), len(runs)
+
+
+def shown(steps: Sequence, what: str) -> Iterable:
+    """The steps one by one, with a bar while they are worked through on a terminal."""
+    console = Console(stderr=True)
+    return track(steps, what, console=console, transient=True, disable=not console.is_terminal)
 
 
 def label(results: Path, folder: Path) -> str:
@@ -96,8 +105,8 @@ def setting_of(name: str, rows: pd.DataFrame, every: pd.DataFrame, runs: Mapping
         "runs": [runs[folder] for folder in sorted(rows["folder"].unique())],
     }
     leaders = sorted({method for method, _ in leading})
-    shown = run | {"name": name, "title": f"{what}; {protocol}", "leaders": leaders, "grid": needle_grid.of(rows)}
-    known["curves"] = packed.data(shown | {"palette": palette()})
+    drawn = run | {"name": name, "title": f"{what}; {protocol}", "leaders": leaders, "grid": needle_grid.of(rows)}
+    known["curves"] = packed.data(drawn | {"palette": palette()})
     return known | {"cells": packed.data(samples_of(rows, excerpts_of(rows), samples))}
 
 
@@ -127,9 +136,9 @@ def analysed_run(rows: pd.DataFrame, folder: Path) -> dict:
     report = analyses.reporter(rows)
     summary, tables = report.tables(rows)["summary"], []
     for group, lines in summary.groupby("samples", sort=False) if len(summary) else ():
-        shown = lines.drop(columns="samples")
-        texts = [["" if pd.isna(value) else cell(value) for value in line] for line in shown.itertuples(index=False)]
-        heads = [str(name).replace("_", " ") for name in shown.columns]
+        known = lines.drop(columns="samples")
+        texts = [["" if pd.isna(value) else cell(value) for value in line] for line in known.itertuples(index=False)]
+        heads = [str(name).replace("_", " ") for name in known.columns]
         tables.append({"group": str(group), "heads": heads, "lines": texts})
     return {"tables": tables, "told": report.intervals, "figures": run_pictures.of(rows, folder)}
 

@@ -29,7 +29,7 @@ from pvcbench.runs.rows import key_of, read_rows, stored_rows
 from pvcbench.runs.spec import RunSpec
 from pvcbench.runs.wandb_mirror import Live
 from pvcbench.stats.running import RunningMeans
-from pvcbench.tasks.base import Task
+from pvcbench.tasks.base import Task, sample_of
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _planned(
     for index in range(total):
         if folder.shard is not None and not folder.shard.owns(index):
             continue
-        sample = task.sample(seed, index)
+        sample = sample_of(task, seed, index)
         names.append(sample.id)
         missing = tuple(point for point in spec.points if (sample.id, point.name, point.label) not in answered)
         if missing:

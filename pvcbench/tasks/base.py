@@ -1,12 +1,13 @@
 """What a task is: samples that are pure functions of (seed, index), and scores of what a model said."""
 
 import inspect
+import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from pvcbench.errors import UserError
+from pvcbench.errors import TaskError, UserError
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,22 @@ class Task(metaclass=Made):
     def data_checksum(self) -> str:
         """A hash of the data that samples are made of, for the run id."""
         return ""
+
+
+def sample_of(task: Task, seed: int, index: int) -> Sample:
+    """A task's sample; whatever goes wrong in a task says whose task it is, at which sample and where."""
+    who = f"task {task.name!r} ({type(task).__module__}.{type(task).__qualname__})"
+    try:
+        sample = task.sample(seed, index)
+    except UserError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise TaskError(f"{who} fails at sample {index}: {reason} ({place.filename}, line {place.lineno})") from error
+    if not isinstance(sample, Sample):
+        raise TaskError(f"{who} gives {type(sample).__name__} for sample {index}: give a pvcbench.Sample")
+    return sample
 
 
 def _is_empty(value: object) -> bool:

@@ -86,7 +86,7 @@ class Command:
         return [
             line
             for line in self.text().splitlines()
-            if " samples, about " not in line and not line.startswith("going on: ")
+            if " samples, " not in line and not line.startswith("going on: ")
         ]
 
     def work_for(self, seconds: float) -> float:

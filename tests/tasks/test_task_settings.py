@@ -5,9 +5,9 @@ import pytest
 
 from pvcbench.analyses.observed_task import Observed
 from pvcbench.config import building, compose
-from pvcbench.errors import UserError
+from pvcbench.errors import TaskError, UserError
 from pvcbench.models.random_weights import byte_tokenizer
-from pvcbench.tasks.base import Sample, Task
+from pvcbench.tasks.base import Sample, Task, sample_of
 from pvcbench.tasks.longbench.task import LongBench
 from pvcbench.tasks.needle.task import Needle
 from pvcbench.tasks.perplexity import Perplexity
@@ -149,3 +149,22 @@ def test_a_span_that_its_tokens_do_not_say_is_refused():
     with pytest.raises(UserError, match="cannot write the passage 'needle': 'b' becomes"):
         prompter.encode(Sample("0", "abc", "q", (), 1, spans={"needle": (1, 2)}))
     assert prompter.encode(Sample("0", "a?c", "q", (), 1, spans={"needle": (1, 2)})).spans == {"needle": (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (lambda: 1 / 0, "fails at sample 1: ZeroDivisionError: division by zero"),
+        (lambda: "text", "gives str for sample 1"),
+    ],
+    ids=["raises", "returns"],
+)
+def test_what_goes_wrong_in_a_task_names_it_and_the_sample(found, told):
+    class Own(Task):
+        name = "own"
+
+        def sample(self, seed, index):
+            return found()
+
+    with pytest.raises(TaskError, match=r"task 'own' \(.*Own\) " + told):
+        sample_of(Own(), 0, 1)
