@@ -49,7 +49,11 @@ class Shape:
 
 @runtime_checkable
 class LastRows(Protocol):
-    """The prompt's last query rows in one layer; of r rows, row i sees the entries up to `entries - r + i`."""
+    """The last query rows in one layer: of the prompt or, while decoding, of all tokens so far.
+
+    After a prefill row i of r sees the entries up to `entries - r + i`. While decoding slots have any order: a row sees
+    those of the entries now in the cache that are no newer than itself.
+    """
 
     query: Float[Tensor, "batch heads rows dim"]  # after RoPE, as they meet the keys
     window: int | None  # of a sliding layer: a row sees that many entries at most
@@ -59,6 +63,9 @@ class LastRows(Protocol):
 
         The next block takes the same memory: what is wanted of one must be computed, or copied, before it.
         """
+
+    def logits(self) -> Iterator[tuple[int, int, Float[Tensor, "batch heads rows seen"]]]:
+        """The same before the softmax: scaled products, -inf where a row does not see an entry."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +84,11 @@ class Observation:
     first_layer_entries: int  # entries in the first layer now (PvC's recent window grows with them)
     later: int = 0  # under hold: rows of the same chunk still to come
     excess: int = 0  # under hold: entries of each head beyond what the cell may keep
+    stays: int = 0  # under hold with `prompt: protected`: so many first tokens, those of the prompt, are never evicted
     window: int | None = None  # of a sliding layer: entries at positions up to seen - window are seen no more
     queries: Float[Tensor, "batch heads tokens dim"] | None = None  # before rotary embedding, where `needs_queries`
     ahead: Callable[[int], Tensor] | None = None  # mean rotation of so many positions after the prompt: queries @ it
-    rows: LastRows | None = None  # of the prompt, where `needs_rows`
+    rows: LastRows | None = None  # the last ones, where `needs_rows`
     plain_keys: Callable[[], Tensor] | None = None  # gives the keys before rotary embedding, where `needs_plain_keys`
     output: Callable[[], Tensor] | None = None  # gives the output projection, where `needs_output`: see there
     hidden: Float[Tensor, "batch tokens hidden"] | None = None  # what attention was given, where `needs_hidden`
@@ -101,7 +109,7 @@ class Method:
     watches_decoding: ClassVar[bool] = False  # under hold it needs the newest row's attention in every step
     channels: ClassVar[int] = 0  # running totals it keeps per entry under hold
     needs_queries: ClassVar[bool] = False  # the prompt's queries before rotary embedding, and rotations to come
-    needs_rows: int = 0  # the last query rows it sees one by one after the prefill; more than there are: all of them
+    needs_rows: int = 0  # the last query rows it sees one by one, under hold too; more than there are: all of them
     needs_plain_keys: ClassVar[bool] = False  # the prompt's keys before rotary embedding
     needs_output: ClassVar[bool] = False  # each query head's matrix, [heads, value_dim, hidden], by which it writes
     needs_hidden: ClassVar[bool] = False  # the hidden states of the prompt as the attention module is given them
@@ -152,9 +160,19 @@ class Method:
         return False
 
     @property
+    def by_scores(self) -> bool:
+        """Whether under hold the lowest scores go whenever entries are too many; else `drop` has a rule of its own."""
+        return type(self).drop is Method.drop
+
+    @property
+    def rows_held(self) -> int:
+        """The last query rows that a cell keeps while decoding under hold."""
+        return self.needs_rows if "hold" in self.decodes else 0
+
+    @property
     def steady(self) -> bool:
         """Whether under hold every step past the budget frees one slot, by tensor operations alone (as `drop` does)."""
-        return type(self).drop is Method.drop
+        return self.by_scores and not self.rows_held
 
     def resolve(self, budget: int | None, shape: Shape) -> "Method":
         """The method with every hyperparameter that depends on the budget settled; raises OutOfReach."""
@@ -198,7 +216,8 @@ class Method:
         """Slots to free after a decoding step under hold: by default the lowest scores beyond the budget."""
         if seen.excess <= 0:
             return None
-        worth = protect(self.scores(seen), seen, *self.protects(budget, seen.shape))
+        first, last = self.protects(budget, seen.shape)
+        worth = protect(self.scores(seen), seen, max(first, seen.stays), last)
         return lowest(worth, seen.positions, seen.excess)
 
 

@@ -15,7 +15,7 @@ from pvcbench.runs.rows import KEY
 NEEDED = (*KEY, "task", "sample_info", "cluster", "prompt_sha256", "protocol", "reference", "prompt_tokens")
 NEEDED += ("kept_entries", "kept_fraction", "kv_bytes", "score", "metrics", "output", "error", "prefill_s")
 WIDER = {"metrics": dict[str, object], "observed": dict[str, object] | None}  # rows of analyses and of speeds
-SAME = ("query_aware", "decode", "refeed_last")  # what identity and rows both say of the protocol
+SAME = ("query_aware", "decode", "refeed_last", "interval", "prompt")  # what identity and rows both say of the protocol
 
 
 @cache
@@ -96,8 +96,8 @@ def foreign(row: Mapping, identity: Mapping) -> str | None:
         return f"a row of budget {row['budget'][:80]!r}, which the run does not have"
     for key in SAME:
         said = row["protocol"].get(key)
-        if key in row["protocol"] and said is not None and "name" not in row["protocol"] and said != identity[key]:
-            return f"a row with {key}={str(said)[:20]} in a run with {key}={identity[key]}"
+        if key in row["protocol"] and said is not None and "name" not in row["protocol"] and said != identity.get(key):
+            return f"a row with {key}={str(said)[:20]} in a run with {key}={identity.get(key)}"
     return None
 
 

@@ -448,7 +448,8 @@ def require_streaming(subject: Subject, engine: Engine) -> None:
     All that are read under eviction lie in one block of the scan, in which later tokens are in memory already.
     """
     method = subject.method
-    if "streaming" not in method.protocols or "hold" not in method.decodes or not subject.free or method.prunes:
+    reads = "streaming" in method.protocols and not method.needs_rows
+    if not reads or "hold" not in method.decodes or not subject.free or method.prunes:
         return
     for cell in subject.cells(engine, True)[:1]:
         shared = cell.budget + 2 * BLOCK // 3

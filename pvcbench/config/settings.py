@@ -39,6 +39,8 @@ class Config:
     query_aware: bool = True
     refeed_last: bool = False
     decode: str = "grow"
+    interval: int = 1
+    prompt: str = "counted"
     results: str = "results"
     experiment: str = "default"
     limit: int | None = None
@@ -55,11 +57,12 @@ class Config:
 
 CHOICES = {
     "decode": ("grow", "hold"),
+    "prompt": ("counted", "protected"),
     "dtype": ("auto", "float32", "bfloat16", "float16", "float64"),
     "engine.backend": ("blocked", "reference", "triton"),
     "wandb.mode": ("offline", "online", "disabled"),
 }
-LEAST = {"seed": 0, "limit": 1, "batch": 1, "threads": 1, "engine.chunk": 1}
+LEAST = {"seed": 0, "interval": 1, "limit": 1, "batch": 1, "threads": 1, "engine.chunk": 1}
 MOST = 2**63 - 1  # of a whole number that torch and tables hold
 WORDS = {int: "a whole number", bool: "true or false", str: "text", float: "a number", dict: "a mapping"}
 GROUPS = {"model": "model=NAME", "task": "task=NAME", "methods": "'method=[NAME,NAME]'"}  # what is chosen by name
@@ -113,6 +116,9 @@ def check(config: DictConfig) -> None:
         if value is not None and not least <= value <= MOST:
             more = f"{least} or more" if value < least else f"{MOST} or less"
             raise UserError(f"{key} must be {more}, not {value}")
+    for key, usual in {"interval": 1, "prompt": "counted"}.items():
+        if config[key] != usual and config.decode != "hold":
+            raise UserError(f"{key}={config[key]} says how decode=hold evicts: set decode=hold, or leave {key}={usual}")
     Shard.parse(config.shard)
     if not config.device:
         raise UserError("device must be auto, cpu, cuda or another of torch's names, not empty")

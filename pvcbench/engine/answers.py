@@ -227,7 +227,7 @@ def require_survivors(method: Method, seen: Observation, chosen: Tensor) -> None
 
 def dropped(method: Method, seen: Observation, budget: int | None, strict: bool = False) -> Tensor | None:
     """Slots to free after a decoding step, of each head equally many, none twice and none that is protected."""
-    if strict and method.steady:
+    if strict and method.by_scores:
         scores(method, seen, strict=True)
     found = ask(method, "drop", seen, budget, strict=strict)
     if found is None:
@@ -247,8 +247,10 @@ def require_free(method: Method, seen: Observation, slots: Tensor, budget: int |
         raise wrong(method, "drop", "slots that do not exist, or one twice", "slots of entries, each once", "plan")
     freed = seen.positions.gather(-1, slots)
     first, last = protected(method, budget, seen.shape)
+    first = max(first, seen.stays)
     kept = (freed < first) | (freed >= seen.seen - last)
     if seen.window is not None:  # what no later token sees goes first, protected or not
         kept &= (freed > seen.seen - seen.window) | (freed < 0)
-    if bool(kept.any()) and seen.positions.shape[-1] - slots.shape[-1] >= first + last:
+    there = int(((seen.positions >= 0) & (seen.positions < first)).sum(-1).max())
+    if bool(kept.any()) and seen.positions.shape[-1] - slots.shape[-1] >= there + last:
         raise wrong(method, "drop", "slots of protected or empty entries", "others first", "protected")

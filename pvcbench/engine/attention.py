@@ -152,11 +152,12 @@ def attention_blocks(
     scale: float | Rule | None = None,
     visible: Bool[Tensor, "batch kv_heads queries keys"] | None = None,
     window: tuple[int, Int[Tensor, "batch keys"]] | None = None,
+    softmax: bool = True,
 ) -> Iterator[tuple[int, int, Float[Tensor, "batch heads rows seen"]]]:
     """Attention weights of the last rows, a block of rows at a time: first row, the row after the last, weights.
 
     `seen` ends with the last key that any row of the block sees. The next block takes the same memory, so what is
-    wanted of a block must be computed, or copied, before it.
+    wanted of a block must be computed, or copied, before it. Without `softmax` the masked logits.
     """
     rule = Rule.of(scale, query.shape[-1])
     (batch, heads, queries, _), (kv_heads, keys) = query.shape, key.shape[1:3]
@@ -182,7 +183,8 @@ def attention_blocks(
         if window is not None:
             inside = visible_slots(window[1][:, None, :seen], window[1][:, seen - rows : seen], window[0])
             logits.view(batch, kv_heads, groups, rows, seen).masked_fill_(~inside[:, :, None], float("-inf"))
-        yield start, end, rule.softmax(logits.view(batch, kv_heads, groups, rows, seen)).view(batch, heads, rows, seen)
+        logits = logits.view(batch, kv_heads, groups, rows, seen)
+        yield start, end, (rule.softmax(logits) if softmax else logits).view(batch, heads, rows, seen)
 
 
 def _blocked(query, key, value, weights, rule, visible, window):

@@ -4,7 +4,7 @@ A physical slot is never a position, and tokens seen are never a length. The mod
 `update`, which passes them through; the registered attention function then lets the cache store them and attend.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +15,7 @@ from transformers.cache_utils import CacheLayerMixin, DummyLayer, LinearAttentio
 from pvcbench.engine.attention import Rule, slot_attention, visible_slots
 from pvcbench.engine.latent import Latents, is_latent
 from pvcbench.engine.layout import Layout
+from pvcbench.engine.query_rows import Ring
 from pvcbench.engine.rotary import PLAIN, Turn, rotate
 from pvcbench.engine.states import State
 from pvcbench.errors import UserError
@@ -131,6 +132,9 @@ class Entries:
     ragged: bool  # whether lengths differ
     window: int | None = None
     limit: int | None = None  # entries that a cell which holds may keep here, by its plan
+    start: int = 0  # `filled` after the fork
+    target: int = 0  # what `filled` comes down to whenever a cell that holds evicts
+    ring: Ring | None = None  # the newest query rows, where the method of a cell that holds needs them
     totals: Float[Tensor, "batch kv_heads slots channels"] | None = None
     sinks: Float[Tensor, "batch kv_heads sinks dim"] | None = None
     rotary: tuple[Tensor, Tensor] | None = None
@@ -141,6 +145,17 @@ class Entries:
     def slides(self) -> int | None:
         """The window that entries leave for good; None where sinks stay in their slots."""
         return self.window if self.sinks is None else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slots."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def repeated(self, count: int) -> "Entries":
+        """A copy with so many rows of the batch for each."""
+        tensors = {name: getattr(self, name) for name in ("keys", "values", "positions", "lengths", "totals", "sinks")}
+        copies = {name: old.repeat_interleave(count, 0) for name, old in tensors.items() if old is not None}
+        return replace(self, **copies, ring=None if self.ring is None else self.ring.repeated(count))
 
     def append(self, key, value, first: int) -> None:
         """Stores new entries at positions first, first + 1, ..."""
@@ -182,14 +197,32 @@ class Entries:
 
     def drop(self, slots: Int[Tensor, "batch kv_heads dropped"]) -> None:
         """Frees slots: from the highest down, each is overwritten by the last filled one."""
+        (self._drop_one if slots.shape[-1] == 1 else self._drop_many)(slots)
+
+    def _drop_one(self, slot: Int[Tensor, "batch kv_heads 1"]) -> None:
+        last = self.lengths[..., None] - 1
+        for name in ("keys", "values", "positions", "totals"):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                shape = (*slot.shape, *tensor.shape[3:]) if tensor.dim() == 4 else slot.shape
+                to, source = (index.view(*index.shape, *[1] * (tensor.dim() - 3)) for index in (slot, last))
+                tensor.scatter_(2, to.expand(shape), tensor.gather(2, source.expand(shape)))
+        self.positions.scatter_(2, last, -1)
+        self.lengths -= 1
+        self.filled -= 1
+
+    def _drop_many(self, slots: Int[Tensor, "batch kv_heads dropped"]) -> None:
+        """The moves are followed on slot numbers first, so that every entry moves once."""
+        source = torch.arange(self.filled, device=slots.device).repeat(*slots.shape[:2], 1)
         for freed in slots.sort(-1, descending=True).values.unbind(-1):
-            slot, last = freed[..., None], self.lengths[..., None] - 1
-            for name in ("keys", "values", "positions", "totals"):
-                tensor = getattr(self, name)
-                if tensor is not None:
-                    shape = (*slot.shape, *tensor.shape[3:]) if tensor.dim() == 4 else slot.shape
-                    to, source = (index.view(*index.shape, *[1] * (tensor.dim() - 3)) for index in (slot, last))
-                    tensor.scatter_(2, to.expand(shape), tensor.gather(2, source.expand(shape)))
-            self.positions.scatter_(2, last, -1)
             self.lengths -= 1
-        self.filled -= slots.shape[-1]
+            source.scatter_(2, freed[..., None], source.gather(2, self.lengths[..., None]))
+        before, self.filled = self.filled, self.filled - slots.shape[-1]
+        source = source[..., : self.filled]
+        for name in ("keys", "values", "positions", "totals"):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                index = source.view(*source.shape, *[1] * (tensor.dim() - 3))
+                tensor[:, :, : self.filled] = tensor.gather(2, index.expand(*source.shape, *tensor.shape[3:]))
+        empty = torch.arange(before, device=slots.device) >= self.lengths[..., None]
+        self.positions[:, :, :before].masked_fill_(empty, -1)

@@ -13,7 +13,9 @@ from pvcbench.engine import answers
 from pvcbench.engine.attention import Rule, attention_mass
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.evict import Group
+from pvcbench.engine.query_rows import SlotRows
 from pvcbench.engine.states import State
+from pvcbench.policy import Observation
 
 
 class DecodeCache(AttendingCache):
@@ -58,6 +60,7 @@ class DecodeCache(AttendingCache):
             self.first_layer[id(group)] = before + key.shape[2]
         entries.place_sinks(self.seen - before)
         entries.append(key, value, self.seen)
+        group.note(layer)
         output = entries.attend(query, rule, self.seen)
         if group.hold and layer in group.prefill.shape.evicted:
             self.afterwards(layer, partial(self._evict, group, layer, query, rule, before))
@@ -84,41 +87,56 @@ class DecodeCache(AttendingCache):
         return entries.attend(query.to(entries.keys.device), rule, self.seen + new - query.shape[2]).to(query.device)
 
     def _evict(self, group, layer, query, rule, before):
-        """After the step: running totals row by row, then one decision for the whole chunk."""
-        entries, prefill = group.layers[layer], group.prefill
-        method, budget = group.cells[0].method, group.cells[0].within(entries.limit, entries.slides)
-        known = entries.limit is not None and not entries.ragged  # ragged heads stay at the sizes they have
-        excess = entries.filled - entries.limit if known else query.shape[2]
-        for row in range(query.shape[2]):
-            filled, seen = before + row + 1, self.seen + row + 1
-            if not method.watches_decoding and row < query.shape[2] - 1:
-                continue
-            view = prefill.observer.observation(
-                layer, entries.keys[:, :, :filled], entries.values[:, :, :filled], entries.positions[:, 0, :filled], 0
-            )
-            view = replace(
-                view,
-                seen=seen,
-                positions=entries.positions[:, :, :filled],
-                draws=view.draws.repeat(len(group.cells)),
-                first_layer_entries=self.first_layer[id(group)],
-                later=query.shape[2] - 1 - row,
-                excess=excess,
-                window=entries.slides,
-                totals=None if entries.totals is None else entries.totals[:, :, :filled],
-            )
-            if method.watches_decoding:
+        """After the step: running totals row by row, then one decision for the whole chunk, if it is due."""
+        entries, cell, rows = group.layers[layer], group.cells[0], query.shape[2]
+        method, excess, strict = cell.method, entries.filled - entries.target, group.prefill.observer.strict
+        if entries.ring is not None:
+            entries.ring.add(query)
+        due = excess >= cell.interval or not method.by_scores
+        watches = method.watches_decoding and (due or method.channels > 0)
+        view = None
+        for row in range(rows) if watches else (rows - 1,) if due else ():
+            view = self._view(group, layer, before + row + 1, self.seen + row + 1)
+            view = replace(view, later=rows - 1 - row, excess=excess)
+            if watches:
                 now, ones = query[:, :, row : row + 1], torch.ones(1, dtype=torch.float64)
-                visible = entries.visible(seen - 1, 1, filled)
+                visible = entries.visible(view.seen - 1, 1, before + row + 1)
                 mass = attention_mass(now, view.keys, ones, scale=rule, visible=visible, backend=self.backend)
                 view = replace(view, mass=mass)
-                totals = answers.totals(method, view, prefill.observer.strict)
+                totals = answers.totals(method, view, strict)
                 if totals is not None:
-                    entries.totals[:, :, :filled] = totals
-                    view = replace(view, totals=entries.totals[:, :, :filled])
-        slots = answers.dropped(method, view, budget, prefill.observer.strict)
+                    entries.totals[:, :, : before + row + 1] = totals
+                    view = replace(view, totals=entries.totals[:, :, : before + row + 1])
+        if not due:
+            return
+        view = replace(view, rows=self._rows(entries, rule, view))
+        slots = answers.dropped(method, view, cell.within(entries.limit, entries.slides), strict)
         if slots is not None:
             entries.drop(slots)
+
+    def _view(self, group, layer, filled, seen) -> Observation:
+        """The first slots of a layer as its method sees them."""
+        entries, cell, prefill = group.layers[layer], group.cells[0], group.prefill
+        keys, values, positions = (
+            tensor[:, :, :filled] for tensor in (entries.keys, entries.values, entries.positions)
+        )
+        view = prefill.observer.observation(layer, keys, values, positions[:, 0], 0)
+        return replace(
+            view,
+            seen=seen,
+            positions=positions,
+            draws=view.draws.repeat(len(group.cells)),
+            first_layer_entries=self.first_layer[id(group)],
+            stays=prefill.shape.tokens if cell.stays else 0,
+            window=entries.slides,
+            totals=None if entries.totals is None else entries.totals[:, :, :filled],
+        )
+
+    def _rows(self, entries, rule, view) -> SlotRows | None:
+        """The newest query rows, where the method keeps some."""
+        if entries.ring is None:
+            return None
+        return SlotRows(entries.ring.newest(), view.keys, view.positions, view.seen, rule, entries.window)
 
 
 class Decoder:
@@ -168,14 +186,18 @@ class Decoder:
         active = list(zip(self.groups, (range(part.start, part.stop) for part in self.cache.parts), strict=True))
         while True:
             chosen = logits.argmax(-1).tolist()
-            now = [row for _, rows in active for row in rows]
-            for row, token, good in zip(now, chosen, sound, strict=True):
-                if not (done[row] or good):
+            now = [(group, rows.start, row) for group, rows in active for row in rows]
+            for (group, first, row), token, good in zip(now, chosen, sound, strict=True):
+                if done[row]:
+                    continue
+                if not good:
                     tokens[row] = None
-                done[row] = done[row] or not good or token in ends
+                done[row] = not good or token in ends
                 if not done[row]:
                     tokens[row].append(token)
                     done[row] = len(tokens[row]) >= new_tokens or (stopped is not None and stopped(tokens[row]))
+                if done[row]:
+                    group.ended[row - first] = len(group.grown)
             going, feeding = unfinished(active, done, chosen)
             if not going:
                 return [tokens[start : start + self.batch] for start in range(0, self.rows, self.batch)]

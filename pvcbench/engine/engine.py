@@ -348,6 +348,8 @@ class Engine:
         after the other: the same numbers, slowly. So they do where layers read the entries of others, since what a row
         sees there changes from row to row.
         """
+        if cell.interval != 1 or cell.stays:
+            raise UserError("reading a document evicts every so many tokens by its own protocol: leave interval=1")
         scan, every = scan and self.continues and not self.layout.readers, every if self.continues else 1
         whole, parts, wanted = self.shape(ids.shape[1]), [], ids[:, 1:]
         first = ids.shape[1] if cell.everything else min(ids.shape[1], self.least(cell, whole))
@@ -433,9 +435,14 @@ class Engine:
         return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
 
     @torch.inference_mode()
-    def fork(self, prefill: Prefill, cells: Sequence[Cell], room: int, consume: bool = False) -> list[Group]:
-        """Compressed copies of a prefill, one per cell, with room for new tokens; `consume` frees it layer by layer."""
-        return fork(prefill, cells, room, consume)
+    def fork(
+        self, prefill: Prefill, cells: Sequence[Cell], room: int, consume: bool = False, fed: int | None = None
+    ) -> list[Group]:
+        """Compressed copies of a prefill, one per cell, with room for new tokens; `consume` frees it layer by layer.
+
+        Where no more than `fed` tokens come at once, what holds needs little room.
+        """
+        return fork(prefill, cells, room, consume, fed)
 
     @torch.inference_mode()
     def greedy(self, groups: Sequence[Group], **options) -> tuple[list[list[list[int] | None]], float]:

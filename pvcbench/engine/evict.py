@@ -1,7 +1,7 @@
 """The shared selector and evictor: keep the top of the scores within the plan, gather once, free the rest."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,6 +10,7 @@ from torch import Tensor
 from pvcbench.engine import answers
 from pvcbench.engine.cache import Entries
 from pvcbench.engine.prefill import Prefill
+from pvcbench.engine.query_rows import Ring
 from pvcbench.engine.rotary import UNTURNED
 from pvcbench.engine.states import State
 from pvcbench.engine.turning import unmovable
@@ -22,6 +23,9 @@ class Cell:
 
     `budget` None means that the method's configuration, not the harness, decides; `everything` that nothing is ever
     evicted, while decoding included. `share` is the budget as a share of the prompt, where it was asked for as one.
+
+    Under hold entries go whenever `interval` of them are too many, down to exactly the budget. With `stays` what is
+    kept of the prompt is never evicted, and the budget is that of the entries after it.
     """
 
     label: str
@@ -30,6 +34,8 @@ class Cell:
     hold: bool = False
     everything: bool = False
     share: float | None = None
+    interval: int = 1
+    stays: bool = False
 
     def granted(self, count: Int[Tensor, "batch kv_heads"], window: int | None) -> Int[Tensor, "batch kv_heads"]:
         """What a plan's count comes to in a layer: in a sliding one never more than the next token sees.
@@ -51,6 +57,26 @@ class Cell:
         """Whether the method goes on evicting while decoding."""
         return self.hold and not self.everything
 
+    def target(self, kept: int, limit: int | None, ragged: bool, window: int | None) -> int:
+        """What a layer that keeps so many entries of the prompt comes down to under hold, by its plan's limit.
+
+        Heads that keep different numbers stay at the sizes they have; of such heads the longest is meant.
+        """
+        known = limit is not None and not ragged
+        if not self.stays:
+            return limit if known else kept
+        most = kept + (limit if known else self.budget)
+        return most if window is None else min(most, window - 1)
+
+    def room(self, more: int, asked: int, fed: int | None) -> int:
+        """Slots beside the kept entries, of which a layer may come to hold `more`, for `asked` tokens still to come.
+
+        At most `fed` of them come at once; None: all may.
+        """
+        if fed is None or not (self.holds and self.method.by_scores):
+            return asked
+        return min(asked, more + self.interval - 1 + fed)
+
     @property
     def pruner(self) -> Method | None:
         """The method whose own, pruned prefill this cell needs, or None where it shares the plain one."""
@@ -71,16 +97,55 @@ class Group:
     prefill: Prefill
     hold: bool
     states: dict[int, State]
+    grown: list[list[float]] = field(default_factory=list)  # by step, see `note`
+    ended: dict[int, int] = field(default_factory=dict)  # steps of each row whose answer was complete before the last
+
+    def repeated(self, count: int) -> "Group":
+        """A copy for so many samples with one context, of a group as the fork made it: cells, then samples."""
+        layers = [entries.repeated(count) for entries in self.layers]
+        states = {place: state.map(lambda old: old.repeat_interleave(count, 0)) for place, state in self.states.items()}
+        return Group(self.cells, layers, self.prefill.repeated(count), self.hold, states)
+
+    def note(self, layer: int) -> None:
+        """Adds a layer, its new entries included, to what the step under way has grown by since the fork.
+
+        That is entries of one head, all layers that evict together, and bytes of one row; a step begins with layer 0.
+        """
+        if layer == 0:
+            self.grown.append([0.0, 0.0])
+        more = self.layers[layer].filled - self.layers[layer].start
+        self.grown[-1][0] += more if layer in self.prefill.shape.evicted else 0
+        self.grown[-1][1] += more * self.slot_bytes(layer)
+
+    def slot_bytes(self, layer: int) -> int:
+        """Bytes of an entry of all heads of a layer."""
+        entries = self.layers[layer]
+        values = 0 if self.prefill.layout.latent else _width(entries.values)  # a latent counts once
+        return entries.keys.shape[1] * (_width(entries.keys) + values)
+
+    def over_time(self, cell: int, sample: int) -> "OverTime | None":
+        """The sizes of a cell in the steps of a sample; None where it took no step."""
+        row, evicted = cell * len(self.prefill.logits) + sample, self.prefill.shape.evicted
+        steps = torch.tensor(self.grown[: self.ended.get(row)], dtype=torch.float64)
+        if not len(steps):
+            return None
+        now = self.measure(cell, sample)
+        grown = [entries.filled - entries.start for entries in self.layers]
+        entries = sum(now.entries[layer] - grown[layer] for layer in evicted)
+        held = now.kv_bytes - sum(more * self.slot_bytes(layer) for layer, more in enumerate(grown))
+        steps[:, 0] = (steps[:, 0] + entries) / len(evicted)
+        steps[:, 1] += held
+        return OverTime(*steps.mean(0).tolist(), *steps.amax(0).tolist())
 
     def measure(self, cell: int, sample: int) -> "Sizes":
         """What a cell keeps of a sample now."""
         row = cell * len(self.prefill.logits) + sample
         lengths = [layer.lengths[row].double().mean().item() for layer in self.layers]
         kv_bytes = state_bytes = 0.0
-        for layer, length in zip(self.layers, lengths, strict=True):
+        for number, (layer, length) in enumerate(zip(self.layers, lengths, strict=True)):
             heads = layer.keys.shape[1]
-            values = 0 if self.prefill.layout.latent else _width(layer.values)  # a latent counts once
-            kv_bytes += length * heads * (_width(layer.keys) + values)
+            kv_bytes += length * self.slot_bytes(number)
+            state_bytes += 0 if layer.ring is None else layer.ring.slots[0].nbytes
             state_bytes += 0 if layer.totals is None else length * heads * _width(layer.totals)
             state_bytes += 0 if layer.sinks is None else heads * layer.sinks.shape[2] * _width(layer.sinks)
         carried = sum(state.row_bytes for state in self.states.values())
@@ -105,6 +170,16 @@ class Sizes:
     kv_bytes: int  # of the filled entries and of what recurrent layers carry
     state_bytes: int
     carried_bytes: int  # the part of `kv_bytes` that recurrent layers carry, which no budget changes
+
+
+@dataclass(frozen=True)
+class OverTime:
+    """What the steps of a decoding attended to, the new entries included: per KV head, mean over layers that evict."""
+
+    entries: float  # mean over steps
+    kv_bytes: float
+    entries_peak: float
+    kv_bytes_peak: float
 
 
 def _width(tensor):
@@ -161,8 +236,12 @@ def _keep_all(prefill, layer):
     return index, torch.ones_like(index, dtype=torch.bool), None
 
 
-def fork(prefill: Prefill, cells: Sequence[Cell], room: int, consume: bool = False) -> list[Group]:
+def fork(
+    prefill: Prefill, cells: Sequence[Cell], room: int, consume: bool = False, fed: int | None = None
+) -> list[Group]:
     """Copies what each cell keeps into slots of its own with room for new tokens; the prefill stays as it is.
+
+    Where no more than `fed` of these tokens come at once, cells that hold get slots for budget and interval only.
 
     Cells that keep equally many entries in every layer share a group; under hold a group has one method, since its
     evictions are decided together. With `consume` each layer of the prefill is freed as soon as it is copied: at most
@@ -179,7 +258,7 @@ def fork(prefill: Prefill, cells: Sequence[Cell], room: int, consume: bool = Fal
             if cell.method.positions == "cache" and not cell.everything
             else None
         )
-        alike = (cell.method, cell.budget) if cell.holds else sinks
+        alike = (cell.method, cell.budget, cell.interval, cell.stays) if cell.holds else sinks
         together.setdefault((lengths, cell.holds, alike), []).append((cell, choices))
     groups = [
         Group([cell for cell, _ in members], [], prefill, key[1], prefill.carried(len(members)))
@@ -190,16 +269,23 @@ def fork(prefill: Prefill, cells: Sequence[Cell], room: int, consume: bool = Fal
             index = torch.stack([choices[layer][0] for _, choices in members])
             real = torch.stack([choices[layer][1] for _, choices in members])
             limit = members[0][1][layer][2]  # the members of a group that holds have one method and one budget
-            group.layers.append(replace(_gather(prefill, layer, index, real, group.cells[0], room), limit=limit))
+            group.layers.append(_gather(prefill, layer, index, real, group.cells[0], (limit, room, fed)))
         if consume:
             prefill.free(layer)
     return groups
 
 
-def _gather(prefill, layer, index, real, cell, room):
-    """Entries of one layer for a group; index and real are [cells, batch, kv_heads, kept]."""
-    stored, observer = prefill.layers[layer], prefill.observer
+def _gather(prefill, layer, index, real, cell, sizes):
+    """Entries of one layer for a group; index and real are [cells, batch, kv_heads, kept].
+
+    `sizes` are the plan's limit, the tokens to come and how many of them come at once.
+    """
+    stored, (limit, room, fed) = prefill.layers[layer], sizes
     cells, _, _, kept = index.shape
+    lengths, evicts = real.sum(-1).flatten(0, 1), cell.holds and layer in prefill.shape.evicted
+    ragged = bool((lengths != kept).any())
+    target = cell.target(kept, limit, ragged, prefill.windows[layer]) if evicts else kept
+    room = cell.room(max(0, target - kept), room, fed) if evicts else room
 
     def take(tensor, fill=0):
         slots = tensor.new_full((*index.shape[:3], kept + room, *tensor.shape[3:]), fill)
@@ -209,22 +295,20 @@ def _gather(prefill, layer, index, real, cell, room):
 
     positions = take(stored.positions[:, None].expand(-1, stored.keys.shape[1], -1), -1)
     positions[:, :, :kept].masked_fill_(~real.flatten(0, 1), -1)
-    lengths = real.sum(-1).flatten(0, 1)
-    totals = None
-    if cell.holds and cell.method.channels and layer in prefill.shape.evicted:
-        known = observer.totals.get(cell.method) or None
-        at = prefill.shape.evicted.index(layer)
-        zeros = stored.keys.new_zeros(*stored.keys.shape[:3], cell.method.channels, dtype=torch.float64)
-        totals = take(zeros if known is None or known[at] is None else known[at])
+    totals = take(_totals(prefill, layer, cell.method)) if evicts and cell.method.channels else None
     entries = Entries(
         keys=take(stored.keys),
         values=take(stored.values),
         positions=positions,
         lengths=lengths,
         filled=kept,
-        ragged=bool((lengths != kept).any()),
+        ragged=ragged,
         window=prefill.windows[layer],
+        limit=limit,
+        start=kept,
+        target=target,
         totals=totals,
+        ring=_ring(prefill, layer, cell.method, cells) if evicts and cell.method.rows_held else None,
     )
     slides = prefill.evicts_sliding and entries.window is not None  # its first tokens are soon seen no more
     if cell.method.positions == "cache" and layer in prefill.shape.evicted and not (cell.everything or slides):
@@ -232,6 +316,22 @@ def _gather(prefill, layer, index, real, cell, room):
         if cell.holds or kept < prefill.shape.tokens:
             entries = _with_sinks(entries, prefill, layer, sinks)
     return entries
+
+
+def _totals(prefill, layer, method):
+    """The running totals of a layer's entries after the prefill: zeros where the method had none yet."""
+    stored, known = prefill.layers[layer], prefill.observer.totals.get(method) or None
+    at = prefill.shape.evicted.index(layer)
+    zeros = stored.keys.new_zeros(*stored.keys.shape[:3], method.channels, dtype=torch.float64)
+    return zeros if known is None or known[at] is None else known[at]
+
+
+def _ring(prefill, layer, method, cells):
+    """The prompt's last query rows for each of some cells; under hold later ones take their places."""
+    if layer not in prefill.newest:
+        raise ValueError("the prompt's last query rows are not known, which this method needs under decode=hold")
+    rows = prefill.newest[layer][:, :, -method.rows_held :]
+    return Ring.of(rows.repeat(cells, 1, 1, 1), method.rows_held)
 
 
 def _with_sinks(entries, prefill, layer, sinks):

@@ -47,4 +47,4 @@ def foresee(
         for layer in prefill.layers
     ]
     states = engine.prefill(ids).states if prefill.states else {}  # of the prompt alone: a state cannot be cut back
-    return replace(prefill, shape=own, layers=layers, logits=last[0], states=states)
+    return replace(prefill, shape=own, layers=layers, logits=last[0], states=states, newest={})  # rows of the future

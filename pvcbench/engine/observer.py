@@ -1,5 +1,6 @@
 """What methods see of a prefill: the attention mass of the rows they weigh, taken in the pass that attends."""
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -53,11 +54,19 @@ class Observer:
         most = max((method.needs_rows for method in self.methods), default=0)
         self.most_rows = min(most, shape.tokens)  # that a method sees one by one
         self.shows_hidden = any(method.needs_hidden for method in self.methods)
+        held = max((method.rows_held for method in self.methods), default=0)
+        self.rows_held = min(held, shape.tokens)  # of these, how many go on into decoding
         self.scoring_seconds = dict.fromkeys(self.methods, 0.0)
         self.rows = dict.fromkeys(self.methods, 0)  # most rows a method weighs in any layer
         self.extra_seconds = 0.0  # observing beyond plain attention
         self.check_seconds = 0.0  # spent on measuring that
         self._mass: dict[int, Tensor] = {}
+
+    def repeated(self, count: int) -> "Observer":
+        """The same for so many samples with one context, which share its draw."""
+        copied = copy.copy(self)
+        copied.draws = self.draws.expand(count)
+        return copied
 
     def row_weights(self, layer: int, rows: int, later: int) -> tuple[Float[Tensor, "sets rows"], dict[Method, int]]:
         """The distinct weights of these rows, `later` rows before the prompt's end, and the set of each method."""

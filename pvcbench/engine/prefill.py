@@ -59,6 +59,7 @@ class Prefill:
     states: dict[int, State]  # of the decoder's layers that carry one
     expansions: dict[int, Tensor] = field(default_factory=dict)  # of layers whose values are latents: see `latent`
     turns: list = field(default_factory=list)  # by layer how it turns, or why it is not moved; where methods ask
+    newest: dict[int, Tensor] = field(default_factory=dict)  # by layer the last queries that methods need in decoding
     evicts_sliding: bool = False  # whether sliding layers that the sequence outgrows evict as well
     consumed: bool = False  # by a fork that freed the layers: logits, shape and times are what is left
 
@@ -76,6 +77,10 @@ class Prefill:
 
         return {layer: state.map(repeated) for layer, state in self.states.items()}
 
+    def repeated(self, count: int) -> "Prefill":
+        """The prefill of one context as that of so many samples with it; its layers stay those of one."""
+        return replace(self, logits=self.logits.expand(count, -1), observer=self.observer.repeated(count))
+
     def free(self, layer: int) -> None:
         """Forgets the keys, values and scores of a layer, in place: the cache that filled the list shares it."""
         self.consumed, self.layers[layer] = True, None
@@ -84,6 +89,7 @@ class Prefill:
             for kept in (*self.observer.scores.values(), *self.observer.totals.values()):
                 if kept:
                     kept[place] = None
+        self.newest.pop(layer, None)
         if self.queries:
             self.queries[layer] = None
 
@@ -134,6 +140,7 @@ class PrefillCache(AttendingCache):
         self.given: dict[int, Tensor | None] = {}  # to the attention of the layer under way, where a method asks
         self.hidden: dict[int, Tensor] = {}  # the same of all chunks so far
         self.newest: dict[int, Tensor] = {}  # queries of layers under way that a method sees row by row
+        self.held: dict[int, Tensor] = {}  # of finished layers those that a method sees in decoding too
         self.expansions: dict[int, Tensor] = {}
         self.rules: list[Rule] = []
         self.observer, self.windows, self.kernel, self.pruner = observer, windows, kernel, pruner
@@ -266,7 +273,10 @@ class PrefillCache(AttendingCache):
                 ahead = partial(mean_rotation, self.forms[layer], tables, query.shape[-1], tokens)
             seen = replace(seen, queries=self.unrotated.pop(layer), ahead=ahead)
         if layer in self.newest:
-            parts = self.newest.pop(layer), stored.keys, stored.values, stored.positions
+            newest, held = self.newest.pop(layer), self.observer.rows_held
+            if held:
+                self.held[layer] = newest[:, :, -held:].clone()
+            parts = newest, stored.keys, stored.values, stored.positions
             seen = replace(seen, rows=Rows(layer, *parts, rule, self.windows[layer], self.expansions.get(layer)))
         if any(method.needs_plain_keys for method in self.observer.methods):
             seen = replace(seen, plain_keys=self._plain_keys(layer, stored.keys))
@@ -381,7 +391,7 @@ class PrefillCache(AttendingCache):
             tables.append(known[name])
         shape = self.observer.shape
         seen = self.observer, self.pruner, seconds, self.queries, self.rules, self.reach, self.layout, self.states
-        return Prefill(shape, self.windows, self.stored, logits, tables, *seen, self.expansions)
+        return Prefill(shape, self.windows, self.stored, logits, tables, *seen, self.expansions, newest=self.held)
 
 
 def not_attending(layer: int) -> str:

@@ -34,8 +34,8 @@ def unsteady(group: Group) -> str | None:
     if not group.hold:
         return None
     method, budget = group.cells[0].method, group.cells[0].budget
-    if not method.steady:
-        return f"{type(method).__name__} does not evict one entry in every step"
+    if not method.steady or group.cells[0].interval > 1 or group.cells[0].stays:
+        return f"{type(method).__name__} does not evict one entry in every step, or not at interval=1, prompt=counted"
     if any(group.layers[layer].filled < (group.layers[layer].limit or 0) for layer in group.prefill.shape.evicted):
         return f"the prompt is shorter than the budget of {budget} entries, so the first steps evict nothing"
     return None

@@ -22,7 +22,7 @@ class Point:
     label: str | None
     budget: int | float | None
 
-    def cell(self, shape: Shape, hold: bool) -> Cell:
+    def cell(self, shape: Shape, hold: bool, interval: int = 1, stays: bool = False) -> Cell:
         """This point for one shape of prompt; raises OutOfReach."""
         if self.method.reference or (isinstance(self.budget, float) and self.budget == 1.0):
             return Cell(f"{self.name}@{self.label}", self.method, None, hold, everything=True)
@@ -42,7 +42,7 @@ class Point:
                 )
         method = self.method.resolve(None if entries is None else min(entries, shape.tokens), shape)
         share = self.budget if isinstance(self.budget, float) else None
-        return Cell(f"{self.name}@{self.label}", method, entries, hold, share=share)
+        return Cell(f"{self.name}@{self.label}", method, entries, hold, share=share, interval=interval, stays=stays)
 
 
 OBSERVATION = Point(None, None, None, None)  # no cell: what a sample shows by itself, in tasks that observe
@@ -53,8 +53,31 @@ def evicts_while_reading(protocols: Sequence[str]) -> bool:
     return bool({"streaming", "blockwise"} & set(protocols))
 
 
+def require_interval(name: str, method: Method, interval: int, stays: bool, protocols: Sequence[str]) -> None:
+    """Raises UserError where a method cannot evict at intervals, or cannot keep the prompt out of its budget."""
+    usual = "leave interval=1 and prompt=counted"
+    if evicts_while_reading(protocols):
+        raise UserError(f"a task that reads documents says itself after how many tokens entries go: {usual}")
+    if not method.by_scores or method.own_budget is not None:
+        raise UserError(
+            f"{name} decides by itself what goes while decoding, and when: {usual}, or choose others by method=[...]"
+        )
+    if stays and method.positions == "cache":
+        raise UserError(
+            f"{name} at positions=cache keeps first tokens and one window, which prompt=protected breaks up: leave "
+            f"prompt=counted, or set methods.{name}.positions=original"
+        )
+    if stays and method.prunes:
+        raise UserError(f"{name} drops tokens of the prompt between layers: leave prompt=counted")
+
+
 def points(
-    methods: Mapping[str, Method], budgets: Sequence[int | float], decode: str, protocols: Sequence[str] = ("generate",)
+    methods: Mapping[str, Method],
+    budgets: Sequence[int | float],
+    decode: str,
+    protocols: Sequence[str] = ("generate",),
+    interval: int = 1,
+    stays: bool = False,
 ) -> list[Point]:
     """All cells of a run, the reference first; refuses what a method does not support."""
     found = []
@@ -63,6 +86,12 @@ def points(
         policy = "hold" if streams else decode  # a budget that holds while reading evicts as it does in decoding
         if policy not in method.decodes:
             raise UserError(f"{name} supports decode={' or '.join(method.decodes)}, not the {policy} asked for")
+        if (interval > 1 or stays) and not method.reference:
+            require_interval(name, method, interval, stays, protocols)
+        if streams and method.needs_rows and not method.reference:
+            raise UserError(
+                f"{name} needs query rows, which reading a document does not give: choose others by method=[...]"
+            )
         if streams and method.own_budget is not None and not method.reference:
             raise UserError(f"{name} sets its own size and has no budget to hold: choose others by method=[...]")
         lacking = [protocol for protocol in protocols if protocol not in method.protocols]

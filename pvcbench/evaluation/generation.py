@@ -13,8 +13,15 @@ class Generate(Attempt):
     def compressed(protocol, prompt):
         return len(prompt.ids) - int(protocol.refeed_last) if protocol.query_aware else prompt.context_tokens
 
+    @staticmethod
+    def asks_on(protocol):
+        return not protocol.query_aware
+
     def room_needed(self):
         return self.rest.shape[1] + max(sample.max_new_tokens for sample in self.samples)
+
+    def fed(self):
+        return max(1, self.rest.shape[1])
 
     def answer(self, groups, rows):
         prompter, stops, own_ends = self.task.prompter, self.samples[0].stop, self.batch[0].prompt.ends

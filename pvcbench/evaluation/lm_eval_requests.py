@@ -21,7 +21,7 @@ from pvcbench.evaluation.cells import Point
 from pvcbench.evaluation.generation import Generate
 from pvcbench.evaluation.item import WorkItem
 from pvcbench.evaluation.likelihood import Streaming
-from pvcbench.evaluation.row import Protocol, broken
+from pvcbench.evaluation.row import OVER_TIME, Protocol, broken
 from pvcbench.evaluation.shared_prefill import Attempt, run_batch
 from pvcbench.models.loaded import LoadedModel
 from pvcbench.tasks.base import Sample, Task
@@ -35,6 +35,7 @@ RECORDS = {  # what rows say of the protocol of their requests
     "generate": {},
 }
 SIZES = ("budget_entries", "kept_entries", "kept_fraction", "kv_bytes", "state_bytes", "carried_bytes", "prefill_s")
+SIZES += OVER_TIME
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Question(Sample):
 
 class Likelihood(Attempt):
     """Scores every continuation of a context, each on a fork of its own."""
+
+    one_decoding = False
 
     @staticmethod
     def compressed(protocol, prompt):

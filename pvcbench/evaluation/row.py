@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypedDict
 
+from pvcbench.engine.evict import Cell
 from pvcbench.errors import NOT_FINITE, NotFinite, OutOfReach
 from pvcbench.evaluation.cells import Point
 from pvcbench.evaluation.item import WorkItem
@@ -39,6 +40,10 @@ class Row(TypedDict, total=False):
     kv_bytes: int | None  # bytes of all keys, values and recurrent states that the cell keeps
     state_bytes: int | None  # bytes that the method keeps beside them: scores, totals, positions
     carried_bytes: int | None  # the part of kv_bytes that recurrent and convolution layers carry
+    decoding_entries: float | None  # entries a decoding step attends to: mean over steps, evicting layers, heads
+    decoding_entries_peak: float | None  # the most of them in any step; all four are null where none was made
+    decoding_bytes: float | None  # bytes of keys, values and recurrent states in a decoding step, mean over steps
+    decoding_bytes_peak: float | None  # the most of them in any step
     spans_kept: dict[str, list[float]]  # for each named span of the prompt the share kept, by layer
     score: float | None  # the task's first metric; null where the cell gave no result
     metrics: dict[str, float]  # all metrics by name
@@ -46,7 +51,7 @@ class Row(TypedDict, total=False):
     decode_s: float | None  # seconds of decoding; null where several cells stepped together
     peak_bytes: int | None  # the largest memory in use, where it is measured
     answers: list[str]  # the right answers
-    prefill_s: float | None  # seconds of the prefill, its share of a batch
+    prefill_s: float | None  # seconds of the prefill: its share, where a batch or questions on one context share it
     error: str | None  # why there is no result, in a sentence
     reason: str | None  # the same as a word: "out of reach" or "failed"
     reach: float | None  # the smallest share of the cache that the method can keep, where that is the reason
@@ -58,7 +63,9 @@ class Row(TypedDict, total=False):
     search: dict[str, object] | None  # throughput: how the largest batch was found
 
 
+OVER_TIME = ("decoding_entries", "decoding_bytes", "decoding_entries_peak", "decoding_bytes_peak")
 EMPTY = {"score": None, "metrics": {}, "output": None, "decode_s": None, "peak_bytes": None}
+EMPTY |= dict.fromkeys(OVER_TIME)
 
 
 @dataclass(frozen=True)
@@ -69,11 +76,23 @@ class Protocol:
     refeed_last: bool
     decode: str
     seed: int
+    interval: int = 1
+    prompt: str = "counted"
+
+    @property
+    def eviction(self) -> dict:
+        """When entries go while decoding, and whether the prompt's may: empty where that is after every token."""
+        usual = {"interval": 1, "prompt": "counted"}
+        return {key: value for key, value in vars(self).items() if key in usual and value != usual[key]}
+
+    def cell(self, point: Point, shape: Shape) -> Cell:
+        """A point under this protocol; raises OutOfReach."""
+        return point.cell(shape, self.decode == "hold", self.interval, self.prompt == "protected")
 
     def record(self, task: Task, fed: int) -> dict:
         """What a row says of its protocol."""
         record = {"query_aware": self.query_aware, "decode": self.decode, "refeed_last": self.refeed_last}
-        record |= {"first_token_uncompressed": fed == 0, "thinking": task.thinking}
+        record |= self.eviction | {"first_token_uncompressed": fed == 0, "thinking": task.thinking}
         return record | task.protocol_record()
 
 
@@ -95,7 +114,7 @@ def base_row(
         "task": task.name,
         "sample": sample.id,
         "sample_info": dict(sample.info),
-        "cluster": sample.cluster or sample.id,
+        "cluster": sample.cluster or sample.context_id or sample.id,
         "stratum": sample.stratum,
         "prompt_sha256": prompt.sha256,
         "protocol": protocol.record(task, len(prompt.ids) - shape.tokens),

@@ -1,9 +1,11 @@
 """Runs some cells of a batch once: each distinct prefill once, forks of it, a row per sample and cell.
 
-What happens on the forked caches is the kind's: `generation.py` decodes, `likelihood.py` scores given tokens.
+Questions on one context share its prefill and its compressed caches as well: each is fed through copies. What happens
+on the forked caches is the kind's: `generation.py` decodes, `likelihood.py` scores given tokens.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from pvcbench.engine.lookahead import foresee
 from pvcbench.errors import Inexact, OutOfReach, UserError
 from pvcbench.evaluation.cells import Point
 from pvcbench.evaluation.item import WorkItem
-from pvcbench.evaluation.row import Protocol, Row, base_row, broken, explain
+from pvcbench.evaluation.row import OVER_TIME, Protocol, Row, base_row, broken, explain
 from pvcbench.models.loaded import LoadedModel
 from pvcbench.tasks.base import Sample, Task
 from pvcbench.tasks.prompts import Prompt
@@ -29,31 +31,57 @@ def run_batch(
     protocol: Protocol,
     meter,
 ) -> list[Row]:
-    """The rows of some samples with equally long prompts, for all cells they lack.
+    """The rows of some samples with equally long prompts, or with one context, for all cells they lack.
 
     Cells and samples that fail together are tried again one by one, so that one that cannot run sinks no other.
     """
+    one = of_one_context(engine, kind, protocol, batch)
+    if not one and len(alike(batch, len(batch))) > 1:  # rotary tables differ: a context by itself for each question
+        return [row for item in batch for row in run_batch(kind, engine, loaded, task, [item], protocol, meter)]
     shape = engine.shape(kind.compressed(protocol, batch[0].prompt))
-    cells, rows = {}, []
-    for point in batch[0].points:
+    cells, rows, points = {}, [], batch[0].points
+    if one:  # what reads on after the context reads something else for each question
+        alone = tuple(point for point in points if point.method.reads is not None)
+        points = tuple(point for point in points if point not in alone)
+        for item in batch if alone else ():
+            rows += run_batch(kind, engine, loaded, task, [item.of(*alone)], protocol, meter)
+    for point in points:
         try:
-            cells[point] = point.cell(shape, protocol.decode == "hold")
+            cells[point] = protocol.cell(point, shape)
         except OutOfReach as error:
             rows += [base_row(task, item, point, protocol, shape, error) for item in batch]
-    attempt = kind(engine, loaded, task, batch, protocol, shape)
+    made = partial(OneContext, kind) if one else kind
+    attempt = made(engine, loaded, task, batch, protocol, shape)
     rows += attempt.run(cells, meter)
-    for points, error in attempt.failed:
-        if len(points) == len(batch) == 1:
-            rows.append(base_row(task, batch[0], points[0], protocol, shape, error))
+    for items, points, error in attempt.failed:
+        if len(points) == len(items) == 1:
+            rows.append(base_row(task, items[0], points[0], protocol, shape, error))
             continue
-        for item in batch:
+        for item in items:
             for point in points:
                 rows += run_batch(kind, engine, loaded, task, [item.of(point)], protocol, meter)
     return rows
 
 
+def of_one_context(engine: Engine, kind: type["Attempt"], protocol: Protocol, batch: Sequence[WorkItem]) -> bool:
+    """Whether these are questions on one context that is compressed before any of them is seen."""
+    named = {item.sample.context_id for item in batch}
+    if len(batch) == 1 or named == {""} or not kind.asks_on(protocol):
+        return False
+    contexts = {item.prompt.context_sha256 for item in batch}
+    lengths = [len(item.prompt.ids) for item in batch]
+    return len(named) == len(contexts) == 1 and not engine.reach.differs(min(lengths), max(lengths))
+
+
 class Attempt:
     """Prefill, fork, and answer in waves that fit into memory; a kind says how it answers."""
+
+    one_decoding = True  # whether a cell's caches are decoded on once, so that their sizes over time are the row's
+
+    @staticmethod
+    def asks_on(protocol: Protocol) -> bool:
+        """Whether what is compressed is a context to which questions are put later."""
+        return False
 
     @staticmethod
     def compressed(protocol: Protocol, prompt: Prompt) -> int:
@@ -63,6 +91,10 @@ class Attempt:
     def room_needed(self) -> int:
         """Tokens that the caches take beside the compressed ones."""
         raise TypeError(f"{type(self).__name__} does not say how much room it needs")
+
+    def fed(self) -> int:
+        """The most tokens that go at once through the cache of a cell that holds."""
+        return 1
 
     def whole(self) -> int:
         """Tokens of the whole sequence, by which some models choose their rotary tables: the prompt's, unless more."""
@@ -79,10 +111,11 @@ class Attempt:
         ids = torch.tensor([item.prompt.ids for item in batch], device=engine.device)
         self.context, self.rest = ids[:, : shape.tokens], ids[:, shape.tokens :]
         self.room = self.room_needed()
-        self.draws = torch.tensor([draw_of(protocol.seed, sample.id) for sample in self.samples])
+        self.draws = torch.tensor([draw_of(protocol.seed, sample.context_id or sample.id) for sample in self.samples])
+        self.sharing = len(batch)  # samples that the prefill is for
         self.waiting: list[tuple[list[Group], dict[Cell, Point]]] = []
         self.bytes = 0.0
-        self.failed: list[tuple[list[Point], str]] = []  # reasons as text: an exception would keep its frames' tensors
+        self.failed: list[tuple[Sequence[WorkItem], list[Point], str]] = []  # reasons as text: they keep no tensors
 
     def run(self, cells: dict[Point, Cell], meter) -> list[dict]:
         """The rows of what worked; `failed` says what did not."""
@@ -127,14 +160,16 @@ class Attempt:
     def _fail(self, points, error: Exception) -> None:
         if isinstance(error, UserError) and not isinstance(error, Inexact):
             raise error
-        self.failed.append((list(points), explain(error)))
+        self.failed.append((self.batch, list(points), explain(error)))
 
     def _parts(self, prefill, wanted: dict[Point, Cell]) -> Iterator[dict[Point, Cell] | None]:
         """The cells in parts that fit into memory beside what waits; None: decode what waits first."""
         limit, carried, part = 0.5 * self.engine.free_bytes(), prefill.carried_bytes, {}
         for point, cell in wanted.items():
-            share = 1.0 if cell.budget is None else min(1.0, cell.budget / self.shape.tokens)
-            need = carried + (prefill.nbytes - carried) * (share + self.room / self.shape.tokens)
+            budget = self.shape.tokens if cell.budget is None else cell.budget
+            kept = min(budget, self.shape.tokens)
+            slots = kept + cell.room(budget - kept + budget * cell.stays, self.room, self.fed())
+            need = carried + (prefill.nbytes - carried) * slots / self.shape.tokens
             if self.bytes + need > limit and (part or self.waiting):
                 yield part
                 yield None
@@ -146,7 +181,7 @@ class Attempt:
     def _fork(self, prefill, part: dict[Point, Cell]) -> list[dict]:
         if part:
             try:
-                groups = self.engine.fork(prefill, list(part.values()), self.room)
+                groups = self.engine.fork(prefill, list(part.values()), self.room, fed=self.fed())
             except Exception as error:
                 self._fail(part, error)
             else:
@@ -169,7 +204,7 @@ class Attempt:
         result |= {"kv_bytes": sizes.kv_bytes, "state_bytes": sizes.state_bytes, "carried_bytes": sizes.carried_bytes}
         spans = {name: span for name, span in prompt.spans.items() if span[1] <= shape.tokens}
         result["spans_kept"] = {name: group.survival(number, row, *span) for name, span in spans.items()}
-        result["prefill_s"] = group.prefill.cell_seconds(cell.method) / len(self.batch)
+        result["prefill_s"] = group.prefill.cell_seconds(cell.method) / self.sharing
         return result
 
     def flush(self) -> list[dict]:
@@ -177,6 +212,10 @@ class Attempt:
         waiting, self.waiting, self.bytes = self.waiting, [], 0.0
         groups = [group for some, _ in waiting for group in some]
         points = {cell: point for _, names in waiting for cell, point in names.items()}
+        return self.answered(groups, points) if groups else []
+
+    def answered(self, groups: Sequence[Group], points: dict[Cell, Point]) -> list[dict]:
+        """The rows of these groups' cells, with their answers."""
         rows = [
             (sample, self.row(group, number, points[cell], row))
             for group in groups
@@ -184,12 +223,60 @@ class Attempt:
             for row, sample in enumerate(self.samples)
         ]
         try:
-            if rows:
-                self.answer(groups, rows)
+            self.answer(groups, rows)
         except Exception as error:
             self._fail(points.values(), error)
             return []
+        if self.one_decoding:
+            self._add_sizes(groups, [row for _, row in rows])
         return [row for _, row in rows]
+
+    def _add_sizes(self, groups: Sequence[Group], rows: Sequence[dict]) -> None:
+        """Completes the rows of these groups by how large the caches were while their answers were decoded."""
+        batch = range(len(self.samples))
+        places = [(group, cell, sample) for group in groups for cell in range(len(group.cells)) for sample in batch]
+        for (group, cell, sample), row in zip(places, rows, strict=True):
+            sizes = None if row["error"] is not None else group.over_time(cell, sample)
+            if sizes is not None:
+                row.update(zip(OVER_TIME, vars(sizes).values(), strict=True))
+
+
+class OneContext(Attempt):
+    """Questions on one context: one prefill and one compressed cache a cell, a copy of it for every question."""
+
+    def __init__(self, kind, engine, loaded, task, batch, protocol, shape):
+        self.engine, self.batch, self.shape = engine, batch, shape
+        self.ask = lambda items: kind(engine, loaded, task, items, protocol, shape)
+        asked = [self.ask(items) for items in alike(batch, len(batch))]
+        self.context, self.draws = asked[0].context[:1], asked[0].draws[:1]
+        self.room, self.longest = (max(one) for one in zip(*((one.room, one.whole()) for one in asked), strict=True))
+        self.most_fed = max(one.fed() for one in asked)
+        self.waiting, self.bytes, self.failed = [], 0.0, []
+
+    def whole(self):
+        return self.longest
+
+    def fed(self):
+        return self.most_fed
+
+    def answered(self, groups, points):
+        """As many questions at once as copies of all caches fit into half of the free memory."""
+        copy = sum(entries.nbytes for group in groups for entries in group.layers)
+        rows, most = [], max(1, int(0.5 * self.engine.free_bytes() / copy))
+        for items in alike(self.batch, most):
+            asked = self.ask(items)
+            asked.sharing = len(self.batch)
+            rows += asked.answered([group.repeated(len(items)) for group in groups], points)
+            self.failed += asked.failed
+        return rows
+
+
+def alike(batch: Sequence[WorkItem], most: int) -> list[list[WorkItem]]:
+    """The samples in parts, of at most so many, that can be fed and answered together: none is padded."""
+    parts: dict[tuple, list[WorkItem]] = {}
+    for item in batch:
+        parts.setdefault((len(item.prompt.ids), item.prompt.ends, item.sample.stop), []).append(item)
+    return [part[first : first + most] for part in parts.values() for first in range(0, len(part), most)]
 
 
 def draw_of(seed: int, sample: str) -> int:

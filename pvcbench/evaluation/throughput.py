@@ -90,7 +90,7 @@ class Turns:
         self.steps: dict[Point, str] = {}  # how each cell's steps run
         for point in item.points:
             try:
-                self.cells[point] = point.cell(self.shape, protocol.decode == "hold")
+                self.cells[point] = protocol.cell(point, self.shape)
             except OutOfReach as error:
                 self.failed[point] = error
 
@@ -159,7 +159,8 @@ class Turns:
         prefill = engine.prefill(ids, watching, cell.pruner, draws)
         first = prefill.logits.argmax(-1)
         times.append(clock(ids))
-        [group] = engine.fork(prefill, [cell], self.new - 1, consume=True)
+        fed = 1 if self.protocol.eviction else None  # steps of one shape, which have no interval, count their slots
+        [group] = engine.fork(prefill, [cell], self.new - 1, consume=True, fed=fed)
         times.append(clock(ids))
         before, sizes = self.memory.peak(), [group.measure(0, row) for row in range(batch)]
         self.memory.reset()

@@ -114,10 +114,16 @@ def measured(rows: pd.DataFrame) -> str:
     what = f"{rows['task'].iloc[0]}, {model}, {tokens} {kind}, {samples} sample{'s' * (samples != 1)}"
     if "name" in protocol:
         every = f", evicting every {protocol['every']} tokens" if protocol.get("every", 1) > 1 else ""
-        decode = f", {DECODING[protocol['decode']]}" if protocol["name"] == "continuation" else ""
+        decode = f", {decoding(protocol)}" if protocol["name"] == "continuation" else ""
         return f"{what}\nprotocol: {protocol['name']}{every}{decode}"
     when = "before" if protocol["query_aware"] else "only after"
-    return f"{what}\nthe question is seen {when} the cache is cut; {DECODING[protocol['decode']]}"
+    return f"{what}\nthe question is seen {when} the cache is cut; {decoding(protocol)}"
+
+
+def decoding(protocol: dict) -> str:
+    """What becomes of the cache while later tokens come."""
+    every = f", every {protocol['interval']} tokens" if protocol.get("interval", 1) > 1 else ""
+    return DECODING[protocol["decode"]] + every + (", but none of the prompt" * ("prompt" in protocol))
 
 
 def score_label(rows: pd.DataFrame) -> str:

@@ -1,5 +1,7 @@
 """Measuring work items: the one way in which the runner and `verify` do it."""
 
+import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from pvcbench.evaluation.item import WorkItem
@@ -26,18 +28,41 @@ def measured(
             engine.require_continuing()
         check_reach(engine, work, spec.task)
         cells = [(point.name, point.label) for point in spec.points if point.name is not None]
+        shares = spec.kind.answers and not spec.protocol.query_aware
+        tell_sharing(work if shares else ())
         with Meter(total=total, done=total - len(work), cells=cells, running=running) as meter:
-            for batch in batches(work, spec.batch, spec.protocol.query_aware):
+            for batch in batches(work, spec.batch, spec.protocol.query_aware, shares):
                 yield spec.kind.rows(engine, loaded, spec.task, batch, spec.protocol, meter)
                 meter.finish(len(batch))
     finally:
         engine.release()
 
 
-def batches(work: Sequence[WorkItem], size: int, query_aware: bool) -> Iterator[list[WorkItem]]:
-    """Groups of samples with equal lengths and equal cells, so that prompts are never padded."""
+def tell_sharing(work: Sequence[WorkItem]) -> None:
+    """Says how many questions share a context, where some do."""
+    asked = Counter(filter(None, map(_context, work)))
+    questions = sum(count for count in asked.values() if count > 1)
+    if questions:
+        shared = sum(count > 1 for count in asked.values())
+        many = f"{shared} contexts: each is" if shared > 1 else "1 context, which is"
+        print(f"{questions} questions on {many} prefilled and compressed once", file=sys.stderr, flush=True)
+
+
+def batches(work: Sequence[WorkItem], size: int, query_aware: bool, shares: bool) -> Iterator[list[WorkItem]]:
+    """Groups of samples with equal lengths and equal cells, so that prompts are never padded.
+
+    Where questions share a context (`shares`), all on one are a group, which comes with the last of them.
+    """
     waiting: dict[tuple, list[WorkItem]] = {}
+    context_of = _context if shares else lambda item: None
+    left = Counter(map(context_of, work))
     for item in work:
+        if (context := context_of(item)) is not None:
+            waiting.setdefault(context, []).append(item)
+            left[context] -= 1
+            if not left[context]:
+                yield waiting.pop(context)
+            continue
         prompt, points = item.prompt, item.points
         alone = any(point.method is None or point.method.ragged_batch for point in points)
         key = (len(prompt.ids), None if query_aware else prompt.context_tokens, prompt.ends, item.sample.stop, points)
@@ -46,3 +71,9 @@ def batches(work: Sequence[WorkItem], size: int, query_aware: bool) -> Iterator[
         if alone or len(group) == size:
             yield waiting.pop(key)
     yield from waiting.values()
+
+
+def _context(item: WorkItem) -> tuple | None:
+    """What questions on one context have in common; None where the sample names no context."""
+    named, prompt = item.sample.context_id, item.prompt
+    return (named, prompt.context_sha256, item.points) if named else None

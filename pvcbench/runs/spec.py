@@ -10,6 +10,7 @@ from pvcbench.config import building, processors
 from pvcbench.config.budgets import parse_budgets
 from pvcbench.engine import engine as engines
 from pvcbench.engine.engine import Engine
+from pvcbench.errors import UserError
 from pvcbench.evaluation.cells import OBSERVATION, Point, evicts_while_reading, points
 from pvcbench.evaluation.kinds import KINDS, Kind
 from pvcbench.evaluation.preflight import check_question
@@ -41,7 +42,8 @@ class RunSpec:
         """The specification of a run; objects given stand in for their configuration. Raises UserError."""
         methods = building.build_methods(config.methods) if methods is None else methods
         task = building.build(config.task, "the task") if task is None else task
-        protocol = Protocol(config.query_aware, config.refeed_last, config.decode, config.seed)
+        own = config.query_aware, config.refeed_last, config.decode, config.seed, config.interval, config.prompt
+        protocol = Protocol(*own)
         check_question(task, protocol, KINDS[task.kind].answers)
         budgets = parse_budgets(OmegaConf.to_container(config.budgets))
         return cls(
@@ -103,6 +105,7 @@ class RunSpec:
             "query_aware": self.protocol.query_aware,
             "refeed_last": self.protocol.refeed_last,
             "decode": self.protocol.decode,
+            **self.protocol.eviction,
             "seed": self.protocol.seed,
         }
 
@@ -115,7 +118,10 @@ def whole_first(budget: int | float) -> tuple[bool, int | float]:
 def cells_of(task: Task, methods: Mapping, budgets: list[int | float], protocol: Protocol) -> tuple[Point, ...]:
     """The cells of a run: methods at budgets; of tasks that observe, what samples show by themselves comes first."""
     if not KINDS[task.kind].observes:
-        return tuple(points(methods, budgets, protocol.decode, task.protocols))
+        stays = protocol.prompt == "protected"
+        return tuple(points(methods, budgets, protocol.decode, task.protocols, protocol.interval, stays))
+    if protocol.eviction:
+        raise UserError(f"task={task.name} generates nothing: leave interval=1 and prompt=counted")
     if not task.uses_methods:
         return (OBSERVATION,)
     cells = points(methods, budgets, "grow", task.protocols)

@@ -19,12 +19,13 @@ class Sample:
     question: str
     answers: tuple[str, ...]
     max_new_tokens: int
-    cluster: str = ""  # what resamples together; the sample itself unless named
+    cluster: str = ""  # what resamples together: the context, or the sample itself, unless named
     stratum: str = ""  # means are taken within a stratum (a data set) first, then over strata
     stop: tuple[str, ...] = ()  # the answer ends at the first of these
     spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     info: Mapping[str, object] = field(default_factory=dict)  # depth, length, ...: columns of the row
     metric: str | None = None  # where the task's metric differs from sample to sample
+    context_id: str = ""  # samples that ask about one and the same context name it alike
 
 
 class Made(type):

@@ -3,7 +3,9 @@
     {"context": "...", "question": "...", "answers": ["..."], "metric": "contains", "id": "a", "cluster": "doc1"}
 
 `metric`, `id` and `cluster` are optional; `needle` names a passage of the context (where it occurs first) whose
-survival is recorded. Nothing else may stand in a line, and null nowhere: a key that does not apply is left out.
+survival is recorded. Lines that ask about one context give it the same `context_id`: its text stands in the first of
+them, and the others leave it empty or repeat it. Nothing else may stand in a line, and null nowhere: a key that does
+not apply is left out.
 Surrounding white space of context, question, answers and needle is no part of them.
 """
 
@@ -72,6 +74,7 @@ class Line(BaseModel):
     needle: Annotated[str, BeforeValidator(_passage)] = Field(
         "", description="a passage of the context; or leave the key out"
     )
+    context_id: Annotated[str, BeforeValidator(_some)] = Field("", description="text or a number; or leave the key out")
 
 
 class Jsonl(Task):
@@ -109,9 +112,9 @@ class Jsonl(Task):
     @cached_property
     def _lines(self) -> list[Line]:
         """All lines, checked; each with its id and metric."""
-        made, wrong, numbers = [], [], {}
+        made, wrong, numbers, contexts = [], [], {}, {}
         for number, text in files.lines(self._content, str(self.path)):
-            line, found = self._line(number, text)
+            line, found = self._line(number, text, contexts)
             wrong += [f"line {number}: {one}" for one in found]
             if line is not None:
                 if numbers.setdefault(line.id, number) != number:
@@ -123,8 +126,8 @@ class Jsonl(Task):
             raise UserError(f"{self.path} holds no samples")
         return made
 
-    def _line(self, number: int, text: str) -> tuple[Line | None, list[str]]:
-        """One line, or what is wrong with it."""
+    def _line(self, number: int, text: str, contexts: dict[str, str]) -> tuple[Line | None, list[str]]:
+        """One line, or what is wrong with it; `contexts` are those that earlier lines named."""
         try:
             found = files.item(text)
         except files.Refused as error:
@@ -134,6 +137,12 @@ class Jsonl(Task):
             return None, wrong
         line = Line.model_validate(found)
         line = line.model_copy(update={"id": line.id or str(number), "metric": found.get("metric", self.metric)})
+        if line.context_id:
+            context = contexts.setdefault(line.context_id, line.context)
+            if line.context not in ("", context):
+                told = f"another text than the first line with context_id {files.shown(line.context_id)} has"
+                return None, [f"context: found {told}; wanted that text, or none"]
+            line = line.model_copy(update={"context": context})
         if not line.context and not line.question:
             wrong.append("context: found nothing in it nor in question, wanted a text to ask about")
         if line.needle and line.needle not in line.context:
@@ -161,6 +170,7 @@ class Jsonl(Task):
         return Sample(
             id=line.id,
             cluster=line.cluster,
+            context_id=line.context_id,
             context=line.context,
             question=line.question,
             answers=tuple(line.answers),

@@ -28,7 +28,16 @@ class Prompt:
     @property
     def sha256(self) -> str:
         """A hash of the token ids: equal hashes prove that two cells saw the same prompt."""
-        return hashlib.sha256(np.asarray(self.ids, dtype=np.int64).tobytes()).hexdigest()
+        return _hash(self.ids)
+
+    @property
+    def context_sha256(self) -> str:
+        """The same of the context's tokens, what stands before them included."""
+        return _hash(self.ids[: self.context_tokens])
+
+
+def _hash(ids: Sequence[int]) -> str:
+    return hashlib.sha256(np.asarray(ids, dtype=np.int64).tobytes()).hexdigest()
 
 
 class Prompter:

@@ -33,6 +33,14 @@ def script(name):
     return next(path for path in SCRIPTS if path.name == name)
 
 
+def test_questions_are_measured_end_to_end():
+    few = ["--contexts", "1", "--questions", "2", "--tokens", "500", "--max-new-tokens", "3", "--methods", "h2o"]
+    done = run(script("bench_questions.py"), "--model", "random", "--threads", "1", *few)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["rows"] == 2 * 4 and report["rows_that_differ"] == 0 and report["together_over_alone"] > 0
+
+
 def test_a_curve_is_measured_end_to_end():
     done = run(script("bench_curve.py"), "--model", "random", "--tokens", "900", "--samples", "1", "--threads", "1")
     assert done.returncode == 0, done.stderr

@@ -51,10 +51,10 @@ def without_ties(count, check):
             return
 
 
-def evicts_as(rule_of, method, family, tokens, budget, chunks):
+def evicts_as(rule_of, method, family, tokens, budget, chunks, interval=1):
     """Compares every eviction under hold with rules whose attention rows come from the dense reference."""
     host, ids, fed = engine(family), prompt(tokens, 2, seed=21), prompt(sum(chunks), 2, seed=22)
-    groups = fork(host, ids, [Cell("x", method, budget, True)], max(chunks) + tokens)
+    groups = fork(host, ids, [Cell("x", method, budget, True, interval=interval)], max(chunks) + tokens)
     prefill, attention = groups[0].prefill, attention_of(family, ids)
     plan = method.plan(prefill.observer.scores[method], budget, prefill.shape)
     rules = [[rule_of(plan[layer][sample].tolist()) for sample in range(2)] for layer in range(len(attention))]

@@ -45,6 +45,7 @@ class Needle(Task):
         max_new_tokens: int = 32,
         snap_tokens: int = 100,
         tolerance: float = 2.0,
+        questions: int = 1,
     ):
         self.lengths, self.repeats = wholes("task.lengths", lengths), whole("task.repeats", repeats)
         self.depths = [number("task.depths", depth, 0, 100) for depth in listed("task.depths", depths)]
@@ -52,39 +53,54 @@ class Needle(Task):
         self.value = choice("task.value", value, tuple(UNITS))
         if whole("task.needles", needles) > len(KEYS) or not 1 <= whole("task.asked", asked) <= needles:
             raise UserError(f"task.needles must be 1 to {len(KEYS)} and task.asked 1 to task.needles")
-        self.needles, self.asked, self.source = needles, asked, haystack
+        if whole("task.questions", questions) * asked > needles:
+            raise UserError("task.questions times task.asked must be task.needles or less: each asks for its own")
+        self.needles, self.asked, self.questions, self.source = needles, asked, questions, haystack
         self.max_new_tokens = whole("task.max_new_tokens", max_new_tokens)
         self.snap_tokens = whole("task.snap_tokens", snap_tokens, 0)
         self.tolerance = number("task.tolerance", tolerance, 0, 100)
 
     def size(self, seed: int) -> int:
-        return len(self.lengths) * len(self.depths) * self.repeats
+        return len(self.lengths) * len(self.depths) * self.repeats * self.questions
 
     def validate(self) -> None:
         """Reads the haystack."""
         self.data_checksum()
 
     def settings(self) -> dict:
-        """The haystack by its name alone: the checksum says what it holds."""
-        return super().settings() | {"source": user_path(self.source).name}
+        """The haystack by its name alone, since the checksum says what it holds; questions where there are several."""
+        known = super().settings() | {"source": user_path(self.source).name}
+        return {key: value for key, value in known.items() if (key, value) != ("questions", 1)}
 
     def data_checksum(self) -> str:
         return "" if self.source == "distractors" else haystack.checksum(self.source)
 
     def sample(self, seed: int, index: int) -> Sample:
+        index, which = divmod(index, self.questions)
         cell = index % (len(self.depths) * len(self.lengths))
         depth, length = self.depths[cell % len(self.depths)], self.lengths[cell // len(self.depths)]
         text, offsets, rng = self._text(length, seed, index)
-        needles, question, answers = self._needles(text, rng)
+        needles, asked = self._needles(text, rng)
+        # the longest question decides how much text fits
+        question, answers = max(asked, key=lambda pair: len(self.prompter.tokenizer(pair[0])["input_ids"]))
         sample = Sample(f"{seed}-{index}", "", question, answers, self.max_new_tokens)
         for near in (self.tolerance, self.tolerance / 2):  # where the final prompt's tokens differ from the text's
             made, off = self._written(sample, text, offsets, length, depth, needles, near)
             if off <= self.tolerance:
-                return made
+                return made if self.questions == 1 else self._asked_as(made, which, *asked[which])
         raise UserError(
             f"task.haystack: {self.source!r} has no place for the needle of sample {sample.id} at {depth:g}% of "
             f"{length} tokens: the nearest is {off:.1f} points off; raise task.lengths or task.tolerance"
         )
+
+    def _asked_as(self, made, which, question, answers):
+        """A sample with another question on its context: the needle that it asks for is called `needle`."""
+        first, names = which * self.asked, [_name(number) for number in range(len(made.spans))]
+        spans = {name: made.spans[names[(first + place) % len(names)]] for place, name in enumerate(names)}
+        asked, real = self._asked_depths(made.info["depth"])[first], _depths(self.prompter.encode(made))[first]
+        info = {**made.info, "depth": round(asked, 2), "real_depth": round(real, 2)}
+        known = {"id": f"{made.id}-{which}", "context_id": made.id, "spans": spans, "info": info}
+        return replace(made, question=question, answers=answers, **known)
 
     def _text(self, length, seed, index):
         """A haystack of at least so many tokens if there is one, where its tokens lie, and the sample's generator."""
@@ -126,9 +142,9 @@ class Needle(Task):
         return [depth, *((depth + 100 * which / count) % 100 for which in range(1, count))]
 
     def _needles(self, text, rng):
-        """The sentences to hide, the question and its answers."""
+        """The sentences to hide, and the questions, each with its answers."""
         if self.needle == "sandwich":
-            return [SANDWICH], SANDWICH_QUESTION, (SANDWICH_ANSWER,)
+            return [SANDWICH], [(SANDWICH_QUESTION, (SANDWICH_ANSWER,))]
         unit = UNITS[self.value]
         values: list[str] = []
         while len(values) < self.needles:  # no value twice: each key asks for one of its own
@@ -136,12 +152,17 @@ class Needle(Task):
             values += [value] if value not in values else []
         if self.needles == 1:
             sentence = f'The special {unit} mentioned in the text is "{values[0]}."'
-            return [sentence], f"What is the special {unit} mentioned in the text?", (values[0],)
+            return [sentence], [(f"What is the special {unit} mentioned in the text?", (values[0],))]
         keys = [KEYS[i] for i in rng.choice(len(KEYS), self.needles, replace=False)]
         sentences = [f"The special {unit} for {key} is: {value}." for key, value in zip(keys, values, strict=True)]
-        asked = keys[0] if self.asked == 1 else f"{', '.join(keys[: self.asked - 1])} and {keys[self.asked - 1]}"
-        question = f"What {'is' if self.asked == 1 else 'are'} the special {unit}{'s' * (self.asked > 1)} for {asked}?"
-        return sentences, question, tuple(values[: self.asked])
+        questions = []
+        for first in range(0, self.questions * self.asked, self.asked):
+            *own, last = keys[first : first + self.asked]
+            asked = f"{', '.join(own)} and {last}" if own else last
+            verb, plural = ("are", "s") if own else ("is", "")
+            answers = tuple(values[first : first + self.asked])
+            questions.append((f"What {verb} the special {unit}{plural} for {asked}?", answers))
+        return sentences, questions
 
     def _value(self, text, rng):
         """A value that the haystack does not hold."""
@@ -181,7 +202,7 @@ class Needle(Task):
         for place, which in sorted((place, which) for which, place in enumerate(places)):
             context += text[last:place]
             context += "" if not context or context[-1].isspace() else " "
-            spans[f"needle_{which}" if which else "needle"] = (len(context), len(context) + len(needles[which]))
+            spans[_name(which)] = (len(context), len(context) + len(needles[which]))
             context, last = f"{context}{needles[which]} ", place
         return (context + text[last:cut].lstrip()).rstrip(), spans
 
@@ -191,6 +212,11 @@ class Needle(Task):
             answer = sample.answers[0]
             scores |= {"rouge1_recall": rouge1_recall(answer, output), "token_overlap": token_overlap(answer, output)}
         return scores
+
+
+def _name(number: int) -> str:
+    """What the span of a needle is called."""
+    return f"needle_{number}" if number else "needle"
 
 
 def _depths(prompt) -> list[float]:
