@@ -23,7 +23,9 @@ __all__ = [
     "Method",
     "Observation",
     "OutOfReach",
+    "Pass",
     "Shape",
+    "StoredPrompt",
     "UserError",
     "by_layer",
     "protect",
@@ -39,11 +41,40 @@ class Shape:
     layers: int
     evicted: tuple[int, ...]
     future: int = 0  # of the tokens, the last ones that lie after the prompt: for methods that leak (`reads`)
+    head: int = 0  # of the tokens, the first ones, which a chat template or a tokenizer put before the context
+    question: int = 0  # of the tokens, the last ones, which came after the context: 0 where none are compressed
+
+
+@dataclass(frozen=True)
+class StoredPrompt:
+    """A prompt that stands whole in the cache, and how more text is written for its model."""
+
+    ids: Int[Tensor, "batch tokens"]
+    shape: Shape
+    encode: Callable[[str], Sequence[int]]  # the tokens of a text, without special ones
+    after: str  # what the chat template puts after a user's message, up to the answer
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Tokens that are read on top of a whole prompt, and forgotten; they are about the entries first..last-1.
+
+    Their attention weights are formed among few keys: the prompt's first `sinks` entries, those entries, their own.
+    """
+
+    ids: Int[Tensor, "batch tokens"]
+    first: int
+    last: int
+    sinks: int = 0
 
 
 @runtime_checkable
 class LastRows(Protocol):
-    """The prompt's last query rows in one layer; of r rows, row i sees the entries up to `entries - r + i`."""
+    """The prompt's last query rows in one layer; of r rows, row i sees the entries up to `entries - r + i`.
+
+    Or the rows of a pass (`Method.passes`): each sees all entries that are shown, and `blocks` gives its weights on
+    these alone.
+    """
 
     query: Float[Tensor, "batch heads rows dim"]  # after RoPE, as they meet the keys
     window: int | None  # of a sliding layer: a row sees that many entries at most
@@ -74,7 +105,7 @@ class Observation:
     window: int | None = None  # of a sliding layer: entries at positions up to seen - window are seen no more
     queries: Float[Tensor, "batch heads tokens dim"] | None = None  # before rotary embedding, where `needs_queries`
     ahead: Callable[[int], Tensor] | None = None  # mean rotation of so many positions after the prompt: queries @ it
-    rows: LastRows | None = None  # of the prompt, where `needs_rows`
+    rows: LastRows | None = None  # of the prompt, where `needs_rows`; of a pass, where the method makes passes
     plain_keys: Callable[[], Tensor] | None = None  # gives the keys before rotary embedding, where `needs_plain_keys`
 
     def grouped_mass(self) -> Float[Tensor, "batch kv_heads entries"]:
@@ -87,7 +118,7 @@ class Method:
     """The base of every method: class attributes declare, methods answer; the defaults suit post-prefill scoring."""
 
     reference: ClassVar[bool] = False  # the full cache: one cell, added to every run
-    positions: str = "original"  # "cache": entries are rotated to their place in the cache (sinks + window only)
+    positions: str = "original"  # "cache": entries rotate to their place in the cache (under hold: sinks + window only)
     decodes: ClassVar[tuple[str, ...]] = ("grow", "hold")  # decode policies it supports
     protocols: ClassVar[tuple[str, ...]] = ("generate", "continuation", "streaming", "blockwise")  # of tasks
     watches_decoding: ClassVar[bool] = False  # under hold it needs the newest row's attention in every step
@@ -95,6 +126,7 @@ class Method:
     needs_queries: ClassVar[bool] = False  # the prompt's queries before rotary embedding, and rotations to come
     needs_rows: int = 0  # the last query rows it sees one by one after the prefill; more than there are: all of them
     needs_plain_keys: ClassVar[bool] = False  # the prompt's keys before rotary embedding
+    needs_question: ClassVar[bool] = False  # whether it compresses prompts with a question only (`Shape.question`)
     reads: str | None = None  # "answer" or "future": a leaking reference, whose prefill sees what follows the prompt
 
     @property
@@ -142,6 +174,15 @@ class Method:
         that defines `notes` is handed a fourth argument: what it noted, layer by layer.
         """
         return [torch.full(layer.shape[:2], budget) for layer in scores]
+
+    def passes(self, prompt: StoredPrompt) -> Sequence[Pass]:
+        """Tokens to read on top of the whole prompt, which then rank its entries in the place of the prompt's own rows.
+
+        Each pass begins where the prompt ends, sees all of it and nothing of the others. `scores` is asked once for
+        each pass and layer: `seen.rows` are the pass's, keys, values and positions those of the entries that it is
+        about. An entry's score is its highest; an entry that no pass is about comes below all others.
+        """
+        return ()
 
     def notes(self, seen: Observation) -> Float[Tensor, " batch"] | None:
         """A number for each sample about a layer that was just scored, for `plan`."""

@@ -12,6 +12,7 @@ from pvcbench.checks.reference import Dense, exact_norms, exact_rotary, widen
 from pvcbench.engine import answers
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
+from pvcbench.engine.passes import Writer
 from pvcbench.errors import OutOfReach
 from pvcbench.evaluation.preflight import settled
 from pvcbench.policy import Method
@@ -73,7 +74,7 @@ def dense(name: str, exact_angles: bool) -> Dense:
 @cache
 def host(name: str, dtype: torch.dtype = torch.float64, exact_angles: bool = False) -> Engine:
     """The engine on a model of its own; `exact_angles` where keys are rotated again, which multiplies rounding up."""
-    made = Engine(build(name, dtype))
+    made = Engine(build(name, dtype), writer=Writer.of_bytes(SIZES["vocab_size"]))
     if exact_angles:
         made.model.model.rotary_emb.forward = exact_rotary(made.model)
     return made

@@ -25,6 +25,7 @@ from pvcbench.engine.evict import Cell, Group, fork
 from pvcbench.engine.kernels.interface import require
 from pvcbench.engine.layout import Layout, attentions_by_layer, decoder_config, decoder_layers, first_position
 from pvcbench.engine.observer import Observer, clock
+from pvcbench.engine.passes import PassCache, Passes, Writer, asked_passes
 from pvcbench.engine.prefill import Prefill, PrefillCache
 from pvcbench.engine.refusal import refusal
 from pvcbench.engine.rotary import SCALED, Reach
@@ -88,7 +89,9 @@ class Engine:
         backend: str = "blocked",
         evict_sliding: bool = False,
         chunk: int | None = None,
+        writer: Writer | None = None,
     ):
+        self.writer = writer  # how text is written for the model, for methods that have it read some
         self.model, self.kernel, self.backend, self.chunk = model, kernel, backend, chunk
         require(backend, self.device)
         self.evict_sliding = evict_sliding
@@ -151,8 +154,11 @@ class Engine:
         place = embedding.weight.device
         return torch.device(embedding._hf_hook.execution_device) if place.type == "meta" else place
 
-    def shape(self, tokens: int) -> Shape:
-        """Which layers evict for a prompt of this length: all but the sliding ones that it outgrows."""
+    def shape(self, tokens: int, head: int = 0, question: int = 0) -> Shape:
+        """Which layers evict for a prompt of this length: all but the sliding ones that it outgrows.
+
+        `head` and `question` are how many of its tokens stand before the context, and after it.
+        """
         evicted = [
             layer
             for layer, window in enumerate(self.windows)
@@ -163,7 +169,7 @@ class Engine:
                 f"every layer of this model slides over {min(filter(None, self.windows))} tokens, fewer than the "
                 f"prompt's {tokens}: shorten the prompt or set model.evict_sliding=true"
             )
-        return Shape(tokens, len(self.windows), tuple(evicted))
+        return Shape(tokens, len(self.windows), tuple(evicted), head=head, question=question)
 
     def call(
         self, ids: Int[Tensor, "rows tokens"], cache: AttendingCache, keep: int | None = None
@@ -227,10 +233,10 @@ class Engine:
     ) -> Prefill:
         """Runs the prompt once, observing what the methods ask for; with a pruner, the prefill is its own.
 
-        `shape` stands in for the prompt's own where more is to come; `watch` is shown the logits of all tokens;
-        the queries of the last `capture` rows are kept (`Prefill.rows`). `reach` is the number of tokens of the whole
-        sequence where it is known to be longer: some models choose their rotary tables by it. `first` is the position
-        of the first token in the model's eyes, where a check asks for another than 0.
+        `shape` stands in for the prompt's own where more is to come, or parts of it are told apart; `watch` is shown
+        the logits of all tokens; the queries of the last `capture` rows are kept (`Prefill.rows`). `reach` is the
+        number of tokens of the whole sequence where it is known to be longer: some models choose their rotary tables
+        by it. `first` is the position of the first token in the model's eyes, where a check asks for another than 0.
         """
         if pruner is not None:
             self.require_prunable(pruner)
@@ -240,7 +246,9 @@ class Engine:
         draws = torch.zeros(len(ids), dtype=torch.int64) if draws is None else draws
         watchers = [pruner] if pruner is not None else list(dict.fromkeys(methods))
         turns = self._turns_for(watchers, ids, reach)
-        observer = Observer(watchers, shape, draws.to(ids.device), self.backend, self.plain_costs, self.strict)
+        asked = {} if pruner is not None else asked_passes(watchers, ids, shape, self.writer, self.strict)
+        observed = self.backend, self.plain_costs, self.strict, asked
+        observer = Observer(watchers, shape, draws.to(ids.device), *observed)
         windows = [None if window is None or window >= ids.shape[1] else window for window in self.windows]
         cache = PrefillCache(self.layout, observer, windows, self.kernel, pruner, capture)
         cache.reach, cache.first, cache.turns = max(reach, ids.shape[1]), first, turns
@@ -249,7 +257,17 @@ class Engine:
         cache.windows = self.windows
         if capture:
             require_finite(logits)
-        return replace(cache.finished(logits, clock(ids) - started), evicts_sliding=self.evict_sliding, turns=turns)
+        prefill = replace(cache.finished(logits, 0.0), evicts_sliding=self.evict_sliding, turns=turns)
+        if asked:
+            Passes(prefill, self.kernel, asked).read(self._on_top)
+        return replace(prefill, seconds=clock(ids) - started)
+
+    def _on_top(self, ids: Int[Tensor, "batch tokens"], cache: PassCache) -> None:
+        """Reads the tokens of a pass on top of its prompt, in pieces where a prompt is read so."""
+        if self.padding is not None and bool((ids == self.padding).any()):
+            raise Inexact("a method has the model read a padding token, which this model does not count")
+        for part in ids.split((self.chunk or ids.shape[1]) if self.continues else 1, 1):
+            self.call(part, cache)
 
     def _feed(self, ids, cache: PrefillCache, watch) -> Float[Tensor, "batch vocabulary"]:
         """Feeds a prompt to its cache, in pieces where one is set; returns the logits after its last token."""

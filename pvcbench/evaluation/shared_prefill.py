@@ -33,7 +33,8 @@ def run_batch(
 
     Cells and samples that fail together are tried again one by one, so that one that cannot run sinks no other.
     """
-    shape = engine.shape(kind.compressed(protocol, batch[0].prompt))
+    tokens, prompt = kind.compressed(protocol, batch[0].prompt), batch[0].prompt
+    shape = engine.shape(tokens, min(prompt.frame_tokens, tokens), max(0, tokens - prompt.context_tokens))
     cells, rows = {}, []
     for point in batch[0].points:
         try:
@@ -109,7 +110,7 @@ class Attempt:
         if not self.context.shape[1]:
             raise ValueError("the prompt is empty: there is nothing to go on from")
         if reads is None:
-            return self.engine.prefill(self.context, methods, pruner, self.draws, reach=reach)
+            return self.engine.prefill(self.context, methods, pruner, self.draws, self.shape, reach=reach)
         following = self.rest
         if reads == "answer":
             following = torch.cat((following, self.right_answer()), 1)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from pvcbench.evaluation.item import WorkItem
-from pvcbench.evaluation.preflight import check_prompts, check_reach, prepare
+from pvcbench.evaluation.preflight import check_passes, check_prompts, check_reach, prepare
 from pvcbench.evaluation.progress import Meter
 from pvcbench.evaluation.row import Row
 from pvcbench.models.loaded import LoadedModel
@@ -25,6 +25,7 @@ def measured(
         if spec.task.reads_on:
             engine.require_continuing()
         check_reach(engine, work, spec.task)
+        check_passes(engine, work, loaded, spec.task, spec.protocol.query_aware)
         cells = [(point.name, point.label) for point in spec.points if point.name is not None]
         with Meter(total=total, done=total - len(work), cells=cells, running=running) as meter:
             for batch in batches(work, spec.batch, spec.protocol.query_aware):
