@@ -67,13 +67,17 @@ class KVzip(Method):
             return torch.zeros_like(seen.positions, dtype=torch.float32)
         highest = None
         for first, after, weights in seen.rows.blocks():
-            most = self.weighed(seen, weights, first, after).amax(2)
+            most = self.by_rows(seen, weights, first, after).amax(2)
             highest = most if highest is None else torch.maximum(highest, most)
-        return highest.unflatten(1, (seen.keys.shape[1], -1)).amax(2)
+        return self.by_values(seen, highest).unflatten(1, (seen.keys.shape[1], -1)).amax(2)
 
-    def weighed(self, seen, weights, first, after):
-        """Attention weights of the rows first..after-1 as they count."""
+    def by_rows(self, seen, weights, first, after):
+        """Weights of the rows first..after-1 as they count, [batch, heads, rows, entries]."""
         return weights
+
+    def by_values(self, seen, highest):
+        """The highest weights of each query head as they count, [batch, heads, entries]."""
+        return highest
 
     def plan(self, scores, budget, shape):
         if self.level == "uniform":

@@ -109,7 +109,7 @@ class Engine:
         self.original = model.config._attn_implementation
         model.set_attn_implementation(NAME)
         self.reach = Reach(model)
-        self.active: PrefillCache | StreamCache | VariantCache | None = None
+        self.active: PrefillCache | PassCache | StreamCache | VariantCache | None = None
         self.plain_costs: dict[tuple[int, int], float] = {}
         self.strict = False  # whether methods are on trial: asked twice, and held to every rule at any cost
         self.continues = True  # whether several tokens at once can follow others; not so for some recurrent layers
@@ -266,15 +266,19 @@ class Engine:
             require_finite(logits)
         prefill = replace(cache.finished(logits, 0.0), evicts_sliding=self.evict_sliding, turns=turns)
         if asked:
-            Passes(prefill, self.kernel, asked).read(self._on_top)
+            Passes(prefill, self.kernel, asked, projections).read(self._on_top)
         return replace(prefill, seconds=clock(ids) - started)
 
     def _on_top(self, ids: Int[Tensor, "batch tokens"], cache: PassCache) -> None:
         """Reads the tokens of a pass on top of its prompt, in pieces where a prompt is read so."""
         if self.padding is not None and bool((ids == self.padding).any()):
             raise Inexact("a method has the model read a padding token, which this model does not count")
-        for part in ids.split((self.chunk or ids.shape[1]) if self.continues else 1, 1):
-            self.call(part, cache)
+        self.active = cache
+        try:
+            for part in ids.split((self.chunk or ids.shape[1]) if self.continues else 1, 1):
+                self.call(part, cache)
+        finally:
+            self.active = None
 
     def _feed(self, ids, cache: PrefillCache, watch) -> Float[Tensor, "batch vocabulary"]:
         """Feeds a prompt to its cache, in pieces where one is set; returns the logits after its last token."""

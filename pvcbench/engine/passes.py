@@ -18,6 +18,7 @@ from pvcbench.engine.attention import Rule, attention_blocks, prompt_attention, 
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.observer import clock
 from pvcbench.engine.prefill import Prefill
+from pvcbench.engine.projections import Projection
 from pvcbench.errors import UserError
 from pvcbench.policy import Method, Pass, Shape, StoredPrompt
 
@@ -30,8 +31,8 @@ class Writer:
     after: str = ""
 
     @classmethod
-    def of_bytes(cls, vocabulary: int) -> "Writer":
-        """A stand-in for models without a tokenizer: every byte of a text is a token, and none is token 0."""
+    def of_bytes(cls, vocabulary: int = 64) -> "Writer":
+        """A stand-in for models without a tokenizer: bytes of a text are tokens below `vocabulary`, none is token 0."""
         return cls(lambda text: [1 + byte % (vocabulary - 1) for byte in text.encode()], "\n")
 
 
@@ -82,10 +83,25 @@ class PassCache(AttendingCache):
         self.end = self.seen + tokens
         self.own: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values of the pass by layer
         self.queries: dict[int, Tensor] = {}  # of its pieces so far
+        self.given: dict[int, Tensor] = {}  # hidden states that the attention of the layer under way was given
+        self.hidden: dict[int, Tensor] = {}  # the same of all pieces, where a method asks
         for place, state in prefill.states.items():
             state.map(torch.clone).put(self.layers[place])
 
+    def before_layer(self, layer: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """A decoder layer's inputs, as they are."""
+        return args, kwargs
+
+    def before_attention(self, layer, module, args, kwargs):
+        """Remembers hidden states where a method asks for them; a prompt whose attention has none was refused."""
+        if self.prefill.observer.shows_hidden:
+            self.given[layer] = kwargs.get("hidden_states", args[0] if args else None)
+
     def attend(self, layer, query, key, value, rule, window):
+        given = self.given.pop(layer, None)
+        if given is not None and layer in self.prefill.shape.evicted:
+            known = [self.hidden[layer]] if layer in self.hidden else []
+            self.hidden[layer] = torch.cat((*known, given), 1)
         if layer in self.own:
             key, value = (torch.cat(pair, 2) for pair in zip(self.own[layer], (key, value), strict=True))
         self.own[layer] = key, value
@@ -94,7 +110,7 @@ class PassCache(AttendingCache):
             before = [self.queries.pop(layer)] if layer in self.queries else []
             queries = torch.cat((*before, query), 2)
             if self.seen + query.shape[2] == self.end:
-                self.watch(layer, queries, key, rule)
+                self.watch(layer, queries, key, rule, self.hidden.pop(layer, None))
             else:
                 self.queries[layer] = queries
         return output
@@ -117,8 +133,11 @@ class PassCache(AttendingCache):
 class Passes:
     """The passes that methods ask for on top of a prefill; `read` has the model read them and scores its entries."""
 
-    def __init__(self, prefill: Prefill, kernel: str, asked: dict[Method, list[Pass]]):
+    def __init__(
+        self, prefill: Prefill, kernel: str, asked: dict[Method, list[Pass]], projections: Sequence[Projection | str]
+    ):
         self.prefill, self.observer, self.kernel, self.asked = prefill, prefill.observer, kernel, asked
+        self.projections = projections  # of layers, where a method asks
         self.scores: dict[Method, dict[int, Tensor]] = {method: {} for method in asked}
         self.scoring = 0.0  # seconds
 
@@ -147,14 +166,27 @@ class Passes:
                 found.setdefault(key, (one.ids, []))[1].append((method, one))
         return list(found.values())
 
-    def _score(self, users: Sequence[tuple[Method, Pass]], layer: int, query: Tensor, own: Tensor, rule: Rule) -> None:
+    def _score(
+        self,
+        users: Sequence[tuple[Method, Pass]],
+        layer: int,
+        query: Float[Tensor, "batch heads rows dim"],
+        own: Float[Tensor, "batch kv_heads rows dim"],
+        rule: Rule,
+        hidden: Tensor | None,
+    ) -> None:
         """Has the methods of a pass score a layer by it; of an entry's scores the highest stays."""
         stored = self.prefill.layers[layer]
         for method, one in users:
             started = clock(query)
             part = slice(one.first, one.last)
             shown = stored.keys[:, :, part], stored.values[:, :, part], stored.positions[:, part]
-            seen = replace(self.observer.observation(layer, *shown, 0), rows=self._rows(one, layer, query, own, rule))
+            seen = replace(
+                self.observer.observation(layer, *shown, 0),
+                rows=self._rows(one, layer, query, own, rule),
+                output=self.projections[layer].matrix if method.needs_output else None,
+                hidden=hidden if method.needs_hidden else None,
+            )
             found = answers.scores(method, seen, self.observer.strict)
             known = self.scores[method].get(layer)
             if known is None:

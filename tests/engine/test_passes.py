@@ -54,7 +54,7 @@ def test_a_pass_is_the_model_reading_on(name, sizes):
         prefill, shown = host.prefill(ids[:, :TOKENS]), []
         states = [state.map(torch.clone) for state in prefill.states.values()]
         cache = PassCache(
-            prefill, host.kernel, READ, lambda layer, query, own, rule: shown.append((layer, query.shape[2]))
+            prefill, host.kernel, READ, lambda layer, query, own, rule, hidden: shown.append((layer, query.shape[2]))
         )
         logits = [host.call(part, cache) for part in ids[:, TOKENS:].split(sizes, 1)]
         expected = families.built(name)(input_ids=ids, use_cache=False).logits

@@ -48,7 +48,7 @@ from pvcbench.engine.passes import Writer
 __all__ = ["Trace", "cell_of", "dense_masks", "exact_rotary", "fork", "positions", "ranks_of", "teach", "turn"]
 
 VOCABULARY, WINDOW = 151, 24
-WRITER = Writer.of_bytes(64)  # for engines of methods that have the model read text, of any family here
+WRITER = Writer.of_bytes()  # for engines of methods that have the model read text, of any family here
 _COMMON = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,

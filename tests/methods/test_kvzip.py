@@ -4,13 +4,14 @@ import pytest
 import torch
 
 import naive_passes
-from kept_sets import attention_of, heads_of, kept_sets, without_ties
+from kept_sets import attention_of, cached, heads_of, kept_sets, without_ties
 from methods.kvzip import LEVELS, KVzip
+from methods.kvzip_plus import KVzipPlus
 from methods.snapkv import SnapKV
 from pvcbench.engine.evict import Cell
 from pvcbench.errors import UserError
 from pvcbench.policy import OutOfReach
-from tiny import WRITER, engine, prompt
+from tiny import WRITER, engine, prompt, unmodified
 
 pytestmark = pytest.mark.usefixtures("inference")
 TEXTS = {"request": "go", "later_request": "on "}
@@ -91,3 +92,32 @@ def test_what_makes_no_sense_is_refused():
         KVzip().resolve(6, shape)
     assert KVzip().protects(20, shape) == (6, 0) and KVzip(sinks=4).protects(20, shape) == (4, 0)
     assert SnapKV().passes(None) == ()
+
+
+def test_kvzip_plus_counts_what_values_write_and_rows_read():
+    """Each weight by |v W| and 1 / |x|, both of the dense model's own modules."""
+    host, ids = engine("llama"), prompt(30, seed=5)
+    method = KVzipPlus(chunk=30, **TEXTS)
+    found = host.prefill(ids, [method]).observer.scores[method]
+    said = list(WRITER.encode("go")) + list(WRITER.encode(WRITER.after)) + ids[0].tolist()
+    both, model, given = torch.cat((ids, torch.tensor([said])), 1), unmodified("llama"), {}
+    attentions = [layer.self_attn for layer in model.model.layers]
+
+    def note(module, args, kwargs):
+        given[module.layer_idx] = kwargs["hidden_states"]
+
+    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in attentions]
+    model(both)
+    for hook in hooks:
+        hook.remove()
+    weights = attention_of("llama", both)
+    for layer, (_, values) in enumerate(cached("llama", ids)):
+        rows, heads, size = weights[layer][0, :, 30:, :30], weights[layer].shape[1], values.shape[-1]
+        lengths = given[layer][0, 30:].norm(dim=-1)
+        for kv_head in range(2):
+            best = torch.zeros(30, dtype=torch.float64)
+            for head in range(kv_head * heads // 2, (kv_head + 1) * heads // 2):
+                part = attentions[layer].o_proj.weight[:, head * size : (head + 1) * size]
+                written = torch.stack([(part @ value).norm() for value in values[0, kv_head]])
+                best = torch.maximum(best, (rows[head] / lengths[:, None] * written).amax(0))
+            torch.testing.assert_close(found[layer][0, kv_head], best, rtol=1e-9, atol=1e-12)
