@@ -22,6 +22,8 @@ class KeyRerotation(Method):
     needs_queries = property(lambda self: self.base.needs_queries)
     needs_rows = property(lambda self: self.base.needs_rows)
     needs_plain_keys = property(lambda self: self.base.needs_plain_keys)
+    needs_output = property(lambda self: self.base.needs_output)
+    needs_hidden = property(lambda self: self.base.needs_hidden)
     needs_question = property(lambda self: self.base.needs_question)
 
     def __post_init__(self):

@@ -63,8 +63,10 @@ class KVzip(Method):
         return prompt.ids.new_tensor(tokens).expand(len(prompt.ids), -1)
 
     def scores(self, seen):
-        if seen.rows is None:  # a prompt without a context: nothing was repeated
-            return torch.zeros_like(seen.positions, dtype=torch.float32)
+        if seen.rows is None:
+            if seen.shape.head < seen.shape.tokens:
+                raise UserError("kvzip: what wraps it must pass on what it has the model read (`passes`)")
+            return torch.zeros_like(seen.positions, dtype=torch.float32)  # a prompt without a context
         highest = None
         for first, after, weights in seen.rows.blocks():
             most = self.by_rows(seen, weights, first, after).amax(2)

@@ -49,16 +49,17 @@ def test_a_pass_is_the_model_reading_on(name, sizes):
     """Logits after each piece equal the unmodified model's on both as one sequence; the prompt stays as it was."""
     if name == "qwen3_5_text" and len(sizes) > 1:
         pytest.skip("its recurrent layers read later tokens one by one")
-    host, ids = families.hosted(name), families.prompt(TOKENS + READ, 2, seed=3)
-    with families.unrounded():
+    host, plain = families.hosted(name), families.built(name)
+    ids = families.prompt(TOKENS + READ, 2, seed=3)
+    with families.unrounded():  # as far as transformers' code is imported, as it is by now
         prefill, shown = host.prefill(ids[:, :TOKENS]), []
         states = [state.map(torch.clone) for state in prefill.states.values()]
         cache = PassCache(
             prefill, host.kernel, READ, lambda layer, query, own, rule, hidden: shown.append((layer, query.shape[2]))
         )
         logits = [host.call(part, cache) for part in ids[:, TOKENS:].split(sizes, 1)]
-        expected = families.built(name)(input_ids=ids, use_cache=False).logits
-        ends = torch.tensor(sizes).cumsum(0) + TOKENS - 1
+        expected = plain(input_ids=ids, use_cache=False).logits
+    ends = torch.tensor(sizes).cumsum(0) + TOKENS - 1
     spread = expected.max() - expected.min()
     assert (torch.stack(logits, 1) - expected[:, ends]).abs().max() < 1e-9 * spread
     assert shown == [(layer, READ) for layer in prefill.shape.evicted]

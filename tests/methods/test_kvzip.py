@@ -5,9 +5,9 @@ import torch
 
 import naive_passes
 from kept_sets import attention_of, cached, heads_of, kept_sets, without_ties
+from methods.ada_kv import AdaKV
 from methods.kvzip import LEVELS, KVzip
 from methods.kvzip_plus import KVzipPlus
-from methods.snapkv import SnapKV
 from pvcbench.engine.evict import Cell
 from pvcbench.errors import UserError
 from pvcbench.policy import OutOfReach
@@ -91,7 +91,8 @@ def test_what_makes_no_sense_is_refused():
     with pytest.raises(OutOfReach, match="6 first entries"):
         KVzip().resolve(6, shape)
     assert KVzip().protects(20, shape) == (6, 0) and KVzip(sinks=4).protects(20, shape) == (4, 0)
-    assert SnapKV().passes(None) == ()
+    with pytest.raises(UserError, match="what wraps it must pass on"):
+        engine("llama").prefill(prompt(40), [AdaKV(METHODS["uniform"])])
 
 
 def test_kvzip_plus_counts_what_values_write_and_rows_read():
