@@ -5,7 +5,7 @@ side by side, and answers linearly. No model is asked for its name, and where so
 norm) there is no such module.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -84,11 +84,10 @@ class Watch:
 
 
 @contextmanager
-def watching(modules: Sequence[nn.Module]) -> Iterator[Watch]:
+def watching(modules: nn.ModuleList) -> Iterator[Watch]:
     """A watch over all that lies in these modules."""
     watch = Watch()
-    inner = dict.fromkeys(part for module in modules for part in module.modules() if part is not module)
-    hooks = [part.register_forward_pre_hook(watch.look) for part in inner]
+    hooks = [part.register_forward_pre_hook(watch.look) for part in modules.modules() if part is not modules]
     try:
         yield watch
     finally:

@@ -61,7 +61,7 @@ def test_kvzip_keeps_what_the_naive_one_keeps():
 
 
 def test_one_chunk_is_the_softmax_over_all_keys():
-    """With nothing before the context; several chunks are weighed among their own keys, which gives more."""
+    """With nothing before the context; several chunks are weighed among fewer keys, which gives each more."""
     host, ids = engine("llama"), prompt(40, seed=2)
     whole, parts = KVzip(chunk=40, **TEXTS), KVzip(chunk=10, quoted=3, **TEXTS)
     found = host.prefill(ids, [whole, parts]).observer.scores
@@ -70,7 +70,7 @@ def test_one_chunk_is_the_softmax_over_all_keys():
     for layer, weights in enumerate(attention):
         highest = weights[0, :, 40:, :40].unflatten(0, (heads_of("llama"), -1)).amax((1, 2))
         torch.testing.assert_close(found[whole][layer][0], highest, rtol=1e-9, atol=1e-12)
-    assert all((one > other).double().mean() > 0.9 for one, other in zip(found[parts], found[whole], strict=True))
+    assert all(one.mean() > 1.1 * other.mean() for one, other in zip(found[parts], found[whole], strict=True))
 
 
 def test_a_head_may_lose_everything():
