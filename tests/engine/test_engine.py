@@ -147,7 +147,7 @@ def test_any_budget_equals_dense_attention_under_the_mask(family, tokens, name):
         torch.testing.assert_close(prefill.logits, expected[:, tokens - 1], **CLOSE)
         torch.testing.assert_close(logits, expected[:, tokens:], **CLOSE)
         if cell.budget is not None or (family == "llama_deep" and not cell.everything):  # or the above says nothing
-            entries = sum(kept[0][layer].shape[-1] for layer in prefill.shape.evicted)
+            entries = sum((kept[0][layer] >= 0).double().sum(-1).mean() for layer in prefill.shape.evicted)
             assert entries < tokens * len(prefill.shape.evicted), "nothing was evicted"
 
 
@@ -455,7 +455,7 @@ def test_the_shortest_prompts(name, tokens):
 def test_cache_positions_of_the_shortest_prompts(name, tokens):
     """They decode past the budget, or are refused where the prompt has fewer tokens than sinks; they never hang."""
     ids, fed, host = prompt(tokens), prompt(20, seed=1), engine("llama")
-    cell = Cell("8", METHODS[name], 8, hold=True)
+    cell = Cell("8", METHODS[name], 8, hold="hold" in METHODS[name].decodes)
     with at_most(5):
         try:
             groups = fork(host, ids, [cell], 20)
@@ -479,7 +479,10 @@ def test_observing_memory_grows_linearly(family, name, monkeypatch):
 
     def run(tokens):
         host = Engine(build(family, torch.float32), evict_sliding=True, writer=WRITER)  # a new one: costs are kept
-        cell = cell_of(METHODS[name], host.shape(tokens), shares=(0.9,))  # a wide recent window
+        method = METHODS[name]
+        if type(method).passes is not Method.passes and hasattr(method, "chunk"):
+            method = replace(method, chunk=700)  # few passes
+        cell = cell_of(method, host.shape(tokens), shares=(0.9,))  # a wide recent window
         return largest(lambda: host.prefill(prompt(tokens), watchers(cell), cell.pruner))
 
     tokens = 1400 if family == "llama" else 512  # beyond constant blocks of 256 rows
