@@ -88,8 +88,7 @@ class KVzip(Method):
         free = [layer[..., first:] for layer in scores]
         each = min(budget, shape.tokens) - first
         if self.level == "layer":
-            counts = [best_of_all([layer], layer.shape[1] * each)[0] for layer in free]
+            counts = [best_of_all([layer], each)[0] for layer in free]
         else:
-            spread = whole_heads if self.level == "head" else best_of_all
-            counts = spread(free, sum(layer.shape[1] for layer in free) * each)
+            counts = (whole_heads if self.level == "head" else best_of_all)(free, each)
         return [first + count for count in counts]
