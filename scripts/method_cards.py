@@ -19,12 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from methods.pvc_ladder import ladder
 from pvcbench.config import building, compose
-from pvcbench.policy import Method, Shape
+from pvcbench.policy import Method, Shape, StoredPrompt, torch
 from scripts.written_page import program, reference, table
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = reference("methods")
-SHAPE = Shape(4096, 32, tuple(range(32)))  # what the methods are asked about
+SHAPE = Shape(4096, 32, tuple(range(32)), head=20, question=40)  # what the methods are asked about
+PROMPT = StoredPrompt(torch.zeros(1, SHAPE.tokens, dtype=torch.int64), SHAPE, lambda text: [1], "")
 BUDGET = 1024
 CROSSCHECK = ROOT / "results" / "bench" / "crosscheck_kvpress.json"
 PUBLISHED = {"pyramidinfer_7b": 32, "pyramidinfer_13b": 40, "pyramidinfer_70b": 80}  # layers of their models
@@ -36,6 +37,7 @@ In this field one name means many methods, so here is what each name means in pv
 implementation, and `scripts/crosscheck_kvpress.py` compares kept sets with kvpress'. B is the budget: entries per KV
 head, mean over layers; b the same without a method's window; H the KV heads of a layer, n the prompt's tokens. A share
 of the prompt is rounded down to whole entries (10% of 95 tokens is B = 9); a share of less than one entry is an error.
+What methods need and always keep is told of a prompt of 4,096 tokens, 20 of them before the context and 40 after it.
 """
 COUNTS = """## PyramidInfer's published settings, by layer
 
@@ -65,7 +67,8 @@ def settings(method: Method, prefix: str = "") -> list[str]:
         if isinstance(value, Method):
             found += [f"{prefix}{name} = {type(value).__name__}", *settings(value, f"{prefix}{name}.")]
         else:
-            found.append(f"{prefix}{name} = {value}")
+            text = repr(value) if isinstance(value, str) and value != value.strip() else value
+            found.append(f"{prefix}{name} = {text}")
     return found
 
 
@@ -89,6 +92,7 @@ def needs(method: Method) -> str:
     found += ["values as the output projection writes them"] if method.needs_output else []
     found += ["the hidden states that attention is given"] if method.needs_hidden else []
     found += [f"a file (`{name}`)" for name in method.files]
+    found += ["passes on top of the prompt"] if method.passes(PROMPT) else []
     found += [f"what follows the prompt ({method.reads})"] if method.reads else []
     return ", ".join(found) or "positions alone"
 

@@ -19,6 +19,7 @@ from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.engine.layout import first_position, sharing
 from pvcbench.engine.model_check import TOLERANCE, check
+from pvcbench.engine.passes import Writer
 from pvcbench.errors import MethodError, UserError
 from pvcbench.evaluation.cells import Point
 from pvcbench.evaluation.preflight import prepare
@@ -75,7 +76,7 @@ def of_model(name: str, model: nn.Module, methods: Mapping[str, Method]) -> Fami
     kind, kinds, before = type(model).__name__, kinds_of(model.config), model.config._attn_implementation
     engine = None
     try:
-        engine = Engine(model)
+        engine = Engine(model, writer=Writer.of_bytes())
         check(engine)
         evicted = len(engine.shape(shortest(engine)).evicted)
     except Exception as error:

@@ -12,9 +12,10 @@ from pvcbench.checks.reference import Dense, exact_norms, exact_rotary, widen
 from pvcbench.engine import answers
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
+from pvcbench.engine.passes import Writer
 from pvcbench.errors import OutOfReach
-from pvcbench.evaluation.preflight import settled
-from pvcbench.policy import Method
+from pvcbench.evaluation.preflight import HEAD, QUESTION, settled
+from pvcbench.policy import Method, Shape
 
 OWN, SEEDS, WINDOW = 520, 4, 24  # tokens that a seed draws from, none of them another's; how many seeds; a window
 LENGTHS, SHARES = (128, 256, 512), (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -70,10 +71,18 @@ def dense(name: str, exact_angles: bool) -> Dense:
     return Dense(build(name), exact_angles)
 
 
+class Trial(Engine):
+    """An engine whose prompts begin with what a chat template writes and end with a question, as far as they reach."""
+
+    def shape(self, tokens: int, head: int = HEAD, question: int = QUESTION) -> Shape:
+        head = min(head, tokens)
+        return super().shape(tokens, head, min(question, tokens - head))
+
+
 @cache
 def host(name: str, dtype: torch.dtype = torch.float64, exact_angles: bool = False) -> Engine:
     """The engine on a model of its own; `exact_angles` where keys are rotated again, which multiplies rounding up."""
-    made = Engine(build(name, dtype))
+    made = Trial(build(name, dtype), writer=Writer.of_bytes(SIZES["vocab_size"]))
     if exact_angles:
         made.model.model.rotary_emb.forward = exact_rotary(made.model)
     return made

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pvcbench.errors import NOT_FINITE, MethodError, NotFinite, OutOfReach, UserError
-from pvcbench.policy import Method, Observation, Shape, by_layer
+from pvcbench.policy import Method, Observation, Pass, Shape, StoredPrompt, by_layer
 
 SLACK = 0.01  # of the prompt: by how much a plan may exceed its budget, since some sizes come in steps
 THEIRS = (UserError, OutOfReach, MethodError, NotFinite, MemoryError, torch.OutOfMemoryError)  # no fault of a method's
@@ -129,11 +129,31 @@ def scores(method: Method, seen: Observation, strict: bool = False) -> Tensor:
     return found
 
 
+def passes(method: Method, prompt: StoredPrompt, strict: bool = False) -> list[Pass]:
+    """Tokens to read on top of a prompt: whole numbers for each sample, about entries that the prompt has."""
+    found, (samples, tokens) = ask(method, "passes", prompt, strict=strict), prompt.ids.shape
+    if not isinstance(found, list | tuple) or not all(isinstance(one, Pass) for one in found):
+        raise wrong(method, "passes", told(found), "a list of pvcbench.policy.Pass")
+    for one in found:
+        if not whole(one.ids) or one.ids.dim() != 2 or len(one.ids) != samples or not one.ids.shape[1]:
+            raise wrong(method, "passes", told(one.ids), f"token ids [{samples}, tokens], one or more", "shape")
+        if not 0 <= one.sinks <= one.first < one.last <= tokens:
+            told_places = f"first {one.first}, last {one.last}, sinks {one.sinks}"
+            raise wrong(method, "passes", told_places, f"0 <= sinks <= first < last <= {tokens}", "shape")
+    beside = method.needs_rows or method.needs_queries or method.needs_plain_keys or method.channels
+    if found and (beside or row_weights(method, prompt.shape, prompt.shape.evicted[0]) is not None):
+        wanted = "passes or rows, queries, plain keys and totals of the prompt, not both"
+        raise wrong(method, "passes", f"{len(found)} passes beside what it asks of the prompt's own rows", wanted)
+    return list(found)
+
+
 def notes(method: Method, seen: Observation, strict: bool = False) -> Tensor | None:
     """A number of each sample about a layer, of methods that define `notes`; None of the others."""
     if type(method).notes is Method.notes:
         return None
     found, samples = ask(method, "notes", seen, strict=strict), len(seen.positions)
+    if found is None:
+        return None
     if not isinstance(found, Tensor) or tuple(found.shape) != (samples,) or not found.is_floating_point():
         raise wrong(method, "notes", told(found), f"floating numbers {[samples]}, one for each sample")
     if not bool(torch.isfinite(found).all()):

@@ -25,6 +25,7 @@ from pvcbench.engine.evict import Cell, Group, fork
 from pvcbench.engine.kernels.interface import require
 from pvcbench.engine.layout import Layout, attentions_by_layer, decoder_config, decoder_layers, first_position
 from pvcbench.engine.observer import Observer, clock
+from pvcbench.engine.passes import PassCache, Passes, Writer, asked_passes
 from pvcbench.engine.prefill import Prefill, PrefillCache
 from pvcbench.engine.projections import LATENT, Projection, Watch
 from pvcbench.engine.refusal import refusal
@@ -89,7 +90,9 @@ class Engine:
         backend: str = "blocked",
         evict_sliding: bool = False,
         chunk: int | None = None,
+        writer: Writer | None = None,
     ):
+        self.writer = writer  # how text is written for the model, for methods that have it read some
         self.model, self.kernel, self.backend, self.chunk = model, kernel, backend, chunk
         require(backend, self.device)
         self.evict_sliding = evict_sliding
@@ -106,7 +109,7 @@ class Engine:
         self.original = model.config._attn_implementation
         model.set_attn_implementation(NAME)
         self.reach = Reach(model)
-        self.active: PrefillCache | StreamCache | VariantCache | None = None
+        self.active: PrefillCache | PassCache | StreamCache | VariantCache | None = None
         self.plain_costs: dict[tuple[int, int], float] = {}
         self.strict = False  # whether methods are on trial: asked twice, and held to every rule at any cost
         self.continues = True  # whether several tokens at once can follow others; not so for some recurrent layers
@@ -154,8 +157,11 @@ class Engine:
         place = embedding.weight.device
         return torch.device(embedding._hf_hook.execution_device) if place.type == "meta" else place
 
-    def shape(self, tokens: int) -> Shape:
-        """Which layers evict for a prompt of this length: all but the sliding ones that it outgrows."""
+    def shape(self, tokens: int, head: int = 0, question: int = 0) -> Shape:
+        """Which layers evict for a prompt of this length: all but the sliding ones that it outgrows.
+
+        `head` and `question` are how many of its tokens stand before the context, and after it.
+        """
         evicted = [
             layer
             for layer, window in enumerate(self.windows)
@@ -166,7 +172,7 @@ class Engine:
                 f"every layer of this model slides over {min(filter(None, self.windows))} tokens, fewer than the "
                 f"prompt's {tokens}: shorten the prompt or set model.evict_sliding=true"
             )
-        return Shape(tokens, len(self.windows), tuple(evicted))
+        return Shape(tokens, len(self.windows), tuple(evicted), head=head, question=question)
 
     def call(
         self, ids: Int[Tensor, "rows tokens"], cache: AttendingCache, keep: int | None = None
@@ -231,10 +237,11 @@ class Engine:
     ) -> Prefill:
         """Runs the prompt once, observing what the methods ask for; with a pruner, the prefill is its own.
 
-        `shape` stands in for the prompt's own where more is to come; `watch` is shown the logits of all tokens;
-        the queries of the last `capture` rows are kept (`Prefill.rows`). `reach` is the number of tokens of the whole
-        sequence where it is known to be longer: some models choose their rotary tables by it. `first` is the position
-        of the first token in the model's eyes, where a check asks for another than 0. `look` is told what heads add up.
+        `shape` stands in for the prompt's own where more is to come, or parts of it are told apart; `watch` is shown
+        the logits of all tokens; the queries of the last `capture` rows are kept (`Prefill.rows`). `reach` is the
+        number of tokens of the whole sequence where it is known to be longer: some models choose their rotary tables
+        by it. `first` is the position of the first token in the model's eyes, where a check asks for another than 0.
+        `look` is told what heads add up.
         """
         if pruner is not None:
             self.require_prunable(pruner)
@@ -245,7 +252,9 @@ class Engine:
         watchers = [pruner] if pruner is not None else list(dict.fromkeys(methods))
         turns = self._turns_for(watchers, ids, reach)
         projections = self.projections(ids) if any(method.needs_output for method in watchers) else []
-        observer = Observer(watchers, shape, draws.to(ids.device), self.backend, self.plain_costs, self.strict)
+        asked = {} if pruner is not None else asked_passes(watchers, ids, shape, self.writer, self.strict)
+        observed = self.backend, self.plain_costs, self.strict, asked
+        observer = Observer(watchers, shape, draws.to(ids.device), *observed)
         windows = [None if window is None or window >= ids.shape[1] else window for window in self.windows]
         cache = PrefillCache(self.layout, observer, windows, self.kernel, pruner, capture)
         cache.reach, cache.first, cache.turns = max(reach, ids.shape[1]), first, turns
@@ -255,7 +264,21 @@ class Engine:
         cache.windows = self.windows
         if capture:
             require_finite(logits)
-        return replace(cache.finished(logits, clock(ids) - started), evicts_sliding=self.evict_sliding, turns=turns)
+        prefill = replace(cache.finished(logits, 0.0), evicts_sliding=self.evict_sliding, turns=turns)
+        if asked:
+            Passes(prefill, self.kernel, asked, projections).read(self._on_top)
+        return replace(prefill, seconds=clock(ids) - started)
+
+    def _on_top(self, ids: Int[Tensor, "batch tokens"], cache: PassCache) -> None:
+        """Reads the tokens of a pass on top of its prompt, in pieces where a prompt is read so."""
+        if self.padding is not None and bool((ids == self.padding).any()):
+            raise Inexact("a method has the model read a padding token, which this model does not count")
+        self.active = cache
+        try:
+            for part in ids.split((self.chunk or ids.shape[1]) if self.continues else 1, 1):
+                self.call(part, cache)
+        finally:
+            self.active = None
 
     def _feed(self, ids, cache: PrefillCache, watch) -> Float[Tensor, "batch vocabulary"]:
         """Feeds a prompt to its cache, in pieces where one is set; returns the logits after its last token."""

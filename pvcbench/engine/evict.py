@@ -11,7 +11,7 @@ from pvcbench.engine import answers
 from pvcbench.engine.cache import Entries
 from pvcbench.engine.prefill import Prefill
 from pvcbench.engine.query_rows import Ring
-from pvcbench.engine.rotary import UNTURNED
+from pvcbench.engine.rotary import UNTURNED, turn
 from pvcbench.engine.states import State
 from pvcbench.engine.turning import unmovable
 from pvcbench.policy import Method, protect
@@ -253,23 +253,19 @@ def fork(
     for cell in cells:
         choices = kept_indices(prefill, cell)
         lengths = tuple(tuple(real.sum(-1).flatten().tolist()) for _, real, _ in choices)
-        sinks = (
-            cell.method.protects(cell.budget, prefill.shape)[0]
-            if cell.method.positions == "cache" and not cell.everything
-            else None
-        )
-        alike = (cell.method, cell.budget, cell.interval, cell.stays) if cell.holds else sinks
-        together.setdefault((lengths, cell.holds, alike), []).append((cell, choices))
+        alike = (cell.method, cell.budget, cell.interval, cell.stays) if cell.holds else None
+        together.setdefault((lengths, cell.holds, alike, _moving(prefill, cell, choices)), []).append((cell, choices))
     groups = [
         Group([cell for cell, _ in members], [], prefill, key[1], prefill.carried(len(members)))
         for key, members in together.items()
     ]
     for layer in range(prefill.shape.layers):
-        for group, members in zip(groups, together.values(), strict=True):
+        for group, (key, members) in zip(groups, together.items(), strict=True):
             index = torch.stack([choices[layer][0] for _, choices in members])
             real = torch.stack([choices[layer][1] for _, choices in members])
             limit = members[0][1][layer][2]  # the members of a group that holds have one method and one budget
-            group.layers.append(_gather(prefill, layer, index, real, group.cells[0], (limit, room, fed)))
+            entries = _gather(prefill, layer, index, real, group.cells[0], (limit, room, fed))
+            group.layers.append(entries if key[3] is None else _moved(entries, prefill, layer, key[3]))
         if consume:
             prefill.free(layer)
     return groups
@@ -296,7 +292,7 @@ def _gather(prefill, layer, index, real, cell, sizes):
     positions = take(stored.positions[:, None].expand(-1, stored.keys.shape[1], -1), -1)
     positions[:, :, :kept].masked_fill_(~real.flatten(0, 1), -1)
     totals = take(_totals(prefill, layer, cell.method)) if evicts and cell.method.channels else None
-    entries = Entries(
+    return Entries(
         keys=take(stored.keys),
         values=take(stored.values),
         positions=positions,
@@ -310,12 +306,6 @@ def _gather(prefill, layer, index, real, cell, sizes):
         totals=totals,
         ring=_ring(prefill, layer, cell.method, cells) if evicts and cell.method.rows_held else None,
     )
-    slides = prefill.evicts_sliding and entries.window is not None  # its first tokens are soon seen no more
-    if cell.method.positions == "cache" and layer in prefill.shape.evicted and not (cell.everything or slides):
-        sinks = cell.method.protects(cell.budget, prefill.shape)[0]
-        if cell.holds or kept < prefill.shape.tokens:
-            entries = _with_sinks(entries, prefill, layer, sinks)
-    return entries
 
 
 def _totals(prefill, layer, method):
@@ -334,22 +324,64 @@ def _ring(prefill, layer, method, cells):
     return Ring.of(rows.repeat(cells, 1, 1, 1), method.rows_held)
 
 
-def _with_sinks(entries, prefill, layer, sinks):
-    """Marks the first entries as those to rotate; cache positions are defined for first tokens and one window only."""
-    kept = entries.filled
-    if prefill.shape.tokens < sinks:
+@dataclass(frozen=True)
+class Moving:
+    """How the entries of a cell at cache positions get to their places: the first `sinks` move, or all do."""
+
+    sinks: int | None  # None: all
+    holds: bool
+
+
+def _moving(prefill: Prefill, cell: Cell, choices: list[tuple[Tensor, Tensor, int | None]]) -> Moving | None:
+    """How the entries of a cell move; None where its positions are the original ones.
+
+    Where nothing is missing behind the first tokens, these alone stand elsewhere than their distance to what follows
+    says, and they can go on moving while the cell evicts. Otherwise every entry is moved once.
+    """
+    if cell.method.positions != "cache" or cell.everything:
+        return None
+    sinks, tokens = cell.method.protects(cell.budget, prefill.shape)[0], prefill.shape.tokens
+    if not cell.holds and all(bool(real.all()) and index.shape[-1] == tokens for index, real, _ in choices):
+        return None
+    if tokens < sinks:
         raise ValueError(f"cache positions need a prompt of {sinks} sinks or more; use positions=original")
-    sinks = min(sinks, kept)
-    newest = torch.arange(prefill.shape.tokens - kept, prefill.shape.tokens, device=entries.positions.device)
-    moved = (entries.positions[:, :, :kept] != newest)[:, :, sinks:]
-    if entries.ragged or bool(moved.any()):
+    closed = all(_closed(*choices[layer][:2], sinks, tokens) for layer in _moved_layers(prefill))
+    if cell.holds and not closed:
         raise ValueError(
             "cache positions need a kept set of first tokens and one recent window; use positions=original"
         )
-    turns = prefill.turns[layer]
+    return Moving(sinks if closed else None, cell.holds)
+
+
+def _moved_layers(prefill: Prefill) -> list[int]:
+    """The layers whose entries stand at cache positions: not those that slide, where old ones are soon seen no more."""
+    slides = [prefill.evicts_sliding and window is not None for window in prefill.windows]
+    return [layer for layer in prefill.shape.evicted if not slides[layer]]
+
+
+def _closed(index: Tensor, real: Tensor, sinks: int, tokens: int) -> bool:
+    """Whether each head keeps first tokens and then the newest ones without a gap, all heads equally many."""
+    kept = index.shape[-1]
+    newest = torch.arange(tokens - kept, tokens, device=index.device)
+    return bool(real.all()) and not bool((index != newest)[..., min(sinks, kept) :].any())
+
+
+def _moved(entries: Entries, prefill: Prefill, layer: int, moving: Moving) -> Entries:
+    """Entries that stand, or will stand, at their places in the cache: seen from the tokens to come without gaps."""
+    whole = not entries.ragged and entries.filled == prefill.shape.tokens
+    if layer not in _moved_layers(prefill) or (whole and not moving.holds):
+        return entries
+    turns, kept = prefill.turns[layer], entries.filled
     if isinstance(turns, str):
         raise ValueError(unmovable(turns))
-    if sinks == 0 or turns.keys.form is UNTURNED:  # a bare window, or a layer whose keys know no position
+    if turns.keys.form is UNTURNED or moving.sinks == 0:  # a layer whose keys know no position, or a bare window
         return entries
-    sinks = entries.keys[:, :, :sinks].clone()
-    return replace(entries, sinks=sinks, rotary=prefill.rotary[layer], turn=turns.keys)
+    if moving.sinks is not None:
+        sinks = entries.keys[:, :, : min(moving.sinks, kept)].clone()
+        return replace(entries, sinks=sinks, rotary=prefill.rotary[layer], turn=turns.keys)
+    positions = entries.positions[:, :, :kept]
+    places = prefill.shape.tokens - entries.lengths[..., None] + torch.arange(kept, device=positions.device)
+    shift = (places - positions).masked_fill(positions < 0, 0)
+    cos, sin = (part[0][shift] for part in prefill.rotary[layer])
+    entries.keys[:, :, :kept] = turn(entries.keys[:, :, :kept], cos, sin, turns.keys)
+    return entries

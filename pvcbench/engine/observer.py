@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -44,7 +44,11 @@ class Observer:
         backend: str,
         plain_costs: dict[tuple[int, int], float] | None = None,
         strict: bool = False,
+        passing: Iterable[Method] = (),
     ):
+        self.passing = frozenset(passing)  # methods that score passes after the prefill (see `passes`)
+        self.pass_seconds = dict.fromkeys(self.passing, 0.0)  # of reading each method's own passes
+        self.passes_seconds = 0.0  # of reading all of them, those that methods share once
         self.strict = strict  # whether methods are on trial (see `answers`)
         self.plain_costs = {} if plain_costs is None else plain_costs  # seconds per query and key, by rough size
         self.methods, self.shape, self.draws, self.backend = list(methods), shape, draws, backend
@@ -166,6 +170,8 @@ class Observer:
         _, users = self.row_weights(seen.layer, 0, 0)
         chosen = None
         for method in self.methods:
+            if method in self.passing:
+                continue
             started = clock(seen.keys)
             own = granted(method, seen, None if mass is None or method not in users else mass[users[method]])
             if method is pruner:
@@ -180,7 +186,10 @@ class Observer:
         return chosen
 
     def share(self, method: Method) -> float:
-        """Seconds of this method's own observing and scoring: the common pass is shared by the rows it weighs."""
+        """Seconds of this method's own observing and scoring: the common pass is shared by the rows it weighs.
+
+        Passes on top of the prompt count in full for every method that asks for them, also where they are read once.
+        """
         most = max(self.rows.values(), default=0)
         observing = self.extra_seconds * self.rows[method] / most if most else 0.0
-        return max(0.0, observing) + self.scoring_seconds[method]
+        return max(0.0, observing) + self.scoring_seconds[method] + self.pass_seconds.get(method, 0.0)

@@ -110,6 +110,7 @@ class Prefill:
             return self.seconds
         observer = self.observer
         others = observer.extra_seconds + observer.check_seconds + sum(observer.scoring_seconds.values())
+        others += observer.passes_seconds
         own = observer.share(method) if method in observer.rows else 0.0
         return self.seconds - others + own
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from pvcbench.config import building, processors
 from pvcbench.config import compose as configuration
 from pvcbench.engine.engine import Engine
+from pvcbench.engine.passes import Writer
 from pvcbench.errors import UserError
 from pvcbench.evaluation.cells import parse_budgets, points
 from pvcbench.evaluation.lm_eval_requests import respond, together
@@ -23,6 +24,7 @@ from pvcbench.evaluation.row import Protocol
 from pvcbench.models import embedded, loaded
 from pvcbench.tasks.base import Sample, Task
 from pvcbench.tasks.lm_eval.recorder import Tokens
+from pvcbench.tasks.prompts import Prompter
 
 
 @register_model("pvcbench")
@@ -63,7 +65,8 @@ class CompressedLM(Tokens):
         ends = loaded.ends_of(self.model, self.tokenizer)
         self._loaded = loaded.LoadedModel(self.model, self.tokenizer, {}, ends=ends)
         self._protocol = Protocol(True, refeed_last, decode, seed)
-        self._engine = Engine(self.model)
+        prompter = Prompter(self.tokenizer, chat=False)
+        self._engine = Engine(self.model, writer=Writer(prompter.bare, prompter.after))
         try:
             prepare(self._engine, [self._point], decode == "hold")
         except Exception:

@@ -4,7 +4,7 @@ A trial prefills a few random tokens, forks and, under hold, makes some steps, w
 a method is asked for twice and held to the rules of `pvcbench/engine/answers.py`. What breaks one ends the run at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -13,6 +13,7 @@ from pvcbench.engine.decode import Decoder
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.engine.model_check import check
+from pvcbench.engine.passes import asked_passes
 from pvcbench.errors import MethodError, NotFinite, OutOfReach, UserError
 from pvcbench.evaluation.cells import Point
 from pvcbench.evaluation.item import WorkItem
@@ -22,6 +23,7 @@ from pvcbench.policy import Method, Shape
 from pvcbench.tasks.base import Task
 
 TOKENS, STEPS, SHARES = 96, 6, (0.5, 0.75, 0.9, 1.0)
+HEAD, QUESTION = 3, 5  # of a trial's tokens, those before its context and those after
 
 
 def prepare(engine: Engine, points: Sequence[Point], hold: bool = False) -> None:
@@ -60,14 +62,14 @@ def try_method(engine: Engine, method: Method, hold: bool = False) -> None:
     """
     windows = [] if engine.evict_sliding else [window for window in engine.windows if window is not None]
     tokens = min([TOKENS, *windows])
-    shape, batch = engine.shape(tokens), 1 if method.ragged_batch else 2
+    shape, batch = engine.shape(tokens, HEAD, QUESTION), 1 if method.ragged_batch else 2
     asked, engine.strict = engine.strict, True
     try:
         for seed, share in enumerate(SHARES):
             generator = torch.Generator().manual_seed(seed)
             ids = torch.randint(1, engine.config.vocab_size, (batch, tokens + STEPS), generator=generator)
             try:
-                run(engine, settled(method, int(share * tokens), shape, hold), ids.to(engine.device), tokens)
+                run(engine, settled(method, int(share * tokens), shape, hold), ids.to(engine.device), tokens, shape)
                 return
             except (OutOfReach, NotFinite, MemoryError, torch.OutOfMemoryError):
                 continue  # nothing to judge the method by; its cells will say so, and the rules hold there too
@@ -89,17 +91,24 @@ def settled(method: Method, budget: int, shape: Shape, hold: bool) -> Cell:
     return Cell("trial", found, None if own else budget, hold and "hold" in method.decodes)
 
 
-def run(engine: Engine, cell: Cell, ids: torch.Tensor, tokens: int) -> None:
+def run(engine: Engine, cell: Cell, ids: torch.Tensor, tokens: int, shape: Shape | None = None) -> None:
     """Prefill, fork and some steps of a cell."""
-    watching = [] if cell.pruner is not None else [cell.method]
-    prefill = engine.prefill(ids[:, :tokens], watching, cell.pruner, torch.arange(len(ids)), reach=ids.shape[1])
+    watching, draws = [] if cell.pruner is not None else [cell.method], torch.arange(len(ids))
+    prefill = engine.prefill(ids[:, :tokens], watching, cell.pruner, draws, shape, reach=ids.shape[1])
     decoder = Decoder(engine.call, engine.fork(prefill, [cell], STEPS), engine.backend)
     for number in range(tokens, tokens + STEPS):
         decoder.step(ids[:, number : number + 1])
 
 
-def check_question(task: Task, protocol: Protocol, answers: bool) -> None:
-    """Refuses protocols of a question for tasks that have none; `answers`: whether the model answers in words."""
+def check_question(task: Task, protocol: Protocol, answers: bool, methods: Mapping[str, Method]) -> None:
+    """Refuses protocols of a question for tasks that have none; `answers`: whether the model answers in words.
+
+    Also methods that need the question where they would not see it.
+    """
+    for name, method in methods.items():
+        if getattr(method, "needs_question", False) and not (protocol.query_aware and task.has_question):
+            why = "leave query_aware=true" if task.has_question else f"task={task.name} has none: choose another task"
+            raise UserError(f"{name} ranks entries by the question: {why}, or choose other methods by method=[...]")
     if not task.has_question and not protocol.query_aware:
         raise UserError(f"task={task.name} does not tell a context from a question: leave query_aware=true")
     if protocol.refeed_last and not answers:
@@ -123,6 +132,25 @@ def check_prompts(work: Sequence[WorkItem], loaded: LoadedModel, task: Task, que
                 f"sample {sample.id} has {len(prompt.ids)} prompt tokens and {sample.max_new_tokens} to generate, "
                 f"more than the model's {longest}: {task.shorten}, or use another model"
             )
+
+
+def check_passes(engine: Engine, work: Sequence[WorkItem], loaded: LoadedModel, task: Task, query_aware: bool) -> None:
+    """Refuses, before anything runs, what methods would have the model read beyond the positions it was made for."""
+    points = dict.fromkeys(point for item in work for point in item.points if point.method is not None)
+    named = {one.method: one.name for one in points if type(one.method).passes is not Method.passes}
+    longest = None if task.beyond else loaded.longest
+    for item in work if named and longest is not None else ():
+        prompt = item.prompt
+        tokens = len(prompt.ids) if query_aware else prompt.context_tokens
+        shape = engine.shape(tokens, min(prompt.frame_tokens, tokens), tokens - min(prompt.context_tokens, tokens))
+        ids = torch.tensor([prompt.ids[:tokens]])
+        for method, passes in asked_passes(list(named), ids, shape, engine.writer, False).items():
+            most = tokens + max(one.ids.shape[1] for one in passes)
+            if most > longest:
+                raise UserError(
+                    f"sample {item.sample.id}: {named[method]} reads up to token {most}, beyond the prompt's {tokens} "
+                    f"and the model's {longest}: {task.shorten}, or choose other methods by method=[...]"
+                )
 
 
 def check_reach(engine: Engine, work: Sequence[WorkItem], task: Task) -> None:

@@ -38,7 +38,8 @@ def run_batch(
     one = of_one_context(engine, kind, protocol, batch)
     if not one and len(alike(batch, len(batch))) > 1:  # rotary tables differ: a context by itself for each question
         return [row for item in batch for row in run_batch(kind, engine, loaded, task, [item], protocol, meter)]
-    shape = engine.shape(kind.compressed(protocol, batch[0].prompt))
+    tokens, prompt = kind.compressed(protocol, batch[0].prompt), batch[0].prompt
+    shape = engine.shape(tokens, min(prompt.frame_tokens, tokens), max(0, tokens - prompt.context_tokens))
     cells, rows, points = {}, [], batch[0].points
     if one:  # what reads on after the context reads something else for each question
         alone = tuple(point for point in points if point.method.reads is not None)
@@ -142,7 +143,7 @@ class Attempt:
         if not self.context.shape[1]:
             raise ValueError("the prompt is empty: there is nothing to go on from")
         if reads is None:
-            return self.engine.prefill(self.context, methods, pruner, self.draws, reach=reach)
+            return self.engine.prefill(self.context, methods, pruner, self.draws, self.shape, reach=reach)
         following = self.rest
         if reads == "answer":
             following = torch.cat((following, self.right_answer()), 1)

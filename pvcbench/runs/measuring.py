@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from pvcbench.evaluation.item import WorkItem
-from pvcbench.evaluation.preflight import check_prompts, check_reach, prepare
+from pvcbench.evaluation.preflight import check_passes, check_prompts, check_reach, prepare
 from pvcbench.evaluation.progress import Meter
 from pvcbench.evaluation.row import Row
 from pvcbench.models.loaded import LoadedModel
@@ -27,6 +27,7 @@ def measured(
         if spec.task.reads_on:
             engine.require_continuing()
         check_reach(engine, work, spec.task)
+        check_passes(engine, work, loaded, spec.task, spec.protocol.query_aware)
         cells = [(point.name, point.label) for point in spec.points if point.name is not None]
         shares = spec.kind.answers and not spec.protocol.query_aware
         tell_sharing(work if shares else ())

@@ -10,6 +10,7 @@ from pvcbench.config import building, processors
 from pvcbench.config.budgets import parse_budgets
 from pvcbench.engine import engine as engines
 from pvcbench.engine.engine import Engine
+from pvcbench.engine.passes import Writer
 from pvcbench.errors import UserError
 from pvcbench.evaluation.cells import OBSERVATION, Point, evicts_while_reading, points
 from pvcbench.evaluation.kinds import KINDS, Kind
@@ -44,7 +45,7 @@ class RunSpec:
         task = building.build(config.task, "the task") if task is None else task
         own = config.query_aware, config.refeed_last, config.decode, config.seed, config.interval, config.prompt
         protocol = Protocol(*own)
-        check_question(task, protocol, KINDS[task.kind].answers)
+        check_question(task, protocol, KINDS[task.kind].answers, methods)
         budgets = parse_budgets(OmegaConf.to_container(config.budgets))
         return cls(
             task=task,
@@ -84,8 +85,10 @@ class RunSpec:
         return model or building.build(self.model, "the model", device=self.device, dtype=self.dtype)
 
     def engine(self, loaded: LoadedModel) -> Engine:
-        """The engine on a model, which is the caller's to release."""
-        return Engine(loaded.model, loaded.attention, self.backend, loaded.evict_sliding, self.chunk)
+        """The engine on a model, which is the caller's to release; it writes text as the task's prompts are written."""
+        prompter = getattr(self.task, "prompter", None) or loaded.prompter()
+        writer = Writer(prompter.bare, prompter.after)
+        return Engine(loaded.model, loaded.attention, self.backend, loaded.evict_sliding, self.chunk, writer)
 
     def identity(self, loaded: LoadedModel) -> dict:
         """Everything that changes a number, for the run id; threads and machine only where the numbers are speeds."""

@@ -116,6 +116,10 @@ class Prompter:
                 "whether it survives cannot be told, so leave it out or reword it"
             )
 
+    def bare(self, text: str) -> list[int]:
+        """The tokens of a text alone, without special ones."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
     def decode(self, tokens: list[int]) -> str:
         """The text of generated tokens."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True)

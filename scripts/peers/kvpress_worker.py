@@ -4,7 +4,7 @@ Runs in the environment that `setup.sh` makes, where pvcbench is not installed. 
 
     {"do": "generate", "context": "...", "question": "...", "press": "StreamingLLM", "ratio": 0.5, "new_tokens": 32}
     {"do": "prefill", "press": null, "length": 1024, "repeats": 1}
-    {"do": "keep", "press": "SnapKV", "ids": [5, 17, 9, ...], "ratio": 0.5}
+    {"do": "keep", "press": "SnapKV", "ids": [5, 17, 9, ...], "ratio": 0.5, "options": {"window_size": 32}}
 
 `press` is the name of a kvpress class without its `Press`, null the uncompressed cache. A request that fails is
 answered by {"error": "one line"}. With `--peak PRESS LENGTH` one prefill runs and the peak of resident memory is
@@ -33,6 +33,7 @@ from transformers.utils import logging
 
 EAGER = ("ObservedAttention",)  # presses that read attention weights, which SDPA does not return
 PACKAGES = ("kvpress", "torch", "transformers", "tokenizers", "numpy")
+QUESTION = 64  # the last tokens, which Finch takes for the question
 PROBE = "Spaces between words,\n\nnew lines and 1234567890 digits.\n\tTabs too."
 
 
@@ -52,6 +53,11 @@ def tokenizer_of(folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def gathered(module, indices: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """The kept keys as they are: takes the place of KeyRerotationPress.rerotate_keys where kept sets are compared."""
+    return keys.gather(2, indices[..., None].expand(-1, -1, -1, keys.shape[-1]))
+
+
 class Worker:
     """The model, the tokenizer and kvpress's own pipeline; only the attention implementation changes with the press."""
 
@@ -65,12 +71,17 @@ class Worker:
             model=self.model, tokenizer=tokenizer_of(folder), device="cpu"
         )
 
-    def press(self, name: str | None, ratio: float):
+    def press(self, name: str | None, ratio: float, options: dict | None = None):
         """A press, or None for the uncompressed cache, and the attention it needs set in the model."""
         self.model.set_attn_implementation("eager" if name in EAGER else "sdpa")
-        if name in ("AdaKV", "ChunkKV", "CriticalKV", "CriticalAdaKV"):  # they wrap another
+        if name in ("AdaKV", "ChunkKV", "CriticalKV", "CriticalAdaKV", "KeyRerotation"):  # they wrap another
             return getattr(kvpress, f"{name}Press")(kvpress.SnapKVPress(compression_ratio=ratio))
-        return None if name is None else getattr(kvpress, f"{name}Press")(compression_ratio=ratio)
+        if name is None:
+            return None
+        press = getattr(kvpress, f"{name}Press")(compression_ratio=ratio, **(options or {}))
+        if name == "Finch":  # no delimiter among the tokens: the question is the last ones
+            press.delimiter_token_id, press.window_size = -1, QUESTION
+        return press
 
     def generate(self, context: str, question: str, press: str | None, ratio: float, new_tokens: int) -> dict:
         """One point of a curve: the answer, the seconds it took, what was kept and a hash of the prompt's tokens."""
@@ -108,11 +119,12 @@ class Worker:
             seconds.append(time.perf_counter() - started)
         return {"seconds": seconds}
 
-    def keep(self, press: str, ids: list[int], ratio: float) -> dict:
+    def keep(self, press: str, ids: list[int], ratio: float, options: dict | None = None) -> dict:
         """The positions that each layer and head keeps, found by comparing its keys with the whole cache's."""
         caches = []
+        kvpress.KeyRerotationPress.rerotate_keys = staticmethod(gathered)  # keys that were turned are no others' again
         for name in (None, press):
-            chosen, cache = self.press(name, ratio), DynamicCache()
+            chosen, cache = self.press(name, ratio, None if name is None else options), DynamicCache()
             self.model.set_attn_implementation("eager" if press in EAGER else "sdpa")  # the same keys to the last bit
             with torch.inference_mode(), chosen(self.model) if chosen else nullcontext():
                 self.model.model(input_ids=torch.tensor([ids]), past_key_values=cache)

@@ -39,7 +39,7 @@ def placed(request, tmp_path):
     model = offloaded("llama", tmp_path, request.param)
     waiting = [number for number, layer in enumerate(model.model.layers) if layer.mlp.up_proj.weight.is_meta]
     assert waiting == list(request.param)
-    engine = Engine(model)
+    engine = Engine(model, writer=tiny.WRITER)
     yield engine
     engine.release()
 
@@ -156,7 +156,7 @@ def parted(model, layers):
 @pytest.fixture
 def apart():
     """An engine on a model whose second half, norm and output lie on another (pretended) device than the first."""
-    engine = Engine(parted(tiny.build("llama"), (2, 3)))
+    engine = Engine(parted(tiny.build("llama"), (2, 3)), writer=tiny.WRITER)
     with Places():
         yield engine
     engine.release()

@@ -17,6 +17,7 @@ from tiny import (
     FAMILIES,
     METHODS,
     WINDOW,
+    WRITER,
     build,
     cell_of,
     dense,
@@ -107,7 +108,7 @@ def test_release_gives_the_model_back():
     """After release the model runs on its own attention, without hooks."""
     model, ids = build("llama"), prompt(12)
     expected, before = model(ids).logits, model.config._attn_implementation
-    host = Engine(model)
+    host = Engine(model, writer=WRITER)
     for cell in cells_of(host.shape(12), False, (0.5, 0.9, 1.0)):
         fork(host, ids, [cell], 1)
     host.release()
@@ -146,7 +147,7 @@ def test_any_budget_equals_dense_attention_under_the_mask(family, tokens, name):
         torch.testing.assert_close(prefill.logits, expected[:, tokens - 1], **CLOSE)
         torch.testing.assert_close(logits, expected[:, tokens:], **CLOSE)
         if cell.budget is not None or (family == "llama_deep" and not cell.everything):  # or the above says nothing
-            entries = sum(kept[0][layer].shape[-1] for layer in prefill.shape.evicted)
+            entries = sum((kept[0][layer] >= 0).double().sum(-1).mean() for layer in prefill.shape.evicted)
             assert entries < tokens * len(prefill.shape.evicted), "nothing was evicted"
 
 
@@ -238,8 +239,8 @@ def test_cache_positions_do_change_the_logits(name):
     assert (logits[0] - logits[1]).abs().max() > 1e-3
 
 
-def test_cache_positions_refuse_scattered_entries():
-    """They are defined for sinks and one recent window only."""
+def test_cache_positions_that_hold_refuse_scattered_entries():
+    """Under hold they are defined for sinks and one recent window only: the gaps would move with every eviction."""
 
     @dataclass(frozen=True)
     class Scattered(Method):
@@ -251,7 +252,7 @@ def test_cache_positions_refuse_scattered_entries():
     host, method = engine("llama"), Scattered()
     prefill = host.prefill(prompt(40), [method])
     with pytest.raises(ValueError, match="positions=original"):
-        host.fork(prefill, [Cell("20", method, 20)], 4)
+        host.fork(prefill, [Cell("20", method, 20, hold=True)], 4)
 
 
 # ---------------------------------------------------------------------------------------------- batches, chunks, forks
@@ -454,7 +455,7 @@ def test_the_shortest_prompts(name, tokens):
 def test_cache_positions_of_the_shortest_prompts(name, tokens):
     """They decode past the budget, or are refused where the prompt has fewer tokens than sinks; they never hang."""
     ids, fed, host = prompt(tokens), prompt(20, seed=1), engine("llama")
-    cell = Cell("8", METHODS[name], 8, hold=True)
+    cell = Cell("8", METHODS[name], 8, hold="hold" in METHODS[name].decodes)
     with at_most(5):
         try:
             groups = fork(host, ids, [cell], 20)
@@ -477,8 +478,11 @@ def test_observing_memory_grows_linearly(family, name, monkeypatch):
     monkeypatch.setattr(attention, "causal_lower_right", lambda q, k: torch.ones(q, k, dtype=torch.bool).tril(k - q))
 
     def run(tokens):
-        host = Engine(build(family, torch.float32), evict_sliding=True)  # a new one: it measures some costs just once
-        cell = cell_of(METHODS[name], host.shape(tokens), shares=(0.9,))  # a wide recent window
+        host = Engine(build(family, torch.float32), evict_sliding=True, writer=WRITER)  # a new one: costs are kept
+        method = METHODS[name]
+        if type(method).passes is not Method.passes and hasattr(method, "chunk"):
+            method = replace(method, chunk=700)  # few passes
+        cell = cell_of(method, host.shape(tokens), shares=(0.9,))  # a wide recent window
         return largest(lambda: host.prefill(prompt(tokens), watchers(cell), cell.pruner))
 
     tokens = 1400 if family == "llama" else 512  # beyond constant blocks of 256 rows

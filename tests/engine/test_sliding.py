@@ -11,7 +11,7 @@ from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.errors import OutOfReach
 from pvcbench.evaluation.cells import Point
-from tiny import METHODS, WINDOW, build, dense, dense_masks, fork, positions, prompt, teach
+from tiny import METHODS, WINDOW, WRITER, build, dense, dense_masks, fork, positions, prompt, teach
 
 pytestmark = pytest.mark.usefixtures("inference")
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64, see test_engine.py
@@ -24,7 +24,7 @@ SHARES = (0.3, 0.5, 0.9)
 @pytest.fixture(scope="module", params=["mistral_sliding", "gemma3"])
 def host(request):
     """An engine whose sliding layers evict: all layers, or every other."""
-    return Engine(build(request.param), evict_sliding=True), request.param
+    return Engine(build(request.param), evict_sliding=True, writer=WRITER), request.param
 
 
 def shares_of(method, host, hold=False):

@@ -14,7 +14,7 @@ from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.engine.rotary import angles, rotate, turn
 from pvcbench.engine.static_decode import StaticDecoder
-from tiny import FAMILIES, METHODS, build, cell_of, engine, fork, positions, prompt
+from tiny import FAMILIES, METHODS, WRITER, build, cell_of, engine, fork, positions, prompt
 
 # Both paths sum the same float64 terms in another order of slots. Cache positions turn keys by the model's own float32
 # tables, which one path composes for a long shift as the other applies them in turn.
@@ -41,7 +41,7 @@ def test_static_steps_equal_ordinary_ones(name, family):
 def test_the_decoding_kernel_gives_the_same_logits(name, hold, family):
     """With the kernel (here in Triton's interpreter) logits are those of the masked attention, to float32."""
     model = build(family, torch.float32, exact=False) if family in FAMILIES else families.build(family)
-    host, fed, results = Engine(model), prompt(3, 2, seed=3), []
+    host, fed, results = Engine(model, writer=WRITER), prompt(3, 2, seed=3), []
     sliding = {False} if any(host.windows) else set()  # a window is a mask, which the kernel has none of
     cell = cell_of(METHODS[name], host.shape(TOKENS), hold)
     for backend in ("blocked", "triton"):

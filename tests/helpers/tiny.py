@@ -43,10 +43,12 @@ from pvcbench.checks.reference import (
     widen,
 )
 from pvcbench.engine.engine import Engine
+from pvcbench.engine.passes import Writer
 
 __all__ = ["Trace", "cell_of", "dense_masks", "exact_rotary", "fork", "positions", "ranks_of", "teach", "turn"]
 
 VOCABULARY, WINDOW = 151, 24
+WRITER = Writer.of_bytes()  # for engines of methods that have the model read text, of any family here
 _COMMON = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -109,7 +111,7 @@ def unmodified(family: str, exact: bool = True) -> nn.Module:
 @cache
 def engine(family: str, chunk: int | None = None) -> Engine:
     """The engine on a model of its own; layers that slide are evicted where all of them slide."""
-    return Engine(build(family), chunk=chunk, evict_sliding=family == "mistral_sliding")
+    return Engine(build(family), chunk=chunk, evict_sliding=family == "mistral_sliding", writer=WRITER)
 
 
 def prompt(tokens: int, batch: int = 1, seed: int = 0) -> torch.Tensor:

@@ -219,7 +219,7 @@ def test_every_method_of_ours_passes_in_bfloat16(name, sixteen):
 @pytest.fixture(scope="module")
 def sixteen():
     """The engine on a model in bfloat16."""
-    return tiny.Engine(tiny.build("llama", torch.bfloat16, exact=False))
+    return tiny.Engine(tiny.build("llama", torch.bfloat16, exact=False), writer=tiny.WRITER)
 
 
 def test_a_plan_over_budget_is_refused_in_every_run():

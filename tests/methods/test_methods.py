@@ -37,7 +37,7 @@ def test_the_realised_size_is_the_requested_one(name, hold):
                 settled = method.resolve(None if method.own_budget else budget, shape)
                 if method.own_budget:
                     continue
-                cell = Cell("x", settled, budget, hold)
+                cell = Cell("x", settled, budget, hold and "hold" in settled.decodes)
                 if settled not in prefills:  # what a prefill observes depends on no budget
                     observed = [settled] if cell.pruner is None else []
                     prefills[settled] = host.prefill(ids, observed, cell.pruner, DRAWS)

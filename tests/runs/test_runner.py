@@ -92,7 +92,9 @@ def test_identity_changes_with_what_changes_numbers(tmp_path):
 def test_protocols_answer_like_full_at_full_budget(tmp_path, decode, aware):
     methods = building.build_methods(compose.composed([f"method=[{','.join(compose.options('method'))}]"]).methods)
     suits = {name for name, m in methods.items() if decode in m.decodes and "generate" in m.protocols}
-    names = sorted(name for name in suits if methods[name].own_budget is None and not methods[name].unnamed)
+    unasked = {name for name in suits if aware == "query_aware=false" and methods[name].needs_question}
+    names = [name for name in suits - unasked if methods[name].own_budget is None and not methods[name].unnamed]
+    names.sort()
     result = run(tmp_path, f"method=[{','.join(names)}]", "budgets=[1.0]", f"decode={decode}", aware)
     assert result.rows["error"].isna().all()
     assert (result.rows.groupby("sample")["output"].nunique() == 1).all()

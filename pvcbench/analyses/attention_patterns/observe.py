@@ -36,7 +36,7 @@ def observe(
 ) -> dict[Point, dict | str | OutOfReach]:
     """What one sample shows, and what each cell does to it; a cell out of reach is the reason."""
     ids, n = torch.tensor([list(prompt.ids)], device=engine.device), prompt.context_tokens
-    shape, cells, found = engine.shape(n), {}, {}
+    shape, cells, found = engine.shape(n, prompt.frame_tokens), {}, {}
     for point in points:
         try:
             if point.method is not None:
@@ -47,7 +47,7 @@ def observe(
         del cells[point]
         found[point] = OutOfReach(READS.format(point.name))
     watching = [cell.method for cell in cells.values() if cell.pruner is None]
-    prefill = engine.prefill(ids[:, :n], watching, draws=draws, capture=task.rows)
+    prefill = engine.prefill(ids[:, :n], watching, draws=draws, shape=shape, capture=task.rows)
     step(0.6)
     looked = {"last": _last_rows(prefill, shape.evicted, 1), "mean": _last_rows(prefill, shape.evicted, task.rows)}
     if "answer" in prompt.spans:
@@ -166,18 +166,21 @@ def kept_entries(prefill: Prefill, cell: Cell, n: int) -> list[Bool[Tensor, "kv_
     return kept
 
 
-def cached_keys(engine: Engine, prefill: Prefill, cell: Cell) -> list[Float[Tensor, "1 kv_heads sinks dim"] | None]:
-    """For each layer that evicts the keys of the first tokens as the cell's cache holds them, or None: unmoved.
+def cached_keys(engine: Engine, prefill: Prefill, cell: Cell) -> list[Float[Tensor, "1 kv_heads tokens dim"] | None]:
+    """For each layer that evicts the prompt's keys, those that are kept as the cell's cache holds them; None: unmoved.
 
-    At cache positions (StreamingLLM's own) the sinks stand rotated across the gap, as they do for every later query.
+    At cache positions what is kept stands rotated across the gaps, as it does for every later query.
     """
     if cell.method.positions == "original" or cell.everything:
         return [None] * len(prefill.shape.evicted)
     [group] = engine.fork(prefill, [cell], 0)
     found = []
-    for entries in (group.layers[layer] for layer in prefill.shape.evicted):
-        entries.place_sinks(prefill.shape.tokens - entries.filled)
-        found.append(None if entries.sinks is None else entries.keys[:, :, : entries.sinks.shape[2]].clone())
+    for layer in prefill.shape.evicted:
+        entries, stored, tokens = group.layers[layer], prefill.layers[layer].keys, prefill.shape.tokens
+        entries.place_sinks(tokens - entries.filled)
+        places = entries.positions.masked_fill(entries.positions < 0, tokens)[..., None].expand_as(entries.keys)
+        keys = torch.cat((stored, stored[:, :, :1]), 2).scatter_(2, places, entries.keys)[:, :, :tokens]
+        found.append(None if torch.equal(keys, stored) else keys)
     return found
 
 
@@ -199,7 +202,7 @@ def _cut(cell: Cell, kept: Sequence[Tensor], looked: Mapping[str, list[Rows]], k
 
 
 def output_error(
-    rows: Rows, kept: Bool[Tensor, "kv_heads tokens"], first_keys: Float[Tensor, "1 kv_heads sinks dim"] | None = None
+    rows: Rows, kept: Bool[Tensor, "kv_heads tokens"], first_keys: Float[Tensor, "1 kv_heads first dim"] | None = None
 ) -> tuple[Float[Tensor, " heads"], Float[Tensor, " heads"]]:
     """How far each head's output moves when only some of a prompt's tokens are attended to: |cut - full| / |full|.
 

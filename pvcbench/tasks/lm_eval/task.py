@@ -93,7 +93,7 @@ class LmEval(Task):
             return Recorder(self.prompter.tokenizer, self.prompter.longest)
 
     def prepare(self, prompter) -> None:
-        super().prepare(prompter)
+        super().prepare(prompter if self.apply_chat_template else prompter.with_chat(False))
         if self.apply_chat_template and getattr(prompter.tokenizer, "chat_template", None) is None:
             raise UserError("this tokenizer has no chat template: set task.apply_chat_template=false")
         first: dict[str, str] = {}
