@@ -82,6 +82,8 @@ class Observation:
     ahead: Callable[[int], Tensor] | None = None  # mean rotation of so many positions after the prompt: queries @ it
     rows: LastRows | None = None  # of the prompt, where `needs_rows`
     plain_keys: Callable[[], Tensor] | None = None  # gives the keys before rotary embedding, where `needs_plain_keys`
+    output: Callable[[], Tensor] | None = None  # gives the output projection, where `needs_output`: see there
+    hidden: Float[Tensor, "batch tokens hidden"] | None = None  # what attention was given, where `needs_hidden`
 
     def grouped_mass(self) -> Float[Tensor, "batch kv_heads entries"]:
         """The mass summed over the query heads that share a KV head."""
@@ -101,6 +103,8 @@ class Method:
     needs_queries: ClassVar[bool] = False  # the prompt's queries before rotary embedding, and rotations to come
     needs_rows: int = 0  # the last query rows it sees one by one after the prefill; more than there are: all of them
     needs_plain_keys: ClassVar[bool] = False  # the prompt's keys before rotary embedding
+    needs_output: ClassVar[bool] = False  # each query head's matrix, [heads, value_dim, hidden], by which it writes
+    needs_hidden: ClassVar[bool] = False  # the hidden states of the prompt as the attention module is given them
     reads: str | None = None  # "answer" or "future": a leaking reference, whose prefill sees what follows the prompt
     files: ClassVar[tuple[str, ...]] = ()  # its settings that are files, None where the user has to name one
 
