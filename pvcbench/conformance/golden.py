@@ -52,12 +52,9 @@ def golden(methods: Mapping[str, Method], step: Callable[[], None] = lambda: Non
     reached = set()
     for case in cases():
         tensors |= case.tensors()
-        for budget in case.budgets:
-            for name, method in asked.items():
-                found = levels(method, case, budget)
-                if found is not None:
-                    tensors[f"{case.name}/budget_{budget}/{name}"] = found
-                    reached.add(name)
+        kept = levels(asked, case)
+        tensors |= {f"{case.name}/{name}": level for name, level in kept.items()}
+        reached |= {name.partition("/")[2] for name in kept}
         step()
     variants = {name: told(method) for name, method in asked.items() if name in reached}
     return Golden(tensors, variants, left_out | {name: DRAWN for name in asked if name not in reached})

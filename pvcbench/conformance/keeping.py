@@ -4,7 +4,8 @@ Each entry gets a level. Where entries are worth the same at the edge of what is
 sorting: such entries are told apart from those that must stay and those that must not.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -24,6 +25,7 @@ from pvcbench.errors import OutOfReach
 from pvcbench.policy import Method, Shape, protect
 
 DROPPED, KEPT, KEPT_TIED, DROPPED_TIED = 0, 1, 2, 3  # levels; of the tied, as many stay as are KEPT_TIED
+DRAWS = ((11, 14), (2**40 + 5, 977))  # of two samples, twice: what differs between them is left out
 NEAR = {"rtol": 1e-9, "atol": 1e-12}  # how far apart scores may lie that differ by rounding alone
 Levels = UInt8[Tensor, "layers batch kv_heads tokens"]
 
@@ -38,39 +40,41 @@ def covered(method: Method) -> str | None:
         return "it looks at what follows the prompt"
     if method.unnamed:
         return "it reads a file of a model"
+    if method.needs_hidden:
+        return "it looks at the hidden states of a model"
     return None
 
 
-def levels(method: Method, case: Case, budget: int) -> Levels | None:
-    """The level of every entry; None where the budget is out of the method's reach, or where its random draws matter."""
-    found = [_levels(method, case, budget, torch.tensor([seed, seed + 3])) for seed in (11, 2**40 + 5, 977)]
-    if found[0] is None or any(not torch.equal(found[0], other) for other in found[1:]):
-        return None
-    return found[0]
+def levels(methods: Mapping[str, Method], case: Case) -> dict[str, Levels]:
+    """The level of every entry by `budget_B/NAME`, where the budget is within a method's reach and no draw matters."""
+    found, *others = (_levels(methods, case, torch.tensor(draws)) for draws in DRAWS)
+    return {name: own for name, own in found.items() if all(torch.equal(own, other[name]) for other in others)}
 
 
-def _levels(method, case, budget, draws):
+def _levels(methods, case, draws):
     shape = Shape(case.tokens, len(case.keys), tuple(range(len(case.keys))))
-    try:
-        method = answers.ask(method, "resolve", budget, shape)
-        prefill = observed(method, case, shape, draws[: case.keys.shape[1]])
-        choices = kept_indices(prefill, Cell("case", method, budget))
-        first, last = answers.protected(method, budget, shape)
-    except OutOfReach:
-        return None
+    resolved = {}
+    for budget in case.budgets:
+        for name, method in methods.items():
+            with suppress(OutOfReach):
+                resolved[budget, name] = answers.ask(method, "resolve", budget, shape)
+    prefill, found = observed(list(dict.fromkeys(resolved.values())), case, shape, draws[: case.keys.shape[1]]), {}
+    for (budget, name), method in resolved.items():
+        with suppress(OutOfReach):
+            found[f"budget_{budget}/{name}"] = _of_cell(prefill, Cell("case", method, budget))
+    return found
+
+
+def _of_cell(prefill, cell):
+    """The levels of all layers at one budget."""
+    choices, (first, last) = kept_indices(prefill, cell), answers.protected(cell.method, cell.budget, prefill.shape)
     parts = []
     for layer, (index, real, _) in enumerate(choices):
-        seen = prefill.observer.observation(layer, *stored(prefill, layer), 0)
-        worth = protect(prefill.observer.scores[method][layer], seen, first, last)
-        kept = torch.zeros_like(worth, dtype=torch.bool).scatter(-1, index, real)
-        parts.append(leveled(worth.double(), kept))
+        known = prefill.layers[layer]
+        seen = prefill.observer.observation(layer, known.keys, known.values, known.positions, 0)
+        worth = protect(prefill.observer.scores[cell.method][layer], seen, first, last)
+        parts.append(leveled(worth.double(), torch.zeros_like(worth, dtype=torch.bool).scatter(-1, index, real)))
     return torch.stack(parts)
-
-
-def stored(prefill: Prefill, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys, values and positions of a layer."""
-    known = prefill.layers[layer]
-    return known.keys, known.values, known.positions
 
 
 def leveled(worth: Float[Tensor, "batch kv_heads tokens"], kept: Tensor) -> Tensor:
@@ -83,9 +87,9 @@ def leveled(worth: Float[Tensor, "batch kv_heads tokens"], kept: Tensor) -> Tens
     return torch.where(edge, torch.where(kept, KEPT_TIED, DROPPED_TIED), level).to(torch.uint8)
 
 
-def observed(method: Method, case: Case, shape: Shape, draws: Tensor) -> Prefill:
-    """A case as a prefill that one method has watched."""
-    observer = Observer([method], shape, draws, "reference")
+def observed(methods: Sequence[Method], case: Case, shape: Shape, draws: Tensor) -> Prefill:
+    """A case as a prefill that these methods have watched."""
+    observer = Observer(methods, shape, draws, "reference")
     positions = torch.arange(case.tokens).expand(case.keys.shape[1], -1)
     rule = Rule(case.keys.shape[-1] ** -0.5)
     layers = []
@@ -99,13 +103,18 @@ def observed(method: Method, case: Case, shape: Shape, draws: Tensor) -> Prefill
         seen = observer.observation(layer, key, value, positions, case.tokens)
         seen = replace(seen, rows=Rows(layer, query, key, value, positions, rule, None))
         seen = replace(seen, queries=case.plain_queries[layer], ahead=ahead_of(case))
-        seen = replace(seen, plain_keys=partial(case.plain_keys[layer].clone))
+        seen = replace(seen, plain_keys=partial(case.plain_keys[layer].clone), output=partial(projections, case, layer))
         observer.finish(seen, None)
         layers.append(PromptLayer(key, value, positions))
     layout = Layout({layer: layer for layer in range(shape.layers)}, [None] * shape.layers, {}, shape.layers)
     logits, rules = torch.zeros(case.keys.shape[1], 1), [rule] * shape.layers
     known = [], observer, None, 0.0, [], rules, case.tokens, layout, {}
     return Prefill(shape, [None] * shape.layers, layers, logits, *known)
+
+
+def projections(case: Case, layer: int) -> Float[Tensor, "heads dim hidden"]:
+    """What each query head's values are multiplied by to be written into the hidden states."""
+    return case.output[layer].mT.unflatten(0, (case.queries.shape[2], -1))
 
 
 def ahead_of(case: Case) -> Callable[[int], Tensor]:
