@@ -63,8 +63,8 @@ class Corpus:
         kept = [part for part, _ in zip(found, range(count), strict=False)]
         if len(kept) < count:
             raise UserError(
-                f"--corpus {self.name} has {len(kept)} {what}, and {count} are asked for: lower --texts or {option}, or "
-                "name a longer corpus"
+                f"--corpus {self.name} has {len(kept)} {what}, and {count} are asked for: lower --texts or {option}, "
+                "or name a longer corpus"
             )
         return kept
 

@@ -44,7 +44,7 @@ def make(loaded: LoadedModel, recipe: QFilters | ExpectedAttention, corpus: Corp
 def header(loaded: LoadedModel, recipe: QFilters | ExpectedAttention, corpus: Corpus) -> dict[str, str]:
     """What the numbers depend on, as the texts that a safetensors header holds."""
     kind = next(name for name, made in RECIPES.items() if isinstance(recipe, made))
-    told = {
+    return {
         "pvcbench": VERSION,
         "format": str(FORMAT),
         "kind": kind,
@@ -57,7 +57,6 @@ def header(loaded: LoadedModel, recipe: QFilters | ExpectedAttention, corpus: Co
         "corpus_sha256": corpus.sha256,
         "recipe": json.dumps(asdict(recipe), sort_keys=True),
     }
-    return told
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], told: Mapping[str, str]) -> None:

@@ -113,7 +113,9 @@ def wide(tensor: Tensor) -> torch.dtype:
 def stacked(layers: Sequence[Tensor], what: str) -> Tensor:
     """One tensor of all layers, in float32; refuses layers of different sizes and numbers that are not finite."""
     if len({tuple(layer.shape) for layer in layers}) != 1:
-        raise UserError(f"the layers of this model differ in their {what} or sizes, which no file of this kind can tell")
+        raise UserError(
+            f"the layers of this model differ in their {what} or sizes, which no file of this kind can tell"
+        )
     whole = torch.stack([layer.cpu() for layer in layers]).float()
     if not bool(torch.isfinite(whole).all()):
         raise UserError("this model's queries are NaN or infinite on these texts: use a wider dtype (dtype=float32)")

@@ -53,7 +53,9 @@ def asks_all(one: Parser, texts: int) -> None:
     one.add_argument("--split", default="train", help="of a hub's data set (default train)")
     one.add_argument("--field", default="text", help="of a hub's data set: the column with the texts (default text)")
     one.add_argument("--texts", type=int, default=texts, metavar="N", help=f"how many are read (default {texts})")
-    one.add_argument("--config-dir", "-cd", action="append", default=[], metavar="DIR", help="a folder of your own YAML")
+    one.add_argument(
+        "--config-dir", "-cd", action="append", default=[], metavar="DIR", help="a folder of your own YAML"
+    )
 
 
 def asks_q_filters(one: Parser) -> None:

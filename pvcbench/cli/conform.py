@@ -87,7 +87,12 @@ def computed():
 
 
 COMMANDS = {  # how its arguments are added, what it does, what it is, an example
-    "make": (asks_make, make, "Writes the cases, with what every variant keeps of them.", "make --out cases.safetensors"),
+    "make": (
+        asks_make,
+        make,
+        "Writes the cases, with what every variant keeps of them.",
+        "make --out cases.safetensors",
+    ),
     "check": (
         asks_check,
         check,

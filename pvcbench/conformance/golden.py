@@ -1,7 +1,8 @@
 """The golden file: every case, and what each named variant of a method keeps of it.
 
 In it stand `case_NN/queries`, `keys`, `values`, `plain_queries`, `plain_keys`, `output` (see `cases`), and for each
-budget and variant `case_NN/budget_B/VARIANT`, the level of every entry (see `keeping`), [layers, batch, kv_heads, tokens].
+budget and variant `case_NN/budget_B/VARIANT`, the level of every entry (see `keeping`), [layers, batch, kv_heads,
+tokens].
 """
 
 import json

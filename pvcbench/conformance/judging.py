@@ -59,7 +59,10 @@ class Verdict:
         shown = [*self.kin, *same, *unlike[: 0 if self.right or same else LISTED]]
         width = max(len(one.variant) for one in shown)
         marks = ["" if one in self.kin else " (another method)" for one in shown]
-        return [*(f"{one.variant:<{width}}  {one.line}{mark}" for one, mark in zip(shown, marks, strict=True)), self.said]
+        return [
+            *(f"{one.variant:<{width}}  {one.line}{mark}" for one, mark in zip(shown, marks, strict=True)),
+            self.said,
+        ]
 
     @property
     def said(self) -> str:

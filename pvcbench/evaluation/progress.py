@@ -42,7 +42,9 @@ class Meter:
     def __enter__(self):
         console = Console(stderr=True)
         if self.done:
-            print(f"going on: {self.done} of {self.total} {self.what} are measured already", file=sys.stderr, flush=True)
+            print(
+                f"going on: {self.done} of {self.total} {self.what} are measured already", file=sys.stderr, flush=True
+            )
         if console.is_terminal:
             columns = (
                 TextColumn(self.what),

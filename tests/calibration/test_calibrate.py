@@ -89,7 +89,9 @@ def test_statistics_are_those_of_the_recipe(loaded, folder):
     for layer, parts in enumerate(naive_queries(loaded.model, texts)[0]):
         rows = torch.cat([part[:, 4:] for part in parts], 1)
         for head in range(HEADS):
-            torch.testing.assert_close(found["query_mean"][layer, head].double(), rows[head].mean(0), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(
+                found["query_mean"][layer, head].double(), rows[head].mean(0), rtol=1e-5, atol=1e-6
+            )
             expected = torch.cov(rows[head].T)
             torch.testing.assert_close(found["query_cov"][layer, head].double(), expected, rtol=1e-5, atol=1e-6)
 
@@ -126,8 +128,8 @@ def test_a_bos_token_stands_before_every_window(folder):
 
     tokenizer = Begins(random_weights.byte_tokenizer())
     windows = Corpus.of(str(folder)).windows(tokenizer, 50, 3)
-    assert [ids[0] for ids in windows] == [0] * 3 and windows[0] == tokenizer((TEXTS[0] * 10)).input_ids[:50]
-    assert windows[2] == [0, *tokenizer((TEXTS[0] * 10)).input_ids[50:99]]
+    assert [ids[0] for ids in windows] == [0] * 3 and windows[0] == tokenizer(TEXTS[0] * 10).input_ids[:50]
+    assert windows[2] == [0, *tokenizer(TEXTS[0] * 10).input_ids[50:99]]
 
 
 # ---------------------------------------------------------------------------------------------- the command

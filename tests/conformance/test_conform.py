@@ -126,25 +126,45 @@ def newest_half(one, budget):
     return set(range(one.tokens - budget // 2, one.tokens))
 
 
+def pyramid(scores, budget, tokens, layer):
+    return [naive_scores.pyramid(budget, tokens, 32, 20, 2)[layer]] * len(scores)
+
+
+def ada(scores, budget, tokens, layer):
+    return naive_scores.ada(scores, budget, 32, tokens, 0.2)
+
+
+def valued(keys, values, own):
+    return {j: mass * naive_scores.norm(values[j].tolist()) for j, mass in summed(own).items()}
+
+
+def cur(keys, values, own):
+    return dict(enumerate(naive_published.curdkv(keys.tolist(), values.tolist(), 16)))
+
+
+def sinks(one, budget):
+    return set(range(4))
+
+
 NAIVE = {
     "snapkv": snap(32, 7, "max"),
     "snapkv_original": snap(32, 5, "average"),
     "snapkv_kvpress": snap(64, 5, "average"),
-    "pyramidkv": snap(32, 7, "max", lambda scores, budget, tokens, layer: [naive_scores.pyramid(budget, tokens, 32, 20, 2)[layer]] * len(scores)),
-    "ada_snapkv": snap(32, 7, "max", lambda scores, budget, tokens, layer: naive_scores.ada(scores, budget, 32, tokens, 0.2)),
+    "pyramidkv": snap(32, 7, "max", pyramid),
+    "ada_snapkv": snap(32, 7, "max", ada),
     "h2o": by_head(lambda keys, values, own: summed(own), newest_half),
-    "h2o_value_norm": by_head(lambda keys, values, own: {j: v * naive_scores.norm(values[j].tolist()) for j, v in summed(own).items()}, newest_half),
+    "h2o_value_norm": by_head(valued, newest_half),
     "h2o_mean": by_head(lambda keys, values, own: summed(own, True)),
     "knorm": by_head(lambda keys, values, own: {j: -naive_scores.norm(key) for j, key in enumerate(keys.tolist())}),
     "keydiff": by_head(lambda keys, values, own: naive_scores.keydiff(dict(enumerate(keys.tolist())))),
-    "curdkv": by_head(lambda keys, values, own: dict(enumerate(naive_published.curdkv(keys.tolist(), values.tolist(), 16))), lambda one, budget: set(range(4))),
+    "curdkv": by_head(cur, sinks),
     "streaming_llm": lambda one, layer, sample, budget: [naive.streaming(one.tokens, budget, 4)] * one.keys.shape[2],
     "tova": tova,
     "lagkv": lag(4, 128),
     "chunkkv": chunks,
     "cake": cake,
     "expected_attention": expected,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NAIVE)
@@ -211,8 +231,16 @@ CHANGES = {
         "it is snapkv_original",
         0,
     ),
-    "unscaled": (lambda text: text.replace(" / dim**0.5", ""), "it is no published variant of snapkv; the nearest is", 1),
-    "wide": (lambda text: text.replace("kernel=5", "kernel=9"), "it is no published variant of snapkv; the nearest is", 1),
+    "unscaled": (
+        lambda text: text.replace(" / dim**0.5", ""),
+        "it is no published variant of snapkv; the nearest is",
+        1,
+    ),
+    "wide": (
+        lambda text: text.replace("kernel=5", "kernel=9"),
+        "it is no published variant of snapkv; the nearest is",
+        1,
+    ),
     "partly": (
         lambda text: text.replace("> 64", "> 80"),
         "it is snapkv_kvpress, as far as the sets tell that were answered",
@@ -288,7 +316,10 @@ def test_files_that_do_not_fit_are_one_line(golden, file, tmp_path, capsys):
     for words, told in (
         (["check", str(tmp_path / "none"), "--method", "tova"], "there is no file"),
         (["check", str(tmp_path / "text"), "--method", "tova", "--golden", str(file)], "cannot read"),
-        (["check", str(file), "--method", "tova", "--golden", str(tmp_path / "other.safetensors")], "is no golden file"),
+        (
+            ["check", str(file), "--method", "tova", "--golden", str(tmp_path / "other.safetensors")],
+            "is no golden file",
+        ),
         (["make", "--out", str(file)], "--out must name a new .safetensors file"),
     ):
         assert main(["conform", *words]) == 2

@@ -179,9 +179,9 @@ def expected_of(moments, rotation, keys, values, sinks, covariance=True, value_n
     dim, tokens = keys.shape[-1], keys.shape[0]
     total = torch.zeros(tokens - sinks, dtype=torch.float64)
     for mean, spread in moments:
-        mean, spread = rotation @ mean, rotation @ spread @ rotation.T
-        logits = [float(key @ mean) / math.sqrt(dim) for key in keys[sinks:]]
+        turned, wide = rotation @ mean, rotation @ spread @ rotation.T
+        logits = [float(key @ turned) / math.sqrt(dim) for key in keys[sinks:]]
         if covariance:
-            logits = [a + float(key @ spread @ key) / (2 * dim) for a, key in zip(logits, keys[sinks:], strict=True)]
+            logits = [a + float(key @ wide @ key) / (2 * dim) for a, key in zip(logits, keys[sinks:], strict=True)]
         total += torch.tensor(logits, dtype=torch.float64).softmax(0) / len(moments)
     return total * values[sinks:].norm(dim=-1) if value_norm else total

@@ -1,4 +1,4 @@
-"""Q-Filters, Expected Attention with statistics, DuoAttention, HeadKV: kept sets by made files, and files that misfit."""
+"""Q-Filters, Expected Attention with statistics, DuoAttention, HeadKV: kept sets by made files, and misfits."""
 
 import json
 from functools import cache
@@ -48,7 +48,11 @@ def files(tmp_path_factory):
             "query_cov": square @ square.mT / dim,
         }
         needed = torch.rand(layers, kv_heads, generator=drawn, dtype=torch.float64) * 1.4 - 0.2
-        told = {f"{layer}-{head}": torch.rand(3, generator=drawn).tolist() for layer in range(layers) for head in range(heads)}
+        told = {
+            f"{layer}-{head}": torch.rand(3, generator=drawn).tolist()
+            for layer in range(layers)
+            for head in range(heads)
+        }
         places = {kind: folder / f"{family}.{kind}" for kind in ("safetensors", "tsv", "json")}
         save_file(tensors, places["safetensors"])
         places["tsv"].write_text("\n".join("\t".join(map(repr, row)) for row in needed.tolist()))
@@ -113,13 +117,17 @@ def test_expected_attention_with_statistics_is_the_naive_one(files, settings):
         [group] = fork(engine(family), ids, [Cell("x", method, 14)], 0)
         frequencies, kv_heads = unmodified(family).model.rotary_emb.inv_freq.double(), heads_of(family)
         for layer, (keys, values) in enumerate(cached(family, ids)):
-            means, spreads = (tensors[name][layer].double().unflatten(0, (kv_heads, -1)) for name in ("query_mean", "query_cov"))
+            means, spreads = (
+                tensors[name][layer].double().unflatten(0, (kv_heads, -1)) for name in ("query_mean", "query_cov")
+            )
             rotation = naive_scores.mean_rotation(frequencies, keys.shape[-1], ids.shape[1], 40)
             for sample, sets in enumerate(kept_sets(group, layer)):
                 for head, found in enumerate(sets):
                     moments, first = list(zip(means[head], spreads[head], strict=True)), method.sinks
                     flags = first, method.covariance, method.value_norm
-                    naive = naive_scores.expected_of(moments, rotation, keys[sample, head], values[sample, head], *flags)
+                    naive = naive_scores.expected_of(
+                        moments, rotation, keys[sample, head], values[sample, head], *flags
+                    )
                     own = group.prefill.observer.scores[method][layer][sample, head, first:]
                     torch.testing.assert_close(own.double(), naive, rtol=1e-5, atol=1e-9)
                     order = naive.sort(descending=True)
@@ -173,7 +181,8 @@ def test_headkv_keeps_what_the_naive_one_keeps(files, beta, power):
         asked = budget - window, tokens - window
         expected = naive_files.importance_sizes(files[family]["told"], sizes(family)[:3], asked, beta, power)
         assert sum(map(sum, expected)) == sum(map(len, expected)) * (budget - window)
-        uneven, full = uneven + (len({*sum(expected, [])}) > 2), full + (max(sum(expected, [])) == tokens - window)
+        flat = [size for row in expected for size in row]
+        uneven, full = uneven + (len(set(flat)) > 2), full + (max(flat) == tokens - window)
         for layer, attention in enumerate(attention_of(family, ids)):
             for sample, sets in enumerate(kept[layer]):
                 scores = naive_scores.snapkv(attention[sample].tolist(), heads_of(family), window, 7, "max")
@@ -214,10 +223,13 @@ def test_logits_are_those_of_dense_attention_under_the_mask(files, family):
 def test_a_file_of_another_model_is_one_line_before_anything_is_measured(files):
     """By what the file has and what the model has."""
     others = {
-        QFilters: (files["qwen3"]["safetensors"], r"q_filters is \[4, 1, 12\].* \[4, 2, 8\] .layers, KV heads, head size"),
+        QFilters: (
+            files["qwen3"]["safetensors"],
+            r"q_filters is \[4, 1, 12\].* \[4, 2, 8\] .layers, KV heads, head size",
+        ),
         ExpectedAttentionStats: (files["gemma3"]["safetensors"], r"query_mean is \[6, 4, 8\], .* \[4, 4, 8\]"),
         DuoAttention: (files["qwen2"]["tsv"], "4 rows of 4 numbers, and this model has 4 layers of 2 KV heads"),
-        HeadKV: (files["gemma3"]["json"], "names 24 heads, and this model has 4 layers of 4: .* to \"3-3\""),
+        HeadKV: (files["gemma3"]["json"], 'names 24 heads, and this model has 4 layers of 4: .* to "3-3"'),
     }
     for kind, (path, told) in others.items():
         with pytest.raises(UserError, match=told) as error:
