@@ -46,8 +46,8 @@ class DuoAttention(Method):
         heads, entries = scores[0].shape[1:]
         if needed.shape != (shape.layers, heads) or any(layer.shape[1] != heads for layer in scores):
             raise UserError(
-                f"{self.file} has {needed.shape[0]} rows of {needed.shape[1]} numbers, and this model has "
-                f"{shape.layers} layers of {', '.join({str(layer.shape[1]): 0 for layer in scores})} KV heads: name its own file"
+                f"{self.file} has {len(needed)} rows of {needed.shape[1]} numbers, and this model has {shape.layers} "
+                f"layers of {' or '.join({str(layer.shape[1]): 0 for layer in scores})} KV heads: name its own file"
             )
         needed = needed[list(shape.evicted)]
         rank = needed.flatten().argsort(stable=True).argsort().view(needed.shape)
