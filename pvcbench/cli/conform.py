@@ -78,11 +78,12 @@ def computed():
     import torch
 
     from pvcbench.cli.models import own_methods
+    from pvcbench.conformance.cases import COUNT
     from pvcbench.conformance.golden import golden
     from pvcbench.evaluation.progress import Meter
 
     torch.set_num_threads(1)  # for matrices this small more of them only wait for each other
-    with Meter(20, what="cases") as meter:
+    with Meter(COUNT, what="cases") as meter:
         return golden(own_methods(), lambda: meter.finish(1))
 
 

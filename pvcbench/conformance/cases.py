@@ -10,7 +10,9 @@ from torch import Tensor
 VERSION = 1  # raised when any number of a case changes
 LAYERS, BASE = 2, 10000.0  # layers of every case; the base of the rotary embedding
 HEADS = ((4, 2), (4, 4), (4, 1), (6, 2))  # query heads and KV heads, in turn
-LONG = (300, 333, 366, 399)  # tokens of the cases that methods with long partitions need
+SHORT = 16  # cases of about a hundred tokens
+LONG = (300, 333, 366, 399)  # tokens of the cases after them, which methods with long partitions need
+COUNT = SHORT + len(LONG)
 SHARES = (0.42, 0.76)  # budgets of a case, of its tokens
 
 
@@ -44,10 +46,10 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """Twenty cases: sixteen of about a hundred tokens, every fourth of them two samples, and four long ones."""
-    for number in range(16):
+    for number in range(SHORT):
         heads, kv_heads = HEADS[number % 4]
         yield case(number, 92 + 3 * number, 2 if number % 4 == 1 else 1, heads, kv_heads, 4 + 2 * (number % 5 == 0))
-    for number, tokens in enumerate(LONG, start=16):
+    for number, tokens in enumerate(LONG, start=SHORT):
         yield case(number, tokens, 1, 2, 1, 4)
 
 
