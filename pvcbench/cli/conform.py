@@ -54,7 +54,7 @@ def make(asked: Namespace) -> int:
     print(f"{out}: {len({name.partition('/')[0] for name in made.tensors})} cases, {size:,} bytes")
     print(f"variants: {', '.join(made.variants)}")
     for why in dict.fromkeys(made.left_out.values()):
-        print(f"left out, since {why}: {', '.join(name for name, one in made.left_out.items() if one == why)}")
+        print(f"left out, as {why}: {', '.join(name for name, one in made.left_out.items() if one == why)}")
     return 0
 
 

@@ -21,7 +21,7 @@ from pvcbench.errors import UserError
 from pvcbench.policy import Method
 from pvcbench.version import VERSION
 
-DRAWN = "what it keeps depends on random draws, or no case is long enough for it"
+DRAWN = "what they keep depends on random draws, or no case is long enough for them"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,11 @@ class Golden:
     def kin(self, name: str) -> list[str]:
         """The variants of a method: those of its class. Raises UserError where the cases do not cover it."""
         if name not in self.variants:
-            why = f"{name} has no cases: {self.left_out[name]}" if name in self.left_out else f"unknown method {name!r}"
+            why = (
+                f"{name} has no cases, as {self.left_out[name]}"
+                if name in self.left_out
+                else f"unknown method {name!r}"
+            )
             raise UserError(f"{why}; choose from {', '.join(self.variants)}")
         return [one for one, told in self.variants.items() if told["class"] == self.variants[name]["class"]]
 

@@ -27,22 +27,32 @@ from pvcbench.policy import Method, Shape, protect
 DROPPED, KEPT, KEPT_TIED, DROPPED_TIED = 0, 1, 2, 3  # levels; of the tied, as many stay as are KEPT_TIED
 DRAWS = ((11, 14), (2**40 + 5, 977))  # of two samples, twice: what differs between them is left out
 NEAR = {"rtol": 1e-9, "atol": 1e-12}  # how far apart scores may lie that differ by rounding alone
+ASKED = set(  # of what a method declares or answers, all that a case of a prompt without decoding has or leaves alone
+    """positions decodes protocols watches_decoding channels needs_queries needs_rows needs_plain_keys needs_output files
+    own_budget ragged_batch steady resolve row_weights protects scores plan notes accumulate drop validate""".split()
+)
 Levels = UInt8[Tensor, "layers batch kv_heads tokens"]
 
 
 def covered(method: Method) -> str | None:
     """Why the cases cannot tell what a method keeps; None where they can, but for what its draws decide."""
     if method.reference or method.own_budget is not None:
-        return "it takes no budget"
+        return "they take no budget"
     if method.prunes:
-        return "it drops tokens between the layers of a whole model"
+        return "they drop tokens between the layers of a whole model"
     if method.reads is not None:
-        return "it looks at what follows the prompt"
+        return "they look at what follows the prompt"
     if method.unnamed:
-        return "it reads a file of a model"
-    if method.needs_hidden:
-        return "it looks at the hidden states of a model"
-    return None
+        return "they read a file of a model"
+    unasked = [name for name in asks(method) if name not in ASKED]
+    return f"no case answers or asks {unasked[0]}" if unasked else None
+
+
+def asks(method: Method) -> list[str]:
+    """What a method declares or answers in its own way, of all that `Method` knows; a need that it has not is none."""
+    own = {name for kind in type(method).__mro__[: type(method).__mro__.index(Method)] for name in vars(kind)}
+    named = sorted(name for name in own & vars(Method).keys() if not name.startswith("_"))
+    return [name for name in named if not name.startswith("needs_") or getattr(method, name)]
 
 
 def levels(methods: Mapping[str, Method], case: Case) -> dict[str, Levels]:

@@ -199,7 +199,7 @@ def test_the_file_is_small_and_says_what_is_in_it(golden, file):
     assert len(known.variants) >= 25 and set(NAIVE) <= set(known.variants)
     assert {known.tensors[f"{one.name}/keys"].shape[1] for one in cases()} == {1, 2}
     assert all(torch.equal(tensor, golden.tensors[name]) for name, tensor in known.tensors.items())
-    assert known.left_out["full"] == "it takes no budget" and "draws" in known.left_out["random"]
+    assert known.left_out["full"] == "they take no budget" and "draws" in known.left_out["random"]
     assert known.variants["snapkv_kvpress"] == {
         "class": "SnapKV", "settings": {"window": 64, "kernel": 5, "pooling": "average", "pool_after": "heads"},
     }  # fmt: skip
@@ -306,7 +306,7 @@ def test_files_that_do_not_fit_are_one_line(golden, file, tmp_path, capsys):
     for kept, method, told in (
         ({}, "tova", "the file holds nothing"),
         ({"case_99/budget_1": like}, "tova", "what is 'case_99/budget_1'"),
-        ({place: like}, "random", "random has no cases: what it keeps depends on random draws"),
+        ({place: like}, "random", "random has no cases, as what they keep depends on random draws"),
         ({place: like}, "tovva", "unknown method 'tovva'"),
     ):
         with pytest.raises(UserError, match=told):
