@@ -27,7 +27,7 @@ from pvcbench.policy import Method, Shape, protect
 DROPPED, KEPT, KEPT_TIED, DROPPED_TIED = 0, 1, 2, 3  # levels; of the tied, as many stay as are KEPT_TIED
 DRAWS = ((11, 14), (2**40 + 5, 977))  # of two samples, twice: what differs between them is left out
 NEAR = {"rtol": 1e-9, "atol": 1e-12}  # how far apart scores may lie that differ by rounding alone
-ASKED = set(  # of what a method declares or answers, all that a case of a prompt without decoding has or leaves alone
+ASKED = set(  # of what a method declares or answers, all that a prompt without decoding has or leaves alone
     """positions decodes protocols watches_decoding channels needs_queries needs_rows needs_plain_keys needs_output files
     own_budget ragged_batch steady resolve row_weights protects scores plan notes accumulate drop validate""".split()
 )
@@ -45,7 +45,10 @@ def covered(method: Method) -> str | None:
     if method.unnamed:
         return "they read a file of a model"
     unasked = [name for name in asks(method) if name not in ASKED]
-    return f"no case answers or asks {unasked[0]}" if unasked else None
+    if unasked:
+        return f"no case asks or answers {unasked[0]}"
+    inner = (covered(value) for value in vars(method).values() if isinstance(value, Method))
+    return next((why for why in inner if why is not None), None)
 
 
 def asks(method: Method) -> list[str]:
