@@ -27,9 +27,10 @@ from pvcbench.policy import Method, Shape, protect
 DROPPED, KEPT, KEPT_TIED, DROPPED_TIED = 0, 1, 2, 3  # levels; of the tied, as many stay as are KEPT_TIED
 DRAWS = ((11, 14), (2**40 + 5, 977))  # of two samples, twice: what differs between them is left out
 NEAR = {"rtol": 1e-9, "atol": 1e-12}  # how far apart scores may lie that differ by rounding alone
-ASKED = set(  # of what a method declares or answers, all that a prompt without decoding has or leaves alone
-    """positions decodes protocols watches_decoding channels needs_queries needs_rows needs_plain_keys needs_output files
-    own_budget ragged_batch steady resolve row_weights protects scores plan notes accumulate drop validate""".split()
+ASKED = set(  # of what a method declares or answers, all that a prompt alone has or leaves
+    """positions decodes protocols watches_decoding channels needs_queries needs_rows needs_plain_keys needs_output
+    files own_budget ragged_batch steady resolve row_weights protects scores plan notes accumulate drop
+    validate""".split()
 )
 Levels = UInt8[Tensor, "layers batch kv_heads tokens"]
 
