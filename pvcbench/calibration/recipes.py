@@ -59,11 +59,14 @@ class QFilters:
 def filters_of(rows: Float[Tensor, "heads rows dim"], kv_heads: int) -> Float[Tensor, "kv_heads dim"]:
     """Of each head's rows, not centred, the first right singular vector, towards which most rows point; negated.
 
-    It is averaged over the query heads of a KV head, and not made a unit vector again.
+    Where as many rows point the other way, the longer ones decide. It is averaged over the query heads of a KV head,
+    and not made a unit vector again.
     """
     rows = rows.double()
     first = torch.linalg.eigh(rows.mT @ rows).eigenvectors[..., -1]
-    towards = ((rows @ first[..., None])[..., 0] > 0).double().mean(-1) > 0.5
+    along = (rows @ first[..., None])[..., 0]
+    votes = along.sign().sum(-1)
+    towards = (votes > 0) | ((votes == 0) & (along.sum(-1) > 0))  # which of both signs a solver gives is chance
     signed = torch.where(towards[:, None], -first, first)
     return signed.reshape(kv_heads, -1, rows.shape[-1]).mean(1)
 

@@ -67,7 +67,7 @@ def naive_filters(rows):
     return torch.stack([sum(found[g : g + HEADS // KV_HEADS]) / 2 for g in range(0, HEADS, HEADS // KV_HEADS)])
 
 
-@pytest.mark.parametrize("rows", [180, 50], ids=["all", "some"])
+@pytest.mark.parametrize("rows", [179, 51], ids=["most", "some"])
 def test_filters_are_those_of_the_recipe(loaded, folder, rows):
     """The first singular vector of the rows, not centred, its sign by most rows, mean over a group, negated."""
     recipe = QFilters(texts=3, tokens=60, rows=rows, seed=5)

@@ -127,7 +127,7 @@ def newest_half(one, budget):
 
 
 def pyramid(scores, budget, tokens, layer):
-    return [naive_scores.pyramid(budget, tokens, 32, 20, 2)[layer]] * len(scores)
+    return [naive_scores.pyramid(budget, tokens, 8, 20, 2)[layer]] * len(scores)
 
 
 def ada(scores, budget, tokens, layer):
@@ -150,7 +150,7 @@ NAIVE = {
     "snapkv": snap(32, 7, "max"),
     "snapkv_original": snap(32, 5, "average"),
     "snapkv_kvpress": snap(64, 5, "average"),
-    "pyramidkv": snap(32, 7, "max", pyramid),
+    "pyramidkv": snap(8, 7, "max", pyramid),
     "ada_snapkv": snap(32, 7, "max", ada),
     "h2o": by_head(lambda keys, values, own: summed(own), newest_half),
     "h2o_value_norm": by_head(valued, newest_half),
