@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from pvcbench.calibration.corpus import Corpus
@@ -63,7 +63,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], told: Mapping[str, str]) ->
     """Writes the file whole or not at all."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        save_file(dict(tensors), unfinished, metadata=dict(told))
+        unfinished.write_bytes(save(dict(tensors), metadata=dict(told)))
         unfinished.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another file with --out") from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pvcbench.conformance.cases import VERSION as CASES
@@ -84,10 +84,9 @@ def write(made: Golden, path: Path) -> int:
     known = {"pvcbench": VERSION, "cases": str(CASES)}
     known |= {"variants": json.dumps(dict(made.variants)), "left_out": json.dumps(dict(made.left_out))}
     try:
-        save_file(dict(made.tensors), path, metadata=known)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {path}: {error}; choose another file with --out") from error
-    return path.stat().st_size
+        return path.write_bytes(save(dict(made.tensors), metadata=known))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another file with --out") from error
 
 
 def read(path: Path) -> Golden:

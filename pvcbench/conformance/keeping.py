@@ -30,7 +30,7 @@ NEAR = {"rtol": 1e-9, "atol": 1e-12}  # how far apart scores may lie that differ
 ASKED = set(  # of what a method declares or answers, all that a prompt alone has or leaves
     """positions decodes protocols watches_decoding channels needs_queries needs_rows needs_plain_keys needs_output
     files own_budget ragged_batch steady resolve row_weights protects scores plan notes accumulate drop
-    validate""".split()
+    reference reads prunes survivors validate""".split()
 )
 Levels = UInt8[Tensor, "layers batch kv_heads tokens"]
 
