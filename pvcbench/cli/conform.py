@@ -77,14 +77,27 @@ def computed():
     """The cases with what every method of ours keeps, made now."""
     import torch
 
-    from pvcbench.cli.models import own_methods
     from pvcbench.conformance.cases import COUNT
     from pvcbench.conformance.golden import golden
     from pvcbench.evaluation.progress import Meter
 
     torch.set_num_threads(1)  # for matrices this small more of them only wait for each other
     with Meter(COUNT, what="cases") as meter:
-        return golden(own_methods(), lambda: meter.finish(1))
+        return golden(*own_methods(), lambda: meter.finish(1))
+
+
+def own_methods() -> tuple[dict, dict[str, str]]:
+    """Every method of conf/method, and why some cannot be had without a setting of the user's."""
+    from pvcbench.config import building
+    from pvcbench.config import compose as configuration
+
+    made, absent, names = {}, {}, configuration.options("method")
+    for name, node in configuration.composed([f"method=[{','.join(names)}]"]).methods.items():
+        try:
+            made |= building.build_methods({name: node})
+        except UserError:
+            absent[name] = "they need a setting of yours"
+    return made, absent
 
 
 COMMANDS = {  # how its arguments are added, what it does, what it is, an example

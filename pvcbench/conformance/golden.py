@@ -49,9 +49,16 @@ class Golden:
         return [one for one, told in self.variants.items() if told["class"] == self.variants[name]["class"]]
 
 
-def golden(methods: Mapping[str, Method], step: Callable[[], None] = lambda: None) -> Golden:
-    """All cases with what these methods keep of them; `step` is called after each case."""
-    left_out = {name: why for name, method in methods.items() if (why := covered(method)) is not None}
+def golden(
+    methods: Mapping[str, Method], absent: Mapping[str, str] | None = None, step: Callable[[], None] = lambda: None
+) -> Golden:
+    """All cases with what these methods keep of them; `absent` says of others why they are not among them.
+
+    `step` is called after each case.
+    """
+    left_out = dict(absent or {}) | {
+        name: why for name, method in methods.items() if (why := covered(method)) is not None
+    }
     asked = {name: method for name, method in methods.items() if name not in left_out}
     tensors: dict[str, Tensor] = {}
     reached = set()

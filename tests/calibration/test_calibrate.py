@@ -164,6 +164,17 @@ def test_what_the_command_writes_is_what_the_method_reads(kind, folder, tmp_path
     assert all(torch.equal(tensor, load_file(out)[name]) for name, tensor in load_file(again).items())
 
 
+def test_a_model_is_named_by_its_folder_too(folder, tmp_path, capsys):
+    """As `model=hf model.name=FOLDER` would."""
+    place, out = tmp_path / "tiny", tmp_path / "made.safetensors"
+    made = random_weights.random("tiny", "cpu", None)
+    made.model.save_pretrained(place)
+    made.tokenizer.save_pretrained(place)
+    asked = ["--model", str(place), "--texts", "1", "--tokens", "30", "--rows", "20", "--corpus", str(folder)]
+    assert main(["calibrate", "q-filters", *asked, "device=cpu", "threads=1", "--out", str(out)]) == 0
+    assert load_file(out)["q_filters"].shape == (4, KV_HEADS, DIM) and "1 text of" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("arguments", "told"), [
     (["--out", "x.pt"], "--out must name a .safetensors file"),
     (["--out", "nowhere/x.safetensors"], "there is no folder"),
@@ -174,6 +185,7 @@ def test_what_the_command_writes_is_what_the_method_reads(kind, folder, tmp_path
     (["--out", "x.safetensors", "task=needle"], "what is 'task=needle'"),
     (["--out", "x.safetensors", "--corpus", "nowhere"], "--corpus: 'nowhere' is neither"),
     (["--out", "x.safetensors", "model.shap=tiny"], "model.shap"),
+    (["--out", "x.safetensors", "--model", "randon"], "did you mean 'random'?"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")  # fmt: skip
 def test_a_mistake_is_one_line(arguments, told, folder, tmp_path, monkeypatch, capsys):
     """Before anything is computed, and nothing is written."""

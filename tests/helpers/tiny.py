@@ -170,7 +170,6 @@ def kinds(methods):
     return {name: methods[name] for name in found.values()}
 
 
-# those that read a file of a model have tests of their own
 METHODS = {name: shrunk(method) for name, method in kinds(configured()).items() if not method.unnamed}
 
 
