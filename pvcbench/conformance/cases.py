@@ -11,7 +11,7 @@ VERSION = 1  # raised when any number of a case changes
 LAYERS, BASE = 2, 10000.0  # layers of every case; the base of the rotary embedding
 HEADS = ((4, 2), (4, 4), (4, 1), (6, 2))  # query heads and KV heads, in turn
 SHORT = 16  # cases of about a hundred tokens
-LONG = (300, 333, 366, 399)  # tokens of the cases after them, which methods with long partitions need
+LONG = (276, 300, 324, 388)  # tokens of the cases after them, which methods with long partitions need
 COUNT = SHORT + len(LONG)
 SHARES = (0.42, 0.76)  # budgets of a case, of its tokens
 
@@ -48,7 +48,7 @@ def cases() -> Iterator[Case]:
     """Twenty cases: sixteen of about a hundred tokens, every fourth of them two samples, and four long ones."""
     for number in range(SHORT):
         heads, kv_heads = HEADS[number % 4]
-        yield case(number, 92 + 3 * number, 2 if number % 4 == 1 else 1, heads, kv_heads, 4 + 2 * (number % 5 == 0))
+        yield case(number, 88 + 2 * number, 2 if number % 4 == 1 else 1, heads, kv_heads, 4 + 2 * (number % 5 == 0))
     for number, tokens in enumerate(LONG, start=SHORT):
         yield case(number, tokens, 1, 2, 1, 4)
 

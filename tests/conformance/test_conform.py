@@ -122,6 +122,49 @@ def tova(one, layer, sample, budget):
     return rule.kept
 
 
+def by_group(one, layer, sample, budget):
+    """SnapKV as KVCache-Factory runs it for KV heads: a group's mean first, then the pooling."""
+    means = attention(one, layer, sample).unflatten(0, (one.keys.shape[2], -1)).mean(1)
+    scores = naive_scores.snapkv(means.tolist(), len(means), 8, 7, "max")
+    return naive_scores.with_window(scores, [budget] * len(scores), one.tokens, 8)
+
+
+def counted(one, layer, sample, budget):
+    scores = naive_published.scissorhands(attention(one, layer, sample), one.keys.shape[2], 400)
+    scores = [{j: own[j] for j in range(one.tokens - 10)} for own in scores]
+    return naive_scores.with_window(scores, [budget] * len(scores), one.tokens, 10)
+
+
+def odd(one, layer, sample, inner):
+    """Leverage by a sketch of the test's own: the cases hold what does not depend on it."""
+    sketch = torch.randn(one.keys.shape[-1], 48, generator=torch.Generator().manual_seed(layer)).double() / 48**0.5
+    return [naive_published.leverage(key[inner], sketch, 0.01) for key in one.plain_keys[layer][sample]]
+
+
+def attended(one, layer, sample, inner):
+    grouped = one.queries[layer][sample].unflatten(0, (one.keys.shape[2], -1))
+    parts = zip(grouped, one.keys[layer][sample], one.values[layer][sample], strict=True)
+    return [naive_published.received(q[:, inner], k[inner], v[inner], 256) for q, k, v in parts]
+
+
+def half_of_compactor(scored):
+    def kept(one, layer, sample, budget):
+        scores = scored(one, layer, sample, slice(0, one.tokens))
+        return [naive_scores.best(dict(enumerate(own)), budget) for own in scores]
+
+    return kept
+
+
+def compactor(one, layer, sample, budget):
+    inner, beta = slice(8, one.tokens - 4), 1 - budget / one.tokens
+    parts = (naive_published.standard(scored(one, layer, sample, inner)) for scored in (odd, attended))
+    stay, found = {*range(8), *range(one.tokens - 4, one.tokens)}, []
+    for unlike, seen in zip(*parts, strict=True):
+        scores = {j: beta * a + b for j, (a, b) in enumerate(zip(unlike, seen, strict=True), 8)}
+        found.append(stay | naive_scores.best(scores, budget - len(stay)))
+    return found
+
+
 def newest_half(one, budget):
     return set(range(one.tokens - budget // 2, one.tokens))
 
@@ -150,6 +193,11 @@ NAIVE = {
     "snapkv": snap(32, 7, "max"),
     "snapkv_original": snap(32, 5, "average"),
     "snapkv_kvpress": snap(64, 5, "average"),
+    "snapkv_factory": by_group,
+    "scissorhands": counted,
+    "leverage_score": half_of_compactor(odd),
+    "non_causal_attention": half_of_compactor(attended),
+    "compactor": compactor,
     "pyramidkv": snap(8, 7, "max", pyramid),
     "ada_snapkv": snap(32, 7, "max", ada),
     "h2o": by_head(lambda keys, values, own: summed(own), newest_half),
@@ -165,13 +213,14 @@ NAIVE = {
     "cake": cake,
     "expected_attention": expected,
 }
+SLOW = ("non_causal_attention", "compactor")  # row by row in Python
 
 
 @pytest.mark.parametrize("name", NAIVE)
 def test_the_cases_hold_what_the_naive_method_keeps(golden, name):
     """Every set of some cases with all shapes of heads, and of a long one; entries of equal worth aside."""
-    compared_sets = 0
-    for one in (found for number, found in enumerate(cases()) if number in (0, 1, 2, 3, 16)):
+    compared_sets, numbers = 0, (0, 2) if name in SLOW else (0, 1, 2, 3, 16)
+    for one in (found for number, found in enumerate(cases()) if number in numbers):
         for budget in one.budgets:
             level = golden.tensors.get(f"{one.name}/budget_{budget}/{name}")
             if level is None:
@@ -184,7 +233,7 @@ def test_the_cases_hold_what_the_naive_method_keeps(golden, name):
             same, overlap = compared(mask, level)
             assert bool(same.all()) and bool((overlap == 1).all()), (one.name, budget)
             compared_sets += same.numel()
-    assert compared_sets >= 20
+    assert compared_sets >= (12 if name in SLOW else 20)
 
 
 # ---------------------------------------------------------------------------------------------- the file
