@@ -31,16 +31,16 @@ class ExpectedAttentionStats(Method):
     def scores(self, seen):
         batch, kv_heads, entries, dim = seen.keys.shape
         size = seen.shape.layers, seen.queries.shape[1], dim
-        mean = fitting(self.file, "query_mean", size, "layers, heads, head size")
+        mean = fitting(self.file, "query_mean", seen.layer, size, "layers, heads, head size")
         if entries == 1:  # nothing to rank
             return torch.zeros_like(seen.positions, dtype=torch.float32)
         wide = torch.promote_types(seen.keys.dtype, torch.float32)
         ahead = seen.ahead(self.horizon).to(wide)
         keys = seen.keys.to(wide).repeat_interleave(size[1] // kv_heads, 1)
-        logits = (keys @ (mean[seen.layer].to(ahead) @ ahead)[..., None])[..., 0] / dim**0.5
+        logits = (keys @ (mean.to(ahead) @ ahead)[..., None])[..., 0] / dim**0.5
         if self.covariance:
-            spread = fitting(self.file, "query_cov", (*size, dim), "layers, heads, head size, head size")
-            logits = logits + ((keys @ (ahead.mT @ spread[seen.layer].to(ahead) @ ahead)) * keys).sum(-1) / (2 * dim)
+            spread = fitting(self.file, "query_cov", seen.layer, (*size, dim), "layers, heads, head size, head size")
+            logits = logits + ((keys @ (ahead.mT @ spread.to(ahead) @ ahead)) * keys).sum(-1) / (2 * dim)
         first = min(self.sinks, entries - 1)
         expected = torch.zeros_like(logits)
         expected[..., first:] = logits[..., first:].softmax(-1)

@@ -3,8 +3,8 @@
 from pvcbench.policy import UserError, document, tensors, torch
 
 
-def fitting(file, name, shape, axes):
-    """The tensor of a file by its name; raises UserError where it is not there or has another shape."""
+def fitting(file, name, layer, shape, axes):
+    """A layer of the tensor of a file by its name; raises UserError where it is not there or has another shape."""
     known = tensors(file)
     if name not in known:
         raise UserError(f"{file} holds no {name}, only {', '.join(sorted(known)) or 'nothing'}: name another file")
@@ -14,9 +14,9 @@ def fitting(file, name, shape, axes):
             f"{file}: {name} is {list(found.shape)}, and for this model it would be {list(shape)} ({axes}): "
             "it belongs to another model"
         )
-    if not bool(found.isfinite().all()):
-        raise UserError(f"{file}: {name} has NaN or infinite numbers")
-    return found
+    if not bool(found[layer].isfinite().all()):
+        raise UserError(f"{file}: {name} has NaN or infinite numbers in layer {layer}")
+    return found[layer]
 
 
 def head_weights(file, layers, heads=None):

@@ -33,6 +33,6 @@ class QFilters(Method):
 
     def scores(self, seen):
         size = seen.shape.layers, seen.keys.shape[1], seen.keys.shape[-1]
-        filters = fitting(self.file, "q_filters", size, "layers, KV heads, head size")[seen.layer]
+        filters = fitting(self.file, "q_filters", seen.layer, size, "layers, KV heads, head size")
         wide = torch.promote_types(seen.keys.dtype, torch.float32)
         return -(seen.keys.to(wide) @ filters.to(seen.keys.device, wide)[..., None])[..., 0]
