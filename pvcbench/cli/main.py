@@ -24,6 +24,8 @@ COMMANDS = {  # each a module of this package with `parser()` and `run(asked)`
     "list": "the names that method=, task=, model= and +experiment= take",
     "new": "writes a working example of a method, a task or data of your own",
     "check": "holds a method to the exactness properties and says in one line what is wrong",
+    "calibrate": "computes the file that a method reads, for a model of yours",
+    "conform": "says which published variant of a method an implementation is",
     "models": "which model architectures of transformers run, and why others do not",
     "report": "one HTML page of all results",
     "figures": "draws all figures and tables again from rows alone, or says what is stale",

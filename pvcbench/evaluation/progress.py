@@ -21,10 +21,20 @@ def duration(seconds: float) -> str:
 
 
 class Meter:
-    """Counts samples; `step` tells how far into the next one the run is, `cells` are those whose scores are shown."""
+    """Counts samples, or `what` else; `step` tells how far into the next one the work is.
 
-    def __init__(self, total: int, done: int = 0, cells: Sequence[Cell] = (), running: RunningMeans | None = None):
-        self.total, self.done, self.first = total, done, done
+    `cells` are those whose scores are shown.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        done: int = 0,
+        cells: Sequence[Cell] = (),
+        running: RunningMeans | None = None,
+        what: str = "samples",
+    ):
+        self.total, self.done, self.first, self.what = total, done, done, what
         self.cells, self.running = cells, RunningMeans() if running is None else running
         self.started = self.spoke = time.monotonic()
         self.bar = self.live = None
@@ -32,17 +42,19 @@ class Meter:
     def __enter__(self):
         console = Console(stderr=True)
         if self.done:
-            print(f"going on: {self.done} of {self.total} samples are measured already", file=sys.stderr, flush=True)
+            print(
+                f"going on: {self.done} of {self.total} {self.what} are measured already", file=sys.stderr, flush=True
+            )
         if console.is_terminal:
             columns = (
-                TextColumn("samples"),
+                TextColumn(self.what),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TextColumn("left"),
             )
             self.bar = Progress(*columns, TimeRemainingColumn(elapsed_when_finished=False), console=console)
-            self.task = self.bar.add_task("samples", total=self.total, completed=self.done)
+            self.task = self.bar.add_task(self.what, total=self.total, completed=self.done)
             self.live = Live(self._view(), console=console, refresh_per_second=4, transient=True)
             self.live.start()
         return self
@@ -68,7 +80,7 @@ class Meter:
             self.spoke = now
             left = (now - self.started) / max(1, self.done - self.first) * (self.total - self.done)
             told = f"about {duration(left)} left" if self.done < self.total else "now what they show"
-            print(f"{self.done} of {self.total} samples, {told}", file=sys.stderr, flush=True)
+            print(f"{self.done} of {self.total} {self.what}, {told}", file=sys.stderr, flush=True)
 
     def _view(self) -> Group:
         """The scores so far, where there are any, above the bar."""

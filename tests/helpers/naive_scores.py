@@ -142,6 +142,24 @@ def keydiff(keys: dict[int, list[float]]) -> dict[int, float]:
     return {j: -math.fsum(a * b for a, b in zip(key, anchor, strict=True)) / norm(anchor) for j, key in unit.items()}
 
 
+def mean_rotation(frequencies, dim, first, count):
+    """The mean of the rotations of so many positions, each written out as a matrix for column vectors."""
+    import torch
+
+    rotation = torch.zeros(dim, dim, dtype=torch.float64)
+    for position in range(first, first + count):
+        for pair, frequency in enumerate(frequencies.tolist()):
+            cos, sin = math.cos(position * frequency), math.sin(position * frequency)
+            one, other = pair, pair + len(frequencies)
+            rotation[one, one] += cos / count
+            rotation[other, other] += cos / count
+            rotation[one, other] -= sin / count
+            rotation[other, one] += sin / count
+    for place in range(2 * len(frequencies), dim):
+        rotation[place, place] = 1.0
+    return rotation
+
+
 def expected_attention(queries, keys, values, frequencies, horizon, sinks, covariance=True, value_norm=True):
     """Scores of the entries after the sinks for one KV head: queries are [heads of its group, tokens, dim] before RoPE.
 
@@ -149,25 +167,21 @@ def expected_attention(queries, keys, values, frequencies, horizon, sinks, covar
     """
     import torch
 
+    moments = [(own[sinks:].mean(0), torch.cov(own[sinks:].T, correction=0)) for own in queries]
+    rotation = mean_rotation(frequencies, keys.shape[-1], keys.shape[0], horizon)
+    return expected_of(moments, rotation, keys, values, sinks, covariance, value_norm)
+
+
+def expected_of(moments, rotation, keys, values, sinks, covariance=True, value_norm=True):
+    """The same by the mean and covariance of each query head of the group, which the rotation turns."""
+    import torch
+
     dim, tokens = keys.shape[-1], keys.shape[0]
-    rotation = torch.zeros(dim, dim, dtype=torch.float64)
-    for position in range(tokens, tokens + horizon):
-        for pair, frequency in enumerate(frequencies.tolist()):
-            cos, sin = math.cos(position * frequency), math.sin(position * frequency)
-            one, other = pair, pair + len(frequencies)
-            rotation[one, one] += cos / horizon
-            rotation[other, other] += cos / horizon
-            rotation[one, other] -= sin / horizon
-            rotation[other, one] += sin / horizon
-    for place in range(2 * len(frequencies), dim):
-        rotation[place, place] = 1.0
     total = torch.zeros(tokens - sinks, dtype=torch.float64)
-    for head in queries:
-        own = head[sinks:]
-        mean = rotation @ own.mean(0)
-        logits = [float(key @ mean) / math.sqrt(dim) for key in keys[sinks:]]
+    for mean, spread in moments:
+        turned, wide = rotation @ mean, rotation @ spread @ rotation.T
+        logits = [float(key @ turned) / math.sqrt(dim) for key in keys[sinks:]]
         if covariance:
-            spread = rotation @ torch.cov(own.T, correction=0) @ rotation.T
-            logits = [a + float(key @ spread @ key) / (2 * dim) for a, key in zip(logits, keys[sinks:], strict=True)]
-        total += torch.tensor(logits, dtype=torch.float64).softmax(0) / len(queries)
+            logits = [a + float(key @ wide @ key) / (2 * dim) for a, key in zip(logits, keys[sinks:], strict=True)]
+        total += torch.tensor(logits, dtype=torch.float64).softmax(0) / len(moments)
     return total * values[sinks:].norm(dim=-1) if value_norm else total

@@ -15,7 +15,7 @@ LADDER = [  # a package imports from those before it, and from itself
     "evaluation",
     "analyses",
     "runs",
-    "sweeps costs architectures report checks board",
+    "sweeps costs architectures report checks board calibration conformance",
     "cli",
 ]
 RANK = {name: rank for rank, names in enumerate(LADDER) for name in names.split()}

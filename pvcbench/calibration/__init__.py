@@ -1,0 +1,1 @@
+"""Calibration: what some methods read from a file, computed here from a corpus, without training."""
