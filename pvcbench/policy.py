@@ -20,6 +20,7 @@ from torch import Tensor
 from pvcbench.errors import OutOfReach, UserError
 
 __all__ = [
+    "LayerModule",
     "Method",
     "Observation",
     "OutOfReach",
@@ -56,6 +57,16 @@ class LastRows(Protocol):
 
 
 @dataclass(frozen=True)
+class LayerModule:
+    """A layer's attention module and what the model handed it: for code that was written for such modules."""
+
+    attention: torch.nn.Module
+    model: torch.nn.Module  # the whole of it
+    hidden: Float[Tensor, "batch tokens width"]  # what goes into the attention module, after the layer's norm
+    tables: tuple[Tensor, Tensor] | None  # cos and sin of the tokens' positions, as the model made them
+
+
+@dataclass(frozen=True)
 class Observation:
     """What a method sees of one layer, after its prefill or after one decoding step."""
 
@@ -76,6 +87,7 @@ class Observation:
     ahead: Callable[[int], Tensor] | None = None  # mean rotation of so many positions after the prompt: queries @ it
     rows: LastRows | None = None  # of the prompt, where `needs_rows`
     plain_keys: Callable[[], Tensor] | None = None  # gives the keys before rotary embedding, where `needs_plain_keys`
+    module: Callable[[], LayerModule] | None = None  # gives the layer's module and its input, where `needs_module`
 
     def grouped_mass(self) -> Float[Tensor, "batch kv_heads entries"]:
         """The mass summed over the query heads that share a KV head."""
@@ -95,6 +107,7 @@ class Method:
     needs_queries: ClassVar[bool] = False  # the prompt's queries before rotary embedding, and rotations to come
     needs_rows: int = 0  # the last query rows it sees one by one after the prefill; more than there are: all of them
     needs_plain_keys: ClassVar[bool] = False  # the prompt's keys before rotary embedding
+    needs_module: ClassVar[bool] = False  # each layer's attention module with the hidden states that went into it
     reads: str | None = None  # "answer" or "future": a leaking reference, whose prefill sees what follows the prompt
 
     @property

@@ -66,7 +66,7 @@ def measured(chosen: Sequence[str], threads: int = 1) -> Support:
     from pvcbench.engine.engine import VERSION
 
     torch.set_num_threads(threads)
-    names = compose.options("method")
+    names = compose.complete("method")
     methods = building.build_methods(compose.composed([f"method=[{','.join(names)}]"]).methods)
     known = support.load() if support.FILE.is_file() else Support("", 0, [], {})
     tried = {}

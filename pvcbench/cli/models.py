@@ -62,11 +62,11 @@ def is_folder(name: str) -> bool:
 
 
 def own_methods() -> dict:
-    """Every method of conf/method."""
+    """Every method of conf/method that runs as it stands."""
     from pvcbench.config import building
     from pvcbench.config import compose as config
 
-    names = config.options("method")
+    names = config.complete("method")
     return building.build_methods(config.composed([f"method=[{','.join(names)}]"]).methods)
 
 

@@ -243,7 +243,7 @@ class Engine:
         observer = Observer(watchers, shape, draws.to(ids.device), self.backend, self.plain_costs, self.strict)
         windows = [None if window is None or window >= ids.shape[1] else window for window in self.windows]
         cache = PrefillCache(self.layout, observer, windows, self.kernel, pruner, capture)
-        cache.reach, cache.first, cache.turns = max(reach, ids.shape[1]), first, turns
+        cache.reach, cache.first, cache.turns, cache.model = max(reach, ids.shape[1]), first, turns, self.model
         started = clock(ids)
         logits = self._feed(ids, cache, watch)
         cache.windows = self.windows

@@ -24,7 +24,9 @@ def clock(tensor: Tensor) -> float:
 def granted(method: Method, seen: Observation, mass: Tensor | None) -> Observation:
     """A finished layer as one method sees it: what it did not ask for is not there."""
     rows = seen.rows.newest(method.needs_rows) if method.needs_rows and seen.rows is not None else None
-    return replace(seen, mass=mass, rows=rows, plain_keys=seen.plain_keys if method.needs_plain_keys else None)
+    plain_keys = seen.plain_keys if method.needs_plain_keys else None
+    module = seen.module if method.needs_module else None
+    return replace(seen, mass=mass, rows=rows, plain_keys=plain_keys, module=module)
 
 
 class Observer:

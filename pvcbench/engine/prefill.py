@@ -27,7 +27,7 @@ from pvcbench.engine.rotary import (
 )
 from pvcbench.engine.states import State
 from pvcbench.errors import UserError
-from pvcbench.policy import Method, Shape
+from pvcbench.policy import LayerModule, Method, Shape
 
 
 @dataclass
@@ -107,6 +107,15 @@ class Prefill:
         return self.seconds - others + own
 
 
+@dataclass(frozen=True)
+class Handed:
+    """What an attention module was handed for one chunk of a prompt."""
+
+    module: nn.Module
+    hidden: Float[Tensor, "batch tokens width"]
+    tables: tuple[Tensor, Tensor] | None
+
+
 class PrefillCache(AttendingCache):
     """The cache of a prompt while it is prefilled, in one piece or, without a pruner, in chunks."""
 
@@ -128,6 +137,8 @@ class PrefillCache(AttendingCache):
         self.attention: nn.Module | None = None  # the one under way
         self.turns: list = []  # by layer, where it is known
         self.probing = False
+        self.model: nn.Module | None = None  # the whole of it, for methods that ask for their layer's module
+        self.handed: dict[int, list[Handed]] = {}  # what the modules of layers under way were handed, chunk by chunk
         self.newest: dict[int, Tensor] = {}  # queries of layers under way that a method sees row by row
         self.expansions: dict[int, Tensor] = {}
         self.rules: list[Rule] = []
@@ -177,6 +188,8 @@ class PrefillCache(AttendingCache):
         """
         if self.layout.latent and hasattr(module, "expand_kv"):
             self.expansions[layer] = value_expansion(module)
+        if not self.probing and any(method.needs_module for method in self.observer.methods):
+            self._remember(layer, module, args, kwargs)
         if self.probing or not any(method.needs_queries for method in self.observer.methods):
             return
         still = without_rotation(args, kwargs)
@@ -196,6 +209,26 @@ class PrefillCache(AttendingCache):
             self.probing = False
             if carried is not None:
                 carried.put(self.layers[place])
+
+    def _remember(self, layer, module, args, kwargs) -> None:
+        """Remembers what a layer's attention module is handed until the layer is finished."""
+        if layer not in self.observer.shape.evicted:
+            return
+        if self.layout.latent:
+            raise UserError(
+                "a method that reads hidden states by the layer's own projections cannot do so in this model, whose "
+                "entries are latents: choose other methods by method=[...]"
+            )
+        hidden = kwargs.get("hidden_states", args[0] if args else None)
+        tables = kwargs.get("position_embeddings")
+        self.handed.setdefault(layer, []).append(Handed(module, hidden, tables if isinstance(tables, tuple) else None))
+
+    def _module(self, layer) -> LayerModule:
+        """A finished layer's module with its whole input."""
+        parts = self.handed[layer]
+        tables = [part.tables for part in parts]
+        whole = None if None in tables else tuple(torch.cat(column, -2) for column in zip(*tables, strict=True))
+        return LayerModule(parts[0].module, self.model, torch.cat([part.hidden for part in parts], 1), whole)
 
     def attend_to_latents(self, layer, latents, rule, window):
         if self.probing:
@@ -255,7 +288,10 @@ class PrefillCache(AttendingCache):
             seen = replace(seen, rows=Rows(layer, *parts, rule, self.windows[layer], self.expansions.get(layer)))
         if any(method.needs_plain_keys for method in self.observer.methods):
             seen = replace(seen, plain_keys=self._plain_keys(layer, stored.keys))
+        if layer in self.handed:
+            seen = replace(seen, module=partial(self._module, layer))
         self.chosen = self.observer.finish(seen, self.pruner)
+        self.handed.pop(layer, None)
         if self.chosen is not None:
             self.alive = stored.positions.gather(1, self.chosen)
 

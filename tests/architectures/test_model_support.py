@@ -22,7 +22,7 @@ KNOWN = support.load()
 @pytest.fixture(scope="module")
 def methods():
     """Every method of conf/method."""
-    names = compose.options("method")
+    names = compose.complete("method")
     return building.build_methods(compose.composed([f"method=[{','.join(names)}]"]).methods)
 
 
@@ -31,7 +31,7 @@ def test_the_file_names_every_architecture_of_the_installed_transformers():
         pytest.skip(f"it was made with transformers {KNOWN.transformers}")
     assert {name: family.model for name, family in KNOWN.types.items()} == support.architectures()
     assert set(KNOWN.families) == set(families.every())
-    assert KNOWN.methods == compose.options("method")
+    assert KNOWN.methods == compose.complete("method")
 
 
 def test_what_runs_says_how_exactly():
