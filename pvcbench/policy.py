@@ -11,13 +11,16 @@ live in the cache, beside the entries they belong to.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pvcbench.errors import OutOfReach, UserError
+from pvcbench.errors import MethodError, OutOfReach, UserError
+from pvcbench.method_files import document, numbers, require_file, tensors
+from pvcbench.places import user_path
 
 __all__ = [
     "LayerModule",
@@ -27,7 +30,10 @@ __all__ = [
     "Shape",
     "UserError",
     "by_layer",
+    "document",
+    "numbers",
     "protect",
+    "tensors",
     "torch",
 ]
 
@@ -109,6 +115,35 @@ class Method:
     needs_plain_keys: ClassVar[bool] = False  # the prompt's keys before rotary embedding
     needs_module: ClassVar[bool] = False  # each layer's attention module with the hidden states that went into it
     reads: str | None = None  # "answer" or "future": a leaking reference, whose prefill sees what follows the prompt
+    files: ClassVar[tuple[str, ...]] = ()  # its settings that are files, None where the user has to name one
+
+    def __post_init__(self):
+        """Makes paths of the files that a method names; one with a `__post_init__` of its own calls this as well."""
+        for name in self.files:
+            named = getattr(self, name)
+            object.__setattr__(self, name, None if named is None else user_path(named))
+
+    def validate(self, setting: str) -> None:
+        """Checks, before a model is loaded, the files that it names; `setting` is the method's place, `methods.NAME`.
+
+        A method that can tell a wrong file without the model checks more here, after this.
+        """
+        for name in self.files:
+            path = getattr(self, name)
+            if not (path is None or isinstance(path, Path)):
+                raise MethodError(
+                    f"{type(self).__name__}.__post_init__ must call super().__post_init__(): it has files"
+                )
+            require_file(f"{setting}.{name}", path)
+        for name, value in vars(self).items():
+            if isinstance(value, Method):
+                value.validate(f"{setting}.{name}")
+
+    @property
+    def unnamed(self) -> bool:
+        """Whether it, or a method inside it, still needs to be told a file."""
+        inner = [value for value in vars(self).values() if isinstance(value, Method)]
+        return any(getattr(self, name) is None for name in self.files) or any(one.unnamed for one in inner)
 
     @property
     def own_budget(self) -> str | None:

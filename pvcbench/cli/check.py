@@ -55,6 +55,7 @@ def run(asked: Namespace) -> int:
     from pvcbench.config import building
 
     method = building.build_methods({asked.name: node})[asked.name]
+    method.validate(f"methods.{asked.name}")
     import torch
 
     torch.set_num_threads(1)  # for matrices this small more of them only wait for each other

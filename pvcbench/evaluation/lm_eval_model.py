@@ -113,6 +113,7 @@ def nothing(share: float) -> None:
 def point_of(method: str, budget: int | float, decode: str):
     """The cell of a method of conf/method; raises UserError."""
     methods = building.build_methods(configuration.composed([f"method={method}"]).methods)
+    methods[method].validate(f"methods.{method}")
     if decode not in ("grow", "hold"):
         raise UserError(f"decode must be grow or hold, not {decode!r}")
     return next(point for point in points(methods, parse_budgets([budget]), decode, ()) if point.name == method)

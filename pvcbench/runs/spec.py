@@ -76,6 +76,9 @@ class RunSpec:
         torch.set_num_threads(self.threads)
         self.task.check_device(self.device)
         self.task.validate()
+        for point in self.points:
+            if point.method is not None:
+                point.method.validate(f"methods.{point.name}")
         return model or building.build(self.model, "the model", device=self.device, dtype=self.dtype)
 
     def engine(self, loaded: LoadedModel) -> Engine:

@@ -97,7 +97,8 @@ def checked_results(lines: Iterable[Line]) -> Path:
     for line in {tuple(line.overrides): line for line in lines}.values():  # shards differ in nothing else
         config = composed(line)
         settings.check(config)
-        building.build_methods(config.methods)
+        for name, method in building.build_methods(config.methods).items():
+            method.validate(f"methods.{name}")
         found.add(str(config.results))
     if len(found) > 1:
         raise UserError(f"all runs of a sweep write to one results folder, not to {', '.join(sorted(found))}")
