@@ -34,6 +34,7 @@ class KVPress(Method):
     decodes = ("grow",)
     protocols = ("generate", "continuation")
     needs_module = True
+    needs_hidden = True
     needs_rows = property(lambda self: ALL_ROWS if self.facts.attends else 0)
     ragged_batch = property(lambda self: not self.facts.by_scores)
     own_budget = property(lambda self: "own size" if self.facts.own_size else None)
@@ -78,7 +79,7 @@ class KVPress(Method):
         tables = given.tables
         if tables is not None:
             tables = tuple(table[part] if len(table) > 1 else table for table in tables)
-        kv = given.hidden[part], seen.keys[part], seen.values[part]
+        kv = seen.hidden[part], seen.keys[part], seen.values[part]
         seed = (int(seen.draws[row]) * 1_000_003 + seen.layer) % 2**63
         return Layer(given.attention, *kv, tables, rotary_of(given.model), self._attentions(seen, part), seed)
 

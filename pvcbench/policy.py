@@ -64,12 +64,11 @@ class LastRows(Protocol):
 
 @dataclass(frozen=True)
 class LayerModule:
-    """A layer's attention module and what the model handed it: for code that was written for such modules."""
+    """A layer's attention module in its model: for code that was written for such modules."""
 
     attention: torch.nn.Module
     model: torch.nn.Module  # the whole of it
-    hidden: Float[Tensor, "batch tokens width"]  # what goes into the attention module, after the layer's norm
-    tables: tuple[Tensor, Tensor] | None  # cos and sin of the tokens' positions, as the model made them
+    tables: tuple[Tensor, Tensor] | None  # cos and sin of the tokens' positions, as the module was given them
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,9 @@ class Observation:
     ahead: Callable[[int], Tensor] | None = None  # mean rotation of so many positions after the prompt: queries @ it
     rows: LastRows | None = None  # of the prompt, where `needs_rows`
     plain_keys: Callable[[], Tensor] | None = None  # gives the keys before rotary embedding, where `needs_plain_keys`
-    module: Callable[[], LayerModule] | None = None  # gives the layer's module and its input, where `needs_module`
+    output: Callable[[], Tensor] | None = None  # gives the output projection, where `needs_output`: see there
+    hidden: Float[Tensor, "batch tokens hidden"] | None = None  # what attention was given, where `needs_hidden`
+    module: Callable[[], LayerModule] | None = None  # gives the layer's attention module, where `needs_module`
 
     def grouped_mass(self) -> Float[Tensor, "batch kv_heads entries"]:
         """The mass summed over the query heads that share a KV head."""
@@ -113,7 +114,9 @@ class Method:
     needs_queries: ClassVar[bool] = False  # the prompt's queries before rotary embedding, and rotations to come
     needs_rows: int = 0  # the last query rows it sees one by one after the prefill; more than there are: all of them
     needs_plain_keys: ClassVar[bool] = False  # the prompt's keys before rotary embedding
-    needs_module: ClassVar[bool] = False  # each layer's attention module with the hidden states that went into it
+    needs_output: ClassVar[bool] = False  # each query head's matrix, [heads, value_dim, hidden], by which it writes
+    needs_hidden: ClassVar[bool] = False  # the hidden states of the prompt as the attention module is given them
+    needs_module: ClassVar[bool] = False  # each layer's attention module, for code that reads its weights
     reads: str | None = None  # "answer" or "future": a leaking reference, whose prefill sees what follows the prompt
     files: ClassVar[tuple[str, ...]] = ()  # its settings that are files, None where the user has to name one
 

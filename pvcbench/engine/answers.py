@@ -121,7 +121,7 @@ def scores(method: Method, seen: Observation, strict: bool = False) -> Tensor:
         fault = "dtype" if isinstance(found, Tensor) and found.shape == shape else "shape"
         raise wrong(method, "scores", told(found), f"{wanted} {list(shape)}, one number for each entry", fault)
     if not bool(torch.isfinite(found).all()):
-        seen_parts = (seen.keys, seen.values, seen.mass, seen.totals, seen.queries)
+        seen_parts = (seen.keys, seen.values, seen.mass, seen.totals, seen.queries, seen.hidden)
         if not all(bool(torch.isfinite(part).all()) for part in seen_parts if part is not None):
             raise NotFinite(NOT_FINITE)
         wanted = "finite ones (protects() keeps entries)"

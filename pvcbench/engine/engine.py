@@ -26,6 +26,7 @@ from pvcbench.engine.kernels.interface import require
 from pvcbench.engine.layout import Layout, attentions_by_layer, decoder_config, decoder_layers, first_position
 from pvcbench.engine.observer import Observer, clock
 from pvcbench.engine.prefill import Prefill, PrefillCache
+from pvcbench.engine.projections import LATENT, Projection, Watch, projections_of, watching
 from pvcbench.engine.refusal import refusal
 from pvcbench.engine.rotary import SCALED, Reach
 from pvcbench.engine.states import State
@@ -110,6 +111,8 @@ class Engine:
         self.strict = False  # whether methods are on trial: asked twice, and held to every rule at any cost
         self.continues = True  # whether several tokens at once can follow others; not so for some recurrent layers
         self.turning: list[Turns] | None = None  # how each layer turns with positions, once that is known
+        self.projecting: list[Projection | str] | None = None  # each layer's output projection, once that is known
+        self.modules = modules  # of the decoder
         self.running = 0  # the place of the decoder layer that runs, or of the first in the module that runs
         self.hooks = [
             module.register_forward_pre_hook(self._hook(number * self.layout.together), with_kwargs=True)
@@ -224,13 +227,14 @@ class Engine:
         capture: int = 0,
         reach: int = 0,
         first: int = 0,
+        look: Watch | None = None,
     ) -> Prefill:
         """Runs the prompt once, observing what the methods ask for; with a pruner, the prefill is its own.
 
         `shape` stands in for the prompt's own where more is to come; `watch` is shown the logits of all tokens;
         the queries of the last `capture` rows are kept (`Prefill.rows`). `reach` is the number of tokens of the whole
         sequence where it is known to be longer: some models choose their rotary tables by it. `first` is the position
-        of the first token in the model's eyes, where a check asks for another than 0.
+        of the first token in the model's eyes, where a check asks for another than 0. `look` is told what heads add up.
         """
         if pruner is not None:
             self.require_prunable(pruner)
@@ -240,10 +244,13 @@ class Engine:
         draws = torch.zeros(len(ids), dtype=torch.int64) if draws is None else draws
         watchers = [pruner] if pruner is not None else list(dict.fromkeys(methods))
         turns = self._turns_for(watchers, ids, reach)
+        asked = any(method.needs_output for method in watchers)
+        projections = self.projections(ids) if asked else []
         observer = Observer(watchers, shape, draws.to(ids.device), self.backend, self.plain_costs, self.strict)
         windows = [None if window is None or window >= ids.shape[1] else window for window in self.windows]
         cache = PrefillCache(self.layout, observer, windows, self.kernel, pruner, capture)
-        cache.reach, cache.first, cache.turns, cache.model = max(reach, ids.shape[1]), first, turns, self.model
+        cache.reach, cache.first, cache.turns = max(reach, ids.shape[1]), first, turns
+        cache.projections, cache.watch, cache.model = projections, look, self.model
         started = clock(ids)
         logits = self._feed(ids, cache, watch)
         cache.windows = self.windows
@@ -299,6 +306,17 @@ class Engine:
                 return found  # other tokens may say more
             self.turning = found
         return self.turning
+
+    @torch.inference_mode()
+    def projections(self, ids: Int[Tensor, "batch tokens"]) -> list[Projection | str]:
+        """Each layer's output projection, or why it has none, found once, on a prompt's tokens."""
+        if self.projecting is None and self.layout.latent:
+            self.projecting = [LATENT] * len(self.windows)
+        if self.projecting is None:
+            with watching(self.modules) as watch:
+                self.prefill(ids[:1, :TOKENS], capture=1, look=watch)
+            self.projecting = projections_of(watch, len(self.windows))
+        return self.projecting
 
     def _piece(self, ids: Int[Tensor, "batch tokens"], pruner: Method | None, watched: bool) -> int:
         """Tokens of a prompt that are fed at once: all, unless a chunk is set or the logits of all are looked at."""

@@ -24,9 +24,9 @@ def clock(tensor: Tensor) -> float:
 def granted(method: Method, seen: Observation, mass: Tensor | None) -> Observation:
     """A finished layer as one method sees it: what it did not ask for is not there."""
     rows = seen.rows.newest(method.needs_rows) if method.needs_rows and seen.rows is not None else None
-    plain_keys = seen.plain_keys if method.needs_plain_keys else None
-    module = seen.module if method.needs_module else None
-    return replace(seen, mass=mass, rows=rows, plain_keys=plain_keys, module=module)
+    asked = {"plain_keys": method.needs_plain_keys, "output": method.needs_output, "hidden": method.needs_hidden}
+    asked["module"] = method.needs_module
+    return replace(seen, mass=mass, rows=rows, **{name: None for name, wanted in asked.items() if not wanted})
 
 
 class Observer:
@@ -53,6 +53,7 @@ class Observer:
         self.notes: dict[Method, list[Tensor]] = {method: [] for method in self.methods}
         most = max((method.needs_rows for method in self.methods), default=0)
         self.most_rows = min(most, shape.tokens)  # that a method sees one by one
+        self.shows_hidden = any(method.needs_hidden for method in self.methods)
         self.scoring_seconds = dict.fromkeys(self.methods, 0.0)
         self.rows = dict.fromkeys(self.methods, 0)  # most rows a method weighs in any layer
         self.extra_seconds = 0.0  # observing beyond plain attention

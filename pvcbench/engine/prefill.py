@@ -12,6 +12,7 @@ from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.latent import value_expansion
 from pvcbench.engine.layout import Layout
 from pvcbench.engine.observer import Observer
+from pvcbench.engine.projections import Projection, Watch
 from pvcbench.engine.query_rows import Rows
 from pvcbench.engine.rotary import (
     SCALED,
@@ -107,15 +108,6 @@ class Prefill:
         return self.seconds - others + own
 
 
-@dataclass(frozen=True)
-class Handed:
-    """What an attention module was handed for one chunk of a prompt."""
-
-    module: nn.Module
-    hidden: Float[Tensor, "batch tokens width"]
-    tables: tuple[Tensor, Tensor] | None
-
-
 class PrefillCache(AttendingCache):
     """The cache of a prompt while it is prefilled, in one piece or, without a pruner, in chunks."""
 
@@ -137,8 +129,13 @@ class PrefillCache(AttendingCache):
         self.attention: nn.Module | None = None  # the one under way
         self.turns: list = []  # by layer, where it is known
         self.probing = False
-        self.model: nn.Module | None = None  # the whole of it, for methods that ask for their layer's module
-        self.handed: dict[int, list[Handed]] = {}  # what the modules of layers under way were handed, chunk by chunk
+        self.projections: list[Projection | str] = []  # by layer, where it is known
+        self.watch: Watch | None = None  # where projections are looked for
+        self.given: dict[int, Tensor | None] = {}  # to the attention of the layer under way, where a method asks
+        self.hidden: dict[int, Tensor] = {}  # the same of all chunks so far
+        self.model: nn.Module | None = None  # the whole of it
+        self.modules: dict[int, nn.Module] = {}  # the attention of layers under way, where a method asks for it
+        self.positioned: dict[int, list[tuple[Tensor, Tensor] | None]] = {}  # its tables, chunk by chunk
         self.newest: dict[int, Tensor] = {}  # queries of layers under way that a method sees row by row
         self.expansions: dict[int, Tensor] = {}
         self.rules: list[Rule] = []
@@ -184,12 +181,15 @@ class PrefillCache(AttendingCache):
     def before_attention(self, layer: int, module, args: tuple, kwargs: dict) -> None:
         """Where a method needs queries before rotary embedding: runs the layer's projections once without rotation.
 
-        Of a layer that hands in latents it remembers how values come out of these.
+        Of a layer that hands in latents it remembers how values come out of these; and the hidden states that it is
+        given, where a method needs them.
         """
         if self.layout.latent and hasattr(module, "expand_kv"):
             self.expansions[layer] = value_expansion(module)
+        if self.observer.shows_hidden and not self.probing:
+            self.given[layer] = kwargs.get("hidden_states", args[0] if args else None)
         if not self.probing and any(method.needs_module for method in self.observer.methods):
-            self._remember(layer, module, args, kwargs)
+            self._keep_module(layer, module, kwargs.get("position_embeddings"))
         if self.probing or not any(method.needs_queries for method in self.observer.methods):
             return
         still = without_rotation(args, kwargs)
@@ -210,25 +210,23 @@ class PrefillCache(AttendingCache):
             if carried is not None:
                 carried.put(self.layers[place])
 
-    def _remember(self, layer, module, args, kwargs) -> None:
-        """Remembers what a layer's attention module is handed until the layer is finished."""
+    def _keep_module(self, layer, module, tables) -> None:
+        """Remembers a layer's attention module, and its rotary tables chunk by chunk, until the layer is finished."""
         if layer not in self.observer.shape.evicted:
             return
         if self.layout.latent:
             raise UserError(
-                "a method that reads hidden states by the layer's own projections cannot do so in this model, whose "
-                "entries are latents: choose other methods by method=[...]"
+                "a method that reads weights of the attention modules cannot do so in this model, whose entries are "
+                "latents: choose other methods by method=[...]"
             )
-        hidden = kwargs.get("hidden_states", args[0] if args else None)
-        tables = kwargs.get("position_embeddings")
-        self.handed.setdefault(layer, []).append(Handed(module, hidden, tables if isinstance(tables, tuple) else None))
+        self.modules[layer] = module
+        self.positioned.setdefault(layer, []).append(tables if isinstance(tables, tuple) else None)
 
-    def _module(self, layer) -> LayerModule:
-        """A finished layer's module with its whole input."""
-        parts = self.handed[layer]
-        tables = [part.tables for part in parts]
-        whole = None if None in tables else tuple(torch.cat(column, -2) for column in zip(*tables, strict=True))
-        return LayerModule(parts[0].module, self.model, torch.cat([part.hidden for part in parts], 1), whole)
+    def _module(self, layer) -> tuple[nn.Module, nn.Module, tuple[Tensor, Tensor] | None]:
+        """A finished layer's attention module, the model, and the tables of all positions."""
+        parts = self.positioned.pop(layer)
+        whole = None if None in parts else tuple(torch.cat(column, -2) for column in zip(*parts, strict=True))
+        return self.modules.pop(layer), self.model, whole
 
     def attend_to_latents(self, layer, latents, rule, window):
         if self.probing:
@@ -244,16 +242,23 @@ class PrefillCache(AttendingCache):
         stored, window = self._store(layer, key, value), self.windows[layer]
         self._keep(layer, query, rule)
         self._keep_newest(layer, query)
+        self._keep_hidden(layer, key)
         self._unrotate(layer, query)
         parts = (query, stored.keys, stored.values) if expanded is None else expanded(stored.keys)
         plain = partial(self._plain, layer, rule, *parts[1:])
         if layer not in self.observer.shape.evicted:
-            return plain(parts[0], stored.keys.shape[2])
+            return self._shown(layer, plain(parts[0], stored.keys.shape[2]))
         later = later if self.pruner is None else 0
         sliding = None if window is None else (window, stored.positions)
         output = self.observer.attend(layer, *parts, rule, later, plain, sliding)
         if later == 0:
             self._finish(layer, query, rule)
+        return self._shown(layer, output)
+
+    def _shown(self, layer, output):
+        """What the heads of a layer add up, which a watch is told."""
+        if self.watch is not None:
+            self.watch.attended(layer, output)
         return output
 
     def _store(self, layer, key, value) -> PromptLayer:
@@ -288,10 +293,13 @@ class PrefillCache(AttendingCache):
             seen = replace(seen, rows=Rows(layer, *parts, rule, self.windows[layer], self.expansions.get(layer)))
         if any(method.needs_plain_keys for method in self.observer.methods):
             seen = replace(seen, plain_keys=self._plain_keys(layer, stored.keys))
-        if layer in self.handed:
-            seen = replace(seen, module=partial(self._module, layer))
+        if any(method.needs_output for method in self.observer.methods):
+            seen = replace(seen, output=self._projection(layer).matrix)
+        if layer in self.hidden:
+            seen = replace(seen, hidden=self.hidden.pop(layer))
+        if layer in self.modules:
+            seen = replace(seen, module=partial(LayerModule, *self._module(layer)))
         self.chosen = self.observer.finish(seen, self.pruner)
-        self.handed.pop(layer, None)
         if self.chosen is not None:
             self.alive = stored.positions.gather(1, self.chosen)
 
@@ -304,6 +312,16 @@ class PrefillCache(AttendingCache):
                 "do not need them by method=[...]"
             )
         return partial(turned_back, turns.keys, self.tables(layer), keys)
+
+    def _projection(self, layer) -> Projection:
+        """A layer's output projection."""
+        projection = self.projections[layer]
+        if isinstance(projection, str):
+            raise UserError(
+                f"what each query head writes into the hidden states cannot be told, since {projection}: choose "
+                "methods that do not need the output projection by method=[...]"
+            )
+        return projection
 
     def _plain(self, layer, rule, keys, values, rows, count, lse=False):
         """Ordinary attention of the prompt's last rows so far to the first `count` entries (see Observer.attend)."""
@@ -361,6 +379,19 @@ class PrefillCache(AttendingCache):
         if most and layer in self.observer.shape.evicted:
             known = [self.newest[layer]] if layer in self.newest else []
             self.newest[layer] = torch.cat((*known, query), 2)[:, :, -most:].clone()
+
+    def _keep_hidden(self, layer, key) -> None:
+        """Remembers, until the layer is finished, what its attention was given, if a method asks for it."""
+        if not self.observer.shows_hidden or layer not in self.observer.shape.evicted:
+            return
+        given = self.given.pop(layer, None)
+        if not isinstance(given, Tensor) or given.shape[:-1] != (len(key), key.shape[2]):
+            raise UserError(
+                f"the attention of layer {layer} of this model is not given hidden states by token: choose methods "
+                "that do not need them by method=[...]"
+            )
+        known = [self.hidden[layer]] if layer in self.hidden else []
+        self.hidden[layer] = torch.cat((*known, given), 1)
 
     def finished(self, logits: Float[Tensor, "batch vocabulary"], seconds: float) -> Prefill:
         """What remains once the last chunk has run."""
