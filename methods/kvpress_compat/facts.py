@@ -160,8 +160,7 @@ def stand_in(tokens: int, layers: int, number: int, attends: bool) -> Layer:
         module, rotary = StandIn(layers, number), Rotary()
         hidden = torch.randn(1, tokens, HEADS * DIM)
         keys, values = (
-            project(hidden).view(1, tokens, KV_HEADS, DIM).transpose(1, 2)
-            for project in (module.k_proj, module.v_proj)
+            project(hidden).view(1, tokens, KV_HEADS, DIM).transpose(1, 2) for project in (module.k_proj, module.v_proj)
         )
         cos, sin = rotary(hidden, torch.arange(tokens)[None])
         first, second = keys.chunk(2, -1)

@@ -23,7 +23,7 @@ INSTALL = "install it by `pip install --no-deps kvpress`, or name its folder by 
 
 
 def package(path: str | None = None) -> ModuleType:
-    """kvpress as a package whose modules can be imported: from `path`, its folder or the one around it, or installed."""
+    """kvpress with its modules ready to be imported: from `path`, its folder or the one around it, or as installed."""
     known = sys.modules.get(NAME)
     if known is None:
         known = importlib.util.module_from_spec(_spec(path))

@@ -102,7 +102,7 @@ def readable(overrides: Sequence[str], folders: Sequence[Path] = (), several: bo
 
 
 def opened(text: str, folders: Sequence[Path] = ()) -> str:
-    """A setting inside a mapping that a method's file leaves empty, as one to be added: such a mapping takes any key."""
+    """A setting in a mapping that a method's file leaves empty, as one to be added: such a mapping takes any key."""
     mark, key, _ = written_settings.pieces_of(text)
     group, *names = key.split(".")
     if mark or group != "methods" or names[0] not in options("method", folders):

@@ -66,10 +66,6 @@ def with_options(named: dict):
     return getattr(kvpress, named["press"])(**options)
 
 
-def void(_) -> None:
-    """What a hook returns that changes nothing."""
-
-
 class Worker:
     """The model, the tokenizer and kvpress's own pipeline; only the attention implementation changes with the press."""
 
@@ -156,11 +152,12 @@ class Worker:
     @contextmanager
     def seeded(self, seed: int | None):
         """Seeds torch before each layer by the layer's number, if a seed is given."""
+
+        def before(module, inputs):
+            torch.manual_seed(seed + module.layer_idx)
+
         layers = self.model.model.layers if seed is not None else ()
-        hooks = [
-            layer.self_attn.register_forward_pre_hook(lambda module, _: void(torch.manual_seed(seed + module.layer_idx)))
-            for layer in layers
-        ]
+        hooks = [layer.self_attn.register_forward_pre_hook(before) for layer in layers]
         try:
             yield
         finally:

@@ -4,9 +4,9 @@ import sys
 from dataclasses import dataclass
 
 import torch
-from peers.client import Peer, PeerFailed
 
 from methods.kvpress import KVPress, installed
+from peers.client import Peer, PeerFailed
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
 from pvcbench.errors import UserError
@@ -15,7 +15,7 @@ from pvcbench.policy import Method, OutOfReach
 BASE = {"press": "SnapKVPress"}
 TWO = [{"press": "KnormPress", "options": {"compression_ratio": 0.3}}]
 TWO += [{"press": "KeyDiffPress", "options": {"compression_ratio": 0.4}}]
-OPTIONS = {  # what a press must be told, where its defaults say nothing or keep everything; others wrap SnapKV or nothing
+OPTIONS = {  # of presses whose defaults keep everything, or that need more than a press inside them
     "ComposedPress": {"presses": TWO},
     "PerLayerCompressionPress": {"press": "KnormPress", "compression_ratios": [0.5, 0.25] * 64},
     "DMSPress": {"press": "KnormPress", "threshold": -12.0},

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-BASES = '''
+BASES = """
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -39,7 +39,7 @@ class ScorerPress(BasePress):
         kept = max(1, int(keys.shape[2] * (1 - self.compression_ratio)))
         index = scores.topk(kept, dim=-1).indices[..., None].expand(-1, -1, -1, keys.shape[-1])
         return keys.gather(2, index), values.gather(2, index)
-'''
+"""
 PRESSES = '''
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""method=kvpress: a press runs unchanged, on a small kvpress of the tests' own, and on the real one where it is there."""
+"""method=kvpress: presses run unchanged, of a small kvpress of the tests' own and of the real one where it is there."""
 
 import importlib.util
 import re
@@ -179,7 +179,7 @@ def test_a_kvpress_that_is_not_there(small, tmp_path):
     with pytest.raises(UserError, match=r"there is no kvpress in .*pip install --no-deps kvpress"):
         KVPress("QueryPress", path=str(tmp_path))
     KVPress("QueryPress", path=small)
-    with pytest.raises(UserError, match="imported from .* already"):
+    with pytest.raises(UserError, match=r"imported from .* already"):
         KVPress("QueryPress", path=str(tmp_path))
 
 
