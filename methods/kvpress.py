@@ -76,10 +76,10 @@ class KVPress(Method):
     def _layer(self, seen, given, row) -> Layer:
         """One sample's layer as the press is handed it."""
         part = slice(row, row + 1)
-        tables = given.tables
+        tables, place = given.tables, seen.keys.device
         if tables is not None:
-            tables = tuple(table[part] if len(table) > 1 else table for table in tables)
-        kv = seen.hidden[part], seen.keys[part], seen.values[part]
+            tables = tuple((table[part] if len(table) > 1 else table).to(place) for table in tables)
+        kv = seen.hidden[part].to(place), seen.keys[part], seen.values[part]
         seed = (int(seen.draws[row]) * 1_000_003 + seen.layer) % 2**63
         return Layer(given.attention, *kv, tables, rotary_of(given.model), self._attentions(seen, part), seed)
 
