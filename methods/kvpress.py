@@ -14,7 +14,7 @@ from methods.kvpress_compat.layer import scores as scores_of
 from methods.kvpress_compat.prepared import READY, rotary_of
 from pvcbench.policy import Method, Observation, OutOfReach, UserError, torch
 
-MISSING = "???"
+MISSING = "???"  # where the YAML leaves the press to the user
 ALL_ROWS = 2**40
 MOST_BYTES = 4 * 2**30  # of the attention weights of one layer and sample, for presses that read all of them
 STEP = 0.01  # of the prompt: what a press may keep beyond the budget, since some sizes come in steps

@@ -147,9 +147,13 @@ class StandIn(nn.Module):
 class Rotary(nn.Module):
     """Rotary embedding as transformers' Llama has it."""
 
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("inv_freq", 10000.0 ** -(torch.arange(0, DIM, 2).float() / DIM), persistent=False)
+        self.attention_scaling = 1.0
+
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        frequencies = 10000.0 ** -(torch.arange(0, DIM, 2).float() / DIM)
-        angles = (position_ids[..., None].float() * frequencies).repeat(1, 1, 2)
+        angles = (position_ids[..., None].float() * self.inv_freq).repeat(1, 1, 2)
         return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
 
 

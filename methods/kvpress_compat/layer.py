@@ -41,10 +41,10 @@ class Layer:
 
 
 class Cache:
-    """As much of transformers' cache as a press looks at."""
+    """As much of transformers' cache as a press looks at; some write into it, so it holds copies."""
 
     def __init__(self, layer: Layer):
-        self.layers = {layer.module.layer_idx: SimpleNamespace(keys=layer.keys, values=layer.values)}
+        self.layers = {layer.module.layer_idx: SimpleNamespace(keys=layer.keys.clone(), values=layer.values.clone())}
         self.tokens = layer.keys.shape[2]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -74,8 +74,9 @@ def lent(layer: Layer) -> Iterator[None]:
 def scores(press, layer: Layer) -> Float[Tensor, "1 kv_heads tokens"]:
     """The scores of a press."""
     with lent(layer):
-        parts = layer.module, layer.hidden, layer.keys, layer.values, layer.attentions
-        found = press.score(*parts, layer.arguments())
+        arguments = layer.arguments()
+        own = arguments["past_key_values"].layers[layer.module.layer_idx]
+        found = press.score(layer.module, layer.hidden, own.keys, own.values, layer.attentions, arguments)
     kinds = (torch.float32, torch.float64, layer.keys.dtype)
     return found if found.dtype in kinds else found.float()
 
@@ -107,8 +108,8 @@ def found_again(layer: Layer, keys: Tensor, values: Tensor) -> Int[Tensor, "1 kv
         return None
     if keys.shape[2] != values.shape[2]:
         return None
-    known, order = prints(layer.keys, layer.values).sort(-1, stable=True)
-    sought, turn = prints(keys, values).sort(-1, stable=True)
+    known, order = prints(layer.keys, layer.values).sort(dim=-1, stable=True)
+    sought, turn = prints(keys, values).sort(dim=-1, stable=True)
     number = torch.arange(sought.shape[-1], device=sought.device) - torch.searchsorted(sought, sought)  # among equals
     place = (torch.searchsorted(known, sought) + number).clamp(max=known.shape[-1] - 1)
     index = torch.empty_like(turn).scatter_(-1, turn, order.gather(-1, place))

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pvcbench.config import overrides as written_settings
 from pvcbench.config import settings
-from pvcbench.config.building import add_folder, refuse_shadow
+from pvcbench.config.building import MISSING, add_folder, refuse_shadow
 from pvcbench.config.extras import pip_install
 from pvcbench.config.overrides import quoted
 from pvcbench.config.settings import Config
@@ -27,7 +27,6 @@ PACKAGE = Path(__file__).parent.parent
 # of a wheel, of the sources
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 LAUNCHERS = ("basic", "submitit_local", "submitit_slurm")
-MISSING = "???"  # in YAML: a value that the user must give
 CHOSEN = ("model", "task", "method")  # groups that every run chooses from
 
 ConfigStore.instance().store("pvcbench_schema", Config)

@@ -78,6 +78,7 @@ class Worker:
         self.pipeline = kvpress.KVPressTextGenerationPipeline(
             model=self.model, tokenizer=tokenizer_of(folder), device="cpu"
         )
+        self.whole = None, []  # the uncompressed cache that kept sets were last compared with, behind what it is of
 
     def press(self, name: str | dict | None, ratio: float):
         """A press, or None for the uncompressed cache, and the attention it needs set in the model."""
@@ -131,15 +132,14 @@ class Worker:
 
     def keep(self, press: str | dict, ids: list[int], ratio: float, seed: int | None = None) -> dict:
         """The positions that each layer and head keeps, found by comparing its keys with the whole cache's."""
-        caches = []
         eager = (press["press"].removesuffix("Press") if isinstance(press, dict) else press) in EAGER
-        for name in (None, press):
-            chosen, cache = self.press(name, ratio), DynamicCache()
-            self.model.set_attn_implementation("eager" if eager else "sdpa")  # the same keys to the last bit
-            with torch.inference_mode(), self.seeded(seed), chosen(self.model) if chosen else nullcontext():
-                self.model.model(input_ids=torch.tensor([ids]), past_key_values=cache)
-            caches.append(cache.layers)
-        whole, left = caches
+        known = tuple(ids), eager
+        if self.whole[0] != known:
+            self.whole = known, self.prefilled(None, ids, eager)
+        chosen = self.press(press, ratio)
+        with self.seeded(seed):
+            left = self.prefilled(chosen, ids, eager)
+        whole = self.whole[1]
         kept = []
         for number, (full, part) in enumerate(zip(whole, left, strict=True)):
             masked = getattr(self.model.model.layers[number].self_attn, "masked_key_indices", None)
@@ -148,6 +148,14 @@ class Worker:
                 same[masked[1], masked[2], masked[2]] = False
             kept.append([head.any(0).nonzero().flatten().tolist() for head in same])
         return {"kept": kept}
+
+    def prefilled(self, chosen, ids: list[int], eager: bool) -> list:
+        """The layers of the cache after a prefill under a press; by the same attention, keys are equal to the bit."""
+        cache = DynamicCache()
+        self.model.set_attn_implementation("eager" if eager else "sdpa")
+        with torch.inference_mode(), chosen(self.model) if chosen else nullcontext():
+            self.model.model(input_ids=torch.tensor([ids]), past_key_values=cache)
+        return cache.layers
 
     @contextmanager
     def seeded(self, seed: int | None):

@@ -1,6 +1,7 @@
 """Every press of a kvpress under `method=kvpress` beside kvpress' own run: who can be compared, and the kept sets."""
 
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +53,7 @@ def named(folder: str) -> list[Named]:
 def found(name: str) -> Named:
     """A press with the first options that it takes."""
     reasons = []
-    for options in [OPTIONS[name]] if name in OPTIONS else [{}, BASE]:
+    for options in [OPTIONS[name]] if name in OPTIONS else [{}, BASE, {"base_press": "SnapKVPress"}]:
         try:
             method = KVPress(name, options)
         except UserError as error:
@@ -69,39 +70,57 @@ def sensible(reasons: list[str]) -> str:
     return next((one for one in reasons if "cannot be made of options" not in one), reasons[0])
 
 
-def kept_by_us(engine: Engine, ids: torch.Tensor, method: Method, budget: int) -> list[list[set[int]]]:
-    """What our run of a press keeps, as [layer][head]."""
-    asked = None if method.own_budget is not None else budget
-    method = method.resolve(asked, engine.shape(ids.shape[1]))
-    prefill = engine.prefill(ids, [method])
-    [group] = engine.fork(prefill, [Cell("x", method, asked)], 0)
-    return [[{place for place in head.tolist() if place >= 0} for head in layer.positions[0]] for layer in group.layers]
+def asked(method: Method, budget: int) -> int | None:
+    """The budget of a cell: none where the options of a press fix its size."""
+    return None if method.own_budget is not None else budget
 
 
-def compared(engine: Engine, peer: Peer, ids: torch.Tensor, ratio: float, presses: list[Named], overlaps) -> list[dict]:
+def kept_by_us(engine: Engine, ids: torch.Tensor, presses: Sequence[Named], budget: int) -> dict[str, list]:
+    """What our run of each press keeps, as [layer][head], out of one prefill; or in its place why there is none."""
+    shape, methods, found = engine.shape(ids.shape[1]), {}, {}
+    for one in presses:
+        try:
+            methods[one.name] = one.method.resolve(asked(one.method, budget), shape)
+        except OutOfReach as error:
+            found[one.name] = str(error)
+    prefill = engine.prefill(ids, list(methods.values()))
+    for name, method in methods.items():
+        try:
+            [group] = engine.fork(prefill, [Cell(name, method, asked(method, budget))], 0)
+        except OutOfReach as error:
+            found[name] = str(error)
+            continue
+        found[name] = [[set(head) - {-1} for head in layer.positions[0].tolist()] for layer in group.layers]
+    return found
+
+
+def compared(
+    engine: Engine, peer: Peer, ids: torch.Tensor, ratio: float, presses: Sequence[Named], overlaps: Callable
+) -> list[dict]:
     """One line for every press that runs on both sides, and one with the reason for every other."""
     lines = []
+    ours = kept_by_us(engine, ids, [one for one in presses if one.method], int(ids.shape[1] * (1 - ratio)))
     for one in presses:
-        line = {"press": one.name, "options": one.options, "reason": one.reason}
-        if one.method is not None:
+        line, own = {"press": one.name, "options": one.options, "reason": one.reason}, ours.get(one.name)
+        if isinstance(own, str):
+            line["reason"] = own
+        elif own is not None:
             try:
-                line |= both(engine, peer, ids, ratio, one, overlaps)
-            except (OutOfReach, PeerFailed) as error:
+                wanted = {"ids": ids[0].tolist(), "ratio": ratio, "seed": 0}
+                line |= beside(one, own, peer.ask("keep", press=one.request, **wanted)["kept"], overlaps)
+            except PeerFailed as error:
                 line["reason"] = str(error)
         lines.append(line)
         print(f"{one.name}: {line.get('mean', line['reason'])}", file=sys.stderr)
     return lines
 
 
-def both(engine, peer, ids, ratio, one: Named, overlaps) -> dict:
+def beside(one: Named, ours: list, theirs: list, overlaps: Callable) -> dict:
     """The kept sets of both sides: sizes, and the overlap by layer."""
-    theirs = peer.ask("keep", press=one.request, ids=ids[0].tolist(), ratio=ratio, seed=0)["kept"]
-    ours = kept_by_us(engine, ids, one.method, int(ids.shape[1] * (1 - ratio)))
-    sizes = {side: mean_size(kept) for side, kept in (("kept", ours), ("kept_there", theirs))}
-    shares = overlaps(ours, theirs)
-    facts = one.method.facts
-    chosen = "its own size" if facts.own_size else "its scores" if facts.by_scores else "its hook"
+    facts, shares = one.method.facts, overlaps(ours, theirs)
+    chosen = "its hook, its own size" if facts.own_size else "its scores" if facts.by_scores else "its hook"
     numbers = {"mean": round(sum(shares) / len(shares), 4), "least": round(min(shares), 4)}
+    sizes = {"kept": mean_size(ours), "kept_there": mean_size(theirs)}
     return {"by": chosen, **sizes, **numbers, "why": WHY.get(one.name, "")}
 
 

@@ -121,6 +121,15 @@ class TurnPress(ScorerPress):
 
 
 @dataclass
+class WritePress(ScorerPress):
+    """Empties channels of keys in place, as presses of channels do."""
+
+    def compress(self, module, hidden_states, keys, values, attentions, kwargs):
+        keys[..., ::2] = 0
+        return keys, values
+
+
+@dataclass
 class LoopPress(BasePress):
     def __call__(self, model):
         return model

@@ -153,6 +153,7 @@ def test_a_press_that_reads_the_model_is_set_up_once(small):
 
 REFUSED = {
     "changes keys": ("TurnPress", {}, "TurnPress changes keys or values"),
+    "changes keys in place": ("WritePress", {}, "WritePress changes keys or values"),
     "runs the model": ("LoopPress", {}, "LoopPress runs the model itself"),
     "inside another": ("MaskPress", {"press": "LoopPress"}, "LoopPress runs the model itself"),
     "is none": ("QuerryPress", {}, r"no press 'QuerryPress': choose from BasePress, DrawPress"),
