@@ -18,7 +18,7 @@ TWO = [{"press": "KnormPress", "options": {"compression_ratio": 0.3}}]
 TWO += [{"press": "KeyDiffPress", "options": {"compression_ratio": 0.4}}]
 OPTIONS = {  # of presses whose defaults keep everything, or that need more than a press inside them
     "ComposedPress": {"presses": TWO},
-    "PerLayerCompressionPress": {"press": "KnormPress", "compression_ratios": [0.5, 0.25] * 64},
+    "PerLayerCompressionPress": {"press": "KnormPress", "compression_ratios": [0.5, 0.25] * 15},
     "DMSPress": {"press": "KnormPress", "threshold": -12.0},
     "SimLayerKVPress": {"lazy_threshold": 0.5, "n_recent": 128},
     "ThinKPress": {"key_channel_compression_ratio": 0.5},
