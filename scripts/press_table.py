@@ -24,14 +24,20 @@ This page is written by `scripts/press_table.py`. The [guide](../guide/kvpress_p
 
 Each press below ran twice on the embedded model, unchanged: in kvpress {version} with transformers {theirs}, and under
 `method=kvpress` with transformers {ours}. The overlap is the share of the entries that kvpress keeps which pvcbench
-keeps too, mean over KV heads and layers, over {settings}; 1.000 means the same set. What is drawn at random was
-drawn from the same seeds on both sides. "Chosen by" says whether the press gives its scores to pvcbench's evictor, or
-runs its own hook.
+keeps too, mean over KV heads and layers, at {settings}; 1.000 is the same set. Where the least layer is a little below
+1, entries of nearly equal score have changed places: the two sides sum attention in another order. What is drawn at
+random was drawn from the same seeds on both sides. "Chosen by" says whether the press gives its scores to pvcbench's
+evictor or runs its own hook, and whether its options fix its size.
 """
 REFUSED = """## Not supported, and why
 
 A run that names one of these stops with the reason before a model is loaded.
 """
+WITHOUT = """## Not compared
+
+These need files of a hub, or a package that was not installed where the others were compared.
+"""
+UNTRIED = ("cannot be imported", "reads files")
 
 
 def options_of(line: Mapping) -> str:
@@ -66,6 +72,11 @@ def refused(settings: list) -> list[list[str]]:
     return rows
 
 
+def untried(reason: str) -> bool:
+    """Whether a reason says that something was missing, not that a press cannot run."""
+    return any(words in reason for words in UNTRIED)
+
+
 def page() -> str:
     """The whole page."""
     measured = json.loads(MEASURED.read_text(encoding="utf-8"))
@@ -79,8 +90,11 @@ def page() -> str:
         settings=" and ".join(cases),
     )
     names = ["press", "options", "chosen by", "overlap", "least layer", "why they differ"]
-    parts = [head.rstrip(), table(names, compared(settings)), REFUSED.rstrip()]
-    return "\n\n".join([*parts, table(["press", "reason"], refused(settings))]) + "\n"
+    parts, others = [head.rstrip(), table(names, compared(settings))], refused(settings)
+    for text, missing in ((REFUSED, False), (WITHOUT, True)):
+        own = [[name, reason] for name, reason in others if untried(reason) == missing]
+        parts += [text.rstrip(), table(["press", "reason"], own)] if own else []
+    return "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":
