@@ -30,9 +30,10 @@ FULL = Cell("full", Method(), None, everything=True)
 
 
 def own_methods() -> dict[str, Method]:
-    """Every method of conf/method that needs no file of the user's, which would fit one model only."""
-    methods = building.build_methods(compose.composed([f"method=[{','.join(compose.options('method'))}]"]).methods)
-    return {name: methods[name] for name in compose.options("method") if not methods[name].unnamed}
+    """Every method of conf/method that runs as it stands: without a file of the user's, which would fit one model only."""
+    names = compose.complete("method")
+    methods = building.build_methods(compose.composed([f"method=[{','.join(names)}]"]).methods)
+    return {name: methods[name] for name in names if not methods[name].unnamed}
 
 
 def said(error: Exception) -> str:
