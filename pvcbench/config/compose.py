@@ -46,7 +46,7 @@ def folders_of(extra: Sequence[str | os.PathLike]) -> list[Path]:
     for given, folder in zip(extra, folders, strict=True):
         if not folder.is_dir():
             raise UserError(f"--config-dir: there is no folder {given}")
-        for group in (*CHOSEN, "experiment"):
+        for group in (*CHOSEN, "experiment", "data"):
             for path in (folder / group).rglob("*.yaml"):
                 refuse_shadow(path, CONF / path.relative_to(folder))
         for path in (folder / "method").rglob("*.yaml"):
