@@ -56,7 +56,6 @@ REAL = {  # what of each was read from the authors' files and run here
     "gsm8k": "all 1,319",
     "math_500": "all 500",
     "aime24": "all 30",
-    "aime25": "all 30",
     "leval_closed": "all sets",
     "leval_open": "all sets but narrative_qa",
     "loogle": "5 documents of each set",

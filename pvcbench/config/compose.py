@@ -207,6 +207,8 @@ def unknown(kind: str, name: str, known: Sequence[str]) -> str:
 def unknown_key(key: str, chosen: Sequence[str], folders: Sequence[Path]) -> str:
     """What to do about a key that a configuration does not have."""
     group, _, rest = key.partition(".")
+    if key == "data":
+        return "unknown key 'data': a data set is chosen by task=qa task.data=NAME"
     if group == "methods":
         name, _, rest = rest.partition(".")
         if name in options("method", folders) and key in keys_of("method", name, folders):

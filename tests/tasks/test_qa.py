@@ -29,6 +29,8 @@ ABOUT = {
 INFINITE = {"id": 1, "context": TEXT, "input": "What?", "answer": ["red"], "options": []}
 CHOICE = INFINITE | {"options": OPTIONS}
 TURNS = [{"input": "What?", "answer": "red"}, {"input": "Which?", "answer": "blue"}]
+KINDS = ("scbench_summary", "scbench_passkey")
+NEEDLED = {"context": TEXT, "multi_turns": [turn | {"task": kind} for turn, kind in zip(TURNS, KINDS, strict=True)]}
 NEEDLES = [{
     "id": "0401", "reasoning_type": "x", "system_prompt": "", "needle": "{CHAR} lives beside the {1}.",
     "questions": {"onehop": "Who has been to {2}?"}, "character_set": ["Yuki", "Stuart"],
@@ -68,8 +70,7 @@ MADE = {  # the rows of every shipped data set, or of its sets
         "choice_eng": {"context": TEXT, "multi_turns": [turn | {"options": OPTIONS} for turn in TURNS]},
         "mf": {"context": [1, 2, 3], "multi_turns": [{"input": "The largest number is:", "answer": 3}]},
         "vt": {"context": TEXT, "multi_turns": [{"input": "Which?", "answer": ["AB", "CD"]}]},
-        "needles_summary": {"context": TEXT, "multi_turns": [turn | {"task": "scbench_summary"} for turn in TURNS]},
-        "needles_passkey": {"context": TEXT, "multi_turns": [turn | {"task": "scbench_passkey"} for turn in TURNS]},
+        **dict.fromkeys(["needles_summary", "needles_passkey"], NEEDLED),
         "repoqa_kv": {"context": TEXT, "multi_turns": [turn | {"task": "scbench_kv"} for turn in TURNS]},
     },
     "helmet_recall": dict.fromkeys(["niah_mk_2", "niah_mk_3", "niah_mv"], RULER)
@@ -87,7 +88,7 @@ MADE = {  # the rows of every shipped data set, or of its sets
     "lost_in_the_middle_files": {"ordered_kv_records": [["a", "b"], ["c", "d"]], "key": "c", "value": "d"},
     "gsm8k": {"question": "What is 1 + 1?", "answer": "One more is two.\n#### 2"},
     "math_500": {"problem": "x?", "answer": "2", "subject": "Algebra", "level": 3, "unique_id": "a/1.json"},
-    "aime24": {"ID": "2024-I-1", "Problem": "x?", "Answer": 2},
+    "aime24": {"id": 60, "problem": "x?", "answer": "2", "year": "2024"},
     "aime25": {"problem": "x?", "answer": "2"},
 }
 MADE["infinitebench_yarn"] = MADE["infinitebench"]
@@ -153,9 +154,9 @@ def test_every_shipped_data_set_runs_on_files_of_its_shape(name, tmp_path, tiny)
     assert seen == set(sets)
 
 
-def described(tmp_path, rows=(PLAIN,), **change):
+def described(tmp_path, lines=(PLAIN,), **change):
     """A YAML file of a user's, with its data."""
-    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     about = {key: value for key, value in (ABOUT | change).items() if value is not None}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(about), encoding="utf-8")
     return str(tmp_path / "mine.yaml")
@@ -248,9 +249,9 @@ def test_values_are_filled_in_once_and_braces_are_kept(tmp_path):
 @pytest.mark.parametrize(
     "at, whole, context",
     [
-        ("middle", "Read.\nThe mill is rblue. \n\nWhich colour?", "Read.\nThe mill is rblue. "),
+        ("middle", "Read.\nThe mill is relue. \n\nWhich colour?", "Read.\nThe mill is relue. "),
         ("end", "Read.\nThe mill is red. Th\n\nWhich colour?", "Read.\nThe mill is red. Th"),
-        ("start", "Read.\n. The door is blue. \n\nWhich colour?", "Read.\n. The door is blue. "),
+        ("start", "Read.\n The door is blue. \n\nWhich colour?", "Read.\n The door is blue. "),
     ],
 )
 def test_cuts(at, whole, context, tmp_path):
@@ -293,7 +294,7 @@ def test_a_run_id_is_of_what_the_file_says_and_of_the_data(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(f"# A remark.\n{path.read_text()}")
     assert identity.of_task(Qa(str(path))) == first
-    assert known(metric="f1") != first and known(rows=[PLAIN | {"question": "Why?"}]) != first
+    assert known(metric="f1") != first and known(lines=[PLAIN | {"question": "Why?"}]) != first
     assert known(license="MIT") == first and identity.of_task(Qa(described(tmp_path), parity=True)) != first
 
 

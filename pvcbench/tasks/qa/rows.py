@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pvcbench.tasks import files
-from pvcbench.tasks.qa.description import PLACE, Description
+from pvcbench.tasks.qa.description import PLACE, Description, json_of
 from pvcbench.tasks.qa.scorers.registry import METRICS
 from pvcbench.tasks.qa.sources import text_of
 
@@ -162,7 +162,7 @@ def answers_of(one: Description, row: Mapping, options: Sequence[str]) -> tuple[
         found = [each.rpartition(one.rows.answer_after)[2].strip() for each in found]
     found = [each for each in dict.fromkeys(found) if each.strip()] if not _ordered(one) else found
     if not found:
-        raise files.Refused(f"{one.columns['answers']}: found {files.shown(text_of(value))}, wanted an answer")
+        raise files.Refused(f"{one.columns['answers']}: found {json_of(value)}, wanted an answer")
     if not options:
         return tuple(found)
     kind, gold = one.choices.gold, found[0].strip()
