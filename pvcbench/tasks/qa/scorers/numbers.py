@@ -1,10 +1,12 @@
 """Scores of numbers: the first, the last, a list, and mathematics by the package `math-verify`."""
 
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 
 NUMBER = r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
+SECONDS = 5
 BOX = re.compile(r"\\f?boxed\s*\{")
 
 
@@ -135,17 +137,23 @@ def math_verify(output: str, answers: Sequence[str], given: Mapping) -> float:
 
 
 def equal(gold: str, said: str) -> bool:
-    """Whether two answers are the same number, set, interval, expression or text."""
+    """Whether two answers are the same number, set, interval, expression or text.
+
+    What takes longer than `SECONDS` to read or to compare, such as a tower of powers, is not equal. The package stops
+    by a signal, which only the main thread gets.
+    """
     if gold.strip() == said.strip():
         return True
     from math_verify import LatexExtractionConfig, parse, verify
 
+    limit = SECONDS if threading.current_thread() is threading.main_thread() else None
+
     def read(text: str) -> list:
         text = f"\\boxed{{{text}}}"
-        return parse(text, [LatexExtractionConfig()], parsing_timeout=None, raise_on_error=False)
+        return parse(text, [LatexExtractionConfig()], parsing_timeout=limit, raise_on_error=False)
 
     left, right = read(gold), read(said)
-    return bool(left and right) and bool(verify(left, right, timeout_seconds=None, raise_on_error=False))
+    return bool(left and right) and bool(verify(left, right, timeout_seconds=limit, raise_on_error=False))
 
 
 def boxed(output: str, answers: Sequence[str], given: Mapping) -> float:
