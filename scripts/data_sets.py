@@ -15,7 +15,8 @@ from pvcbench.config import compose
 from pvcbench.tasks import ruler
 from pvcbench.tasks.longbench import datasets
 from pvcbench.tasks.needle import haystack
-from pvcbench.tasks.qa.description import Description, describe, parsed
+from pvcbench.tasks.qa.description import Description
+from pvcbench.tasks.qa.finding import describe, parsed
 from pvcbench.tasks.qa.scorers.registry import METRICS
 from scripts.settings_reference import title
 from scripts.written_page import program, reference, table

@@ -14,7 +14,7 @@ from pvcbench.runs import identity, rescore, runner
 from pvcbench.runs.rows import read_rows
 from pvcbench.stats import summaries
 from pvcbench.tasks.prompts import Prompter
-from pvcbench.tasks.qa.description import describe, names
+from pvcbench.tasks.qa.finding import describe, names
 from pvcbench.tasks.qa.task import Qa
 
 TEXT = "The mill is red. The door is blue. " * 8

@@ -20,8 +20,10 @@ from pvcbench.tasks import files
 from pvcbench.tasks.base import Sample, Task, choice, flag, whole, words
 from pvcbench.tasks.chat import MARKER
 from pvcbench.tasks.prompts import Prompt
-from pvcbench.tasks.qa.description import Description, describe, told
-from pvcbench.tasks.qa.generators import Generator, generator_of
+from pvcbench.tasks.qa.description import Description
+from pvcbench.tasks.qa.finding import describe, told
+from pvcbench.tasks.qa.generator import Generator
+from pvcbench.tasks.qa.generators import generator_of
 from pvcbench.tasks.qa.rows import Item, item_of, items_of
 from pvcbench.tasks.qa.scorers.registry import METRICS, require
 from pvcbench.tasks.qa.sources import load
