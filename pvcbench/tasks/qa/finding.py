@@ -55,7 +55,8 @@ def found(data: str) -> Path:
             return folder / "data" / f"{data}.yaml"
     known = sorted(names())
     close = difflib.get_close_matches(data.lower(), known, n=1)
-    advice = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}, or name a .yaml file"
+    others = f"choose from {', '.join(known)}, or name a .yaml file, or its folder by --config-dir"
+    advice = f"did you mean {close[0]!r}?" if close else others
     raise UserError(f"task.data: unknown data set {data!r}: {advice}")
 
 
