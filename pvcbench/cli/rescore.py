@@ -18,6 +18,7 @@ def parser(**options) -> Parser:
     )
     made.add_argument("folder", type=Path, help="a results folder, or any folder above some runs")
     made.add_argument("--write", action="store_true", help="replace the row files (otherwise only say what changes)")
+    made.add_argument("--config-dir", metavar="DIR", help="a folder with your own tasks and data, as the run had it")
     return made
 
 
@@ -26,6 +27,10 @@ def run(asked: Namespace) -> int:
     from pvcbench.runs.rescore import rescore
     from pvcbench.runs.rows import run_folders
 
+    if asked.config_dir is not None:
+        from pvcbench.config.compose import folders_of
+
+        folders_of([asked.config_dir])
     runs = run_folders(asked.folder)
     if not runs:
         raise UserError(f"there are no results under {asked.folder}: name a folder that a run wrote to")

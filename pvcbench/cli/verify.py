@@ -1,7 +1,5 @@
 """`pvcbench verify`: measures some of a stored run again and compares."""
 
-import os
-import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -39,7 +37,9 @@ def run(asked: Namespace) -> int:
     if asked.cells < 1:
         raise UserError(f"--cells must be 1 or more, not {asked.cells}")
     if asked.config_dir is not None:
-        sys.path.insert(0, os.path.abspath(asked.config_dir))
+        from pvcbench.config.compose import folders_of
+
+        folders_of([asked.config_dir])
     from pvcbench.runs.verify import verify
 
     report = verify(asked.folder.expanduser(), asked.cells, asked.seed, asked.tolerance)

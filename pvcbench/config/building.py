@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pvcbench.config import settings
 from pvcbench.config.moved import today
 from pvcbench.errors import UserError
+from pvcbench.places import own_folders
 
 MISSING = "???"  # in YAML: a value that the user must give
 PACKAGE = Path(__file__).parent.parent
@@ -41,6 +42,7 @@ def load_methods_package() -> None:
 
 def add_folder(folder: Path) -> None:
     """Makes the modules in a folder of configuration importable, those in its `methods` beside ours."""
+    own_folders(folder)
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     own = folder / "methods"

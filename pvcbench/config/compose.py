@@ -46,7 +46,7 @@ def folders_of(extra: Sequence[str | os.PathLike]) -> list[Path]:
     for given, folder in zip(extra, folders, strict=True):
         if not folder.is_dir():
             raise UserError(f"--config-dir: there is no folder {given}")
-        for group in (*CHOSEN, "experiment"):
+        for group in (*CHOSEN, "experiment", "data"):
             for path in (folder / group).rglob("*.yaml"):
                 refuse_shadow(path, CONF / path.relative_to(folder))
         for path in (folder / "method").rglob("*.yaml"):
@@ -221,6 +221,8 @@ def unknown(kind: str, name: str, known: Sequence[str]) -> str:
 def unknown_key(key: str, chosen: Sequence[str], folders: Sequence[Path]) -> str:
     """What to do about a key that a configuration does not have."""
     group, _, rest = key.partition(".")
+    if key == "data":
+        return "unknown key 'data': a data set is chosen by task=qa task.data=NAME"
     if group == "methods":
         name, _, rest = rest.partition(".")
         if name in options("method", folders) and key in keys_of("method", name, folders):

@@ -124,8 +124,8 @@ def check_prompts(work: Sequence[WorkItem], loaded: LoadedModel, task: Task, que
             raise UserError(f"sample {sample.id} has no context to compress, which query_aware=false needs")
         if not query_aware and prompt.context_tokens < 1:
             raise UserError(
-                f"sample {sample.id}: context and question cannot be told apart in its cut prompt, which "
-                "query_aware=false needs: raise task.max_length or leave the data set out"
+                f"sample {sample.id}: context and question cannot be told apart in its prompt, which query_aware=false "
+                "needs: raise task.max_length if that cut it, or leave the data set out"
             )
         if longest is not None and len(prompt.ids) + sample.max_new_tokens > longest:
             raise UserError(

@@ -26,7 +26,7 @@ def run_of(rows: pd.DataFrame, summary: pd.DataFrame | None = None) -> dict:
     perplexity = "perplexity" in summary
     scale, digits = (1, 2) if perplexity else scale_of(rows)
     parts = [{"name": "all samples", "cells": cells_of(summary, rows, scale)}]
-    if not perplexity and rows["stratum"].nunique() > 1:
+    if not perplexity and summaries.divided(rows):
         table = summaries.breakdown(rows)
         for (kind, part), lines in table[table["kind"] != "all"].groupby(["kind", "part"], sort=False):
             parts.append({"name": f"{kind} {part}", "cells": cells_of(lines, rows, scale)})

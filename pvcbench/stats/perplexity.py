@@ -101,6 +101,6 @@ def shown(rows: pd.DataFrame) -> pd.DataFrame:
 def tables(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The summary of a run and that of all its parts (itself where it has one data set), which summary.csv gets."""
     summary = shown(rows)
-    parts = summaries.breakdown(rows) if rows["stratum"].nunique() > 1 else summary
+    parts = summaries.breakdown(rows) if summaries.divided(rows) else summary
     parts.to_csv(folder / "summary.csv", index=False, float_format="%.6g")
     return summary, parts

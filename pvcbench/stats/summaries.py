@@ -36,10 +36,26 @@ def headline(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[chosen] if chosen.any() else rows
 
 
+def buckets(rows: pd.DataFrame) -> dict[str, pd.Series]:
+    """The columns of a data set by whose values its samples are reported apart, by name."""
+    found = info(rows, "buckets").map(lambda one: one if isinstance(one, dict) else {})
+    names = dict.fromkeys(name for one in found for name in one)
+    return {name: found.map(lambda one, name=name: one.get(name)) for name in names}
+
+
+def divided(rows: pd.DataFrame) -> bool:
+    """Whether parts of a run are worth a line each: it has several data sets, or columns that it is reported by."""
+    if rows["stratum"].nunique() > 1:
+        return True
+    if "sample_info" not in rows:
+        return False
+    return info(rows, "group").nunique() > 1 or any(one.nunique() > 1 for one in buckets(rows).values())
+
+
 def breakdown(rows: pd.DataFrame) -> pd.DataFrame:
     """Summaries of every stratum, group and bucket of a run and of all together, with `part` and `kind` columns."""
     tables = [summarize(rows).assign(kind="all", part="mean")]
-    kinds = {"set": rows["stratum"], "group": info(rows, "group"), "bucket": info(rows, "bucket")}
+    kinds = {"set": rows["stratum"], "group": info(rows, "group"), "bucket": info(rows, "bucket")} | buckets(rows)
     for kind, labels in kinds.items():
         for label in labels.dropna().unique() if labels.nunique() > 1 else ():
             tables.append(summarize(rows[labels == label]).assign(kind=kind, part=label))

@@ -7,17 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from pvcbench.cli import new
 from pvcbench.cli.main import main
-from pvcbench.config import building
+from pvcbench.tasks.qa.task import Qa
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = {
     "method": ["mine.py", "method/mine.yaml", "test_mine.py"],
     "task": ["mine.py", "task/mine.yaml", "test_mine.py"],
-    "data": ["mine.jsonl", "task/mine.yaml", "test_mine.py"],
+    "data": ["data/mine.jsonl", "data/mine.yaml", "test_mine.py"],
 }
 
 
@@ -124,7 +123,7 @@ def safe(script, cwd):
     ("method", "../up", "cannot be the name"),
     ("method", "h2o", "there is a method h2o already"),
     ("task", "needle", "there is a task needle already"),
-    ("data", "ruler", "there is a task ruler already"),
+    ("data", "babilong", "there is a data babilong already"),
     ("method", "json", "the name of a Python module"),
     ("task", "torch", "the name of a Python module"),
     ("method", "methods", "the name of a Python module"),
@@ -178,9 +177,9 @@ def test_classes_are_named_after_their_modules(name, kind):
 def test_the_path_of_data_is_read_as_written(folder, tmp_path, capsys):
     place = tmp_path / folder
     assert main(["new", "data", "mine", "--dir", str(place)]) == 0
-    made = OmegaConf.load(place / "task" / "mine.yaml")
-    assert made.path == str(place / "mine.jsonl")
-    building.build(made, "the task").validate()
+    made = Qa(data=str(place / "data" / "mine.yaml"))
+    made.validate()
+    assert made.size(0) == 4
 
 
 def test_check_refuses_what_it_cannot_check(tmp_path, capsys, monkeypatch):

@@ -111,7 +111,7 @@ def test_chinese_f1_by_hand():
     # jieba: 我 来到 北京 清华大学 and 我 爱 北京; 2 common words
     assert f1("我来到北京清华大学", "我爱北京", ()) == pytest.approx(2 * 2 / (4 + 3))
     dropped = set("！？｡。＂＇（），－／：；＜＞［］＿｀｛｝～｢｣､、〃》「」『』【】〔〕〖〗〞〟〰〾〿–—‘’‛“”„‟…‧﹏.")  # noqa: RUF001
-    assert not {chr(code) for code, to in metrics._BOTH.items() if to is None} ^ (
+    assert not {chr(code) for code, to in metrics.PUNCTUATION.items() if to is None} ^ (
         dropped | set("＃＄％＆＊＋＝＠＼＾｜｟｠〘〙〚〛〜〝") | set(string.punctuation)  # noqa: RUF001
     )
 

@@ -27,7 +27,7 @@ _CHINESE = [
     *[(0xFF1A, 0xFF20), (0xFF3B, 0xFF40), (0xFF5B, 0xFF64)],
 ]
 _ENGLISH = str.maketrans("", "", string.punctuation)
-_BOTH = _ENGLISH | {code: None for first, last in _CHINESE for code in range(first, last + 1)}
+PUNCTUATION = _ENGLISH | {code: None for first, last in _CHINESE for code in range(first, last + 1)}
 
 
 def require(metric: str) -> None:
@@ -42,13 +42,13 @@ def _package(metric: str, name: str):
     return importlib.import_module(name)
 
 
-def _overlap(said: Sequence[str], gold: Sequence[str]) -> float:
+def overlap(said: Sequence[str], gold: Sequence[str]) -> float:
     """F1 of two bags of words."""
     common = sum((Counter(said) & Counter(gold)).values())
     return 2 * common / (len(said) + len(gold)) if common else 0.0
 
 
-def _words(text: str) -> list[str]:
+def squad_words(text: str) -> list[str]:
     """Lower-case words without punctuation and articles."""
     return re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_ENGLISH)).split()
 
@@ -61,18 +61,18 @@ def _segments(text: str, metric: str) -> list[str]:
 
 
 def _words_zh(text: str) -> list[str]:
-    words = ("".join(word.lower().translate(_BOTH).split()) for word in _segments(text, "qa_f1_zh"))
+    words = ("".join(word.lower().translate(PUNCTUATION).split()) for word in _segments(text, "qa_f1_zh"))
     return [word for word in words if word]
 
 
 def qa_f1(output: str, answer: str, classes: Sequence[str]) -> float:
     """SQuAD's F1 over words."""
-    return _overlap(_words(output), _words(answer))
+    return overlap(squad_words(output), squad_words(answer))
 
 
 def qa_f1_zh(output: str, answer: str, classes: Sequence[str]) -> float:
     """F1 over jieba's words."""
-    return _overlap(_words_zh(output), _words_zh(answer))
+    return overlap(_words_zh(output), _words_zh(answer))
 
 
 def rouge_l(output: str, answer: str, classes: Sequence[str]) -> float:
