@@ -84,9 +84,7 @@ class Command:
     def lines(self) -> list[str]:
         """Its lines, without the progress told to those who have no terminal."""
         return [
-            line
-            for line in self.text().splitlines()
-            if " samples, " not in line and not line.startswith("going on: ")
+            line for line in self.text().splitlines() if " samples, " not in line and not line.startswith("going on: ")
         ]
 
     def work_for(self, seconds: float) -> float:
