@@ -30,7 +30,7 @@ FULL = Cell("full", Method(), None, everything=True)
 
 
 def own_methods() -> dict[str, Method]:
-    """Every method of conf/method that runs as it stands: without a file of the user's, which would fit one model only."""
+    """Every method of conf/method that runs as it stands, without a file that would fit one model only."""
     names = compose.complete("method")
     methods = building.build_methods(compose.composed([f"method=[{','.join(names)}]"]).methods)
     return {name: methods[name] for name in names if not methods[name].unnamed}

@@ -6,34 +6,23 @@ imported), its checksum is verified, and transformers dequantises it to float32 
 
 import hashlib
 import importlib.util
-import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from pvcbench.errors import UserError
+from pvcbench.models.conversion import cache_folder, converted, save_weights
 from pvcbench.models.loaded import PROBE, LoadedModel
 from pvcbench.models.loading import check_settings, files_of, load
-from pvcbench.places import user_path
 from pvcbench.tasks.chat import DATE
 from pvcbench.tasks.prompts import Prompter
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CONVERTER = 1  # raised when the conversion changes: a new folder, a new checksum
-
-
-def cache_folder() -> Path:
-    """Where converted models live: $PVCBENCH_CACHE, else the user's cache folder."""
-    base = os.environ.get("PVCBENCH_CACHE")
-    if base:
-        return user_path(base)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pvcbench"
 
 
 def gguf_file() -> Path:
@@ -63,38 +52,13 @@ def ensure() -> Path:
             file=sys.stderr,
         )
         shutil.rmtree(folder)
-    source = gguf_file()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"cannot write to {folder.parent}: {error.strerror}; set PVCBENCH_CACHE=FOLDER") from error
-    print(f"Converting the embedded model once into {folder} (half a minute, 516 MiB)", file=sys.stderr)
-    try:
-        convert(source, temporary)
-        if not round_trips(temporary):
-            raise RuntimeError("the embedded tokenizer does not round-trip with this version of transformers")
-        try:
-            temporary.replace(folder)
-        except OSError:  # another process finished first
-            if not (folder / "model.safetensors").is_file():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+    return converted(gguf_file(), folder, "the embedded model", convert, round_trips)
 
 
 def convert(source: Path, folder: Path) -> None:
     """Dequantises the GGUF file to float32 and saves model and tokenizer."""
-    options = {"gguf_file": source.name}
-    model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **options)
-    settings = model.config.to_dict()
-    settings.pop("quantization_config", None)
-    settings["_name_or_path"] = "SmolLM2-135M-Instruct"
-    plain = type(model)(type(model.config)(**settings))
-    plain.load_state_dict(model.state_dict())
-    plain.save_pretrained(folder)
-    loaded = AutoTokenizer.from_pretrained(source.parent, **options)
+    save_weights(source, folder, "SmolLM2-135M-Instruct")
+    loaded = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=loaded.backend_tokenizer,
         bos_token="<|im_start|>",
