@@ -74,15 +74,16 @@ class Watch:
     """Notes which modules in a decoder are given what the heads of the layer that runs added up."""
 
     def __init__(self, modules: nn.ModuleList, attentions: Iterable[nn.Module]):
-        self.modules, self.attentions, self.hooks = modules, list(attentions), []
+        self.modules, self.attentions, self.hooks = modules, set(attentions), []
         self.newest: tuple[int, Tensor] | None = None  # the layer that attended last, and what its heads added up
         self.taken: dict[int, list[tuple[nn.Module, int, Tensor]]] = {}
-        self.left: dict[int, list[Tensor]] = {}  # by layer what its attention modules gave
+        self.left: dict[int, list[tuple[nn.Module, Tensor]]] = {}  # by layer what modules around others gave since
 
     def __enter__(self) -> "Watch":
         inner = [part for part in self.modules.modules() if part is not self.modules]
         self.hooks = [part.register_forward_pre_hook(self.look) for part in inner]
-        self.hooks += [part.register_forward_hook(self.leave) for part in self.attentions]
+        around = [part for part in inner if any(True for _ in part.children())]
+        self.hooks += [part.register_forward_hook(self.leave) for part in around]
         return self
 
     def __exit__(self, *_) -> None:
@@ -104,10 +105,10 @@ class Watch:
             self.taken.setdefault(layer, []).append((module, output.shape[1], given))
 
     def leave(self, module: nn.Module, args: tuple, output) -> None:
-        """Is told what an attention module gave."""
+        """Is told what a module gave."""
         first = output[0] if isinstance(output, tuple) else output
         if self.newest is not None and isinstance(first, Tensor):
-            self.left.setdefault(self.newest[0], []).append(first)
+            self.left.setdefault(self.newest[0], []).append((module, first))
 
     def found(self, layer: int) -> Projection | str:
         """The output projection of a layer, or why it has none, as a clause."""
@@ -122,10 +123,16 @@ class Watch:
         projection = next((one for one, (*_, given) in zip(tried, taken, strict=True) if answers(one, given)), None)
         if projection is None:
             return CURVED.format(layer)
-        written = projection.module(given)
-        if any(close(one, written) or close(one, given) for one in self.left.get(layer, [])):
+        written, holders = projection.module(given), self.holders(layer, projection.module)
+        left = [one for module, one in self.left.get(layer, []) if module in holders]
+        if any(close(one, written) or close(one, given) for one in left):
             return projection
         return CHANGED.format(layer)
+
+    def holders(self, layer: int, projection: nn.Module) -> set[nn.Module]:
+        """The attention modules of a layer or, where none is known, the module that holds its projection."""
+        ran = {module for module, _ in self.left.get(layer, [])}
+        return ran & self.attentions or {module for module in ran if projection in module.children()}
 
 
 def answers(projection: Projection, given: Tensor) -> bool:
