@@ -9,7 +9,7 @@ from pvcbench.engine.evict import Cell
 from pvcbench.engine.query_rows import Ring
 from pvcbench.engine.static_decode import StaticDecoder, fastest
 from pvcbench.errors import UserError
-from tiny import METHODS, build, dense, dense_masks, engine, exact_rotary, positions, prompt, ranks_of, teach
+from tiny import METHODS, build, dense, dense_masks, distinct, engine, exact_rotary, positions, prompt, ranks_of, teach
 from uneven_plans import Pyramid, Ragged
 
 pytestmark = pytest.mark.usefixtures("inference")
@@ -79,7 +79,8 @@ def test_an_interval_of_one_is_what_hold_was():
 @pytest.mark.parametrize("name", ["h2o", "rkv", "vase", "lagkv_decoding"])
 def test_a_batch_is_its_samples(name):
     """Two samples together, and beside a cell of another interval, keep what each keeps alone."""
-    host, ids, fed = engine("qwen2"), prompt(TOKENS, 2, seed=7), prompt(25, 2, seed=8)
+    host, tokens = engine("qwen2"), distinct(TOKENS + 25, 2)
+    ids, fed = tokens[:, :TOKENS], tokens[:, TOKENS:]
     pair = [forked(host, ids, METHODS[name], interval, room=25) for interval in (3, 8)]
     together = teach(host, pair, fed.repeat(2, 1), [1] * 25).kept
     for own, interval in zip(together, (3, 8), strict=True):
