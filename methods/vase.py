@@ -7,7 +7,7 @@ for long answers: `decode=hold interval=64`.
 
 from dataclasses import dataclass, replace
 
-from methods.newest_rows import before_window
+from methods.newest_rows import before_window, in_order
 from methods.random_redrawn import drawn
 from methods.snapkv_d import SnapKVD
 from pvcbench.policy import OutOfReach, UserError, torch
@@ -41,7 +41,9 @@ class VaSE(SnapKVD):
         scores = self.drawn_scores(super().scores(seen).double(), seen)
         values = seen.values.double()
         ranges = (values.amax(-1) - values.amin(-1)).masked_fill(~among, float("-inf"))
-        widest = ranges.topk(self.outliers_of(seen, among), dim=-1).indices
+        newest = in_order(seen.positions).flip(-1)  # of equals the newest stays, as everywhere
+        widest = newest.gather(-1, ranges.gather(-1, newest).sort(dim=-1, descending=True, stable=True).indices)
+        widest = widest[..., : self.outliers_of(seen, among)]
         return scores.scatter(-1, widest, ABOVE + ranges.gather(-1, widest))
 
     def drawn_scores(self, attention, seen):

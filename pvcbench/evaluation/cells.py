@@ -53,11 +53,37 @@ def evicts_while_reading(protocols: Sequence[str]) -> bool:
     return bool({"streaming", "blockwise"} & set(protocols))
 
 
-def require_interval(name: str, method: Method, interval: int, stays: bool, protocols: Sequence[str]) -> None:
-    """Raises UserError where a method cannot evict at intervals, or cannot keep the prompt out of its budget."""
-    usual = "leave interval=1 and prompt=counted"
-    if evicts_while_reading(protocols):
+def require_supported(
+    name: str, method: Method, decode: str, protocols: Sequence[str], interval: int, stays: bool
+) -> None:
+    """Raises UserError where a method does not support a task's protocols, or how entries go while decoding."""
+    streams, usual = evicts_while_reading(protocols), "leave interval=1 and prompt=counted"
+    policy = "hold" if streams else decode  # a budget that holds while reading evicts as it does in decoding
+    if policy not in method.decodes:
+        raise UserError(f"{name} supports decode={' or '.join(method.decodes)}, not the {policy} asked for")
+    if method.reference:
+        return
+    if streams and (interval > 1 or stays):
         raise UserError(f"a task that reads documents says itself after how many tokens entries go: {usual}")
+    if streams and method.own_budget is not None:
+        raise UserError(f"{name} sets its own size and has no budget to hold: choose others by method=[...]")
+    lacking = [protocol for protocol in protocols if protocol not in method.protocols]
+    if lacking:
+        known = ", ".join(method.protocols)
+        raise UserError(
+            f"{name} does not support this task's {lacking[0]} protocol, only {known}: "
+            "choose other methods by method=[...]"
+        )
+    if streams and method.needs_rows:
+        raise UserError(
+            f"{name} needs query rows, which reading a document does not give: choose others by method=[...]"
+        )
+    if interval > 1 or stays:
+        require_interval(name, method, stays, usual)
+
+
+def require_interval(name: str, method: Method, stays: bool, usual: str) -> None:
+    """Raises UserError where a method cannot evict at intervals, or cannot keep the prompt out of its budget."""
     if not method.by_scores or method.own_budget is not None:
         raise UserError(
             f"{name} decides by itself what goes while decoding, and when: {usual}, or choose others by method=[...]"
@@ -82,25 +108,7 @@ def points(
     """All cells of a run, the reference first; refuses what a method does not support."""
     found = []
     for name, method in sorted(methods.items(), key=lambda item: not item[1].reference):
-        streams = evicts_while_reading(protocols)
-        policy = "hold" if streams else decode  # a budget that holds while reading evicts as it does in decoding
-        if policy not in method.decodes:
-            raise UserError(f"{name} supports decode={' or '.join(method.decodes)}, not the {policy} asked for")
-        if (interval > 1 or stays) and not method.reference:
-            require_interval(name, method, interval, stays, protocols)
-        if streams and method.needs_rows and not method.reference:
-            raise UserError(
-                f"{name} needs query rows, which reading a document does not give: choose others by method=[...]"
-            )
-        if streams and method.own_budget is not None and not method.reference:
-            raise UserError(f"{name} sets its own size and has no budget to hold: choose others by method=[...]")
-        lacking = [protocol for protocol in protocols if protocol not in method.protocols]
-        if lacking:
-            known = ", ".join(method.protocols)
-            raise UserError(
-                f"{name} does not support this task's {lacking[0]} protocol, only {known}: "
-                "choose other methods by method=[...]"
-            )
+        require_supported(name, method, decode, protocols, interval, stays)
         if method.own_budget is not None:
             found.append(Point(name, method, method.own_budget, None))
             continue

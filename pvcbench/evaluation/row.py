@@ -38,7 +38,7 @@ class Row(TypedDict, total=False):
     kept_fraction: float | None  # the same as a share of the compressed tokens
     evicted_layers: list[int]  # the layers that evict
     kv_bytes: int | None  # bytes of all keys, values and recurrent states that the cell keeps
-    state_bytes: int | None  # bytes that the method keeps beside them: scores, totals, positions
+    state_bytes: int | None  # bytes that the method keeps beside them: totals, query rows, sinks
     carried_bytes: int | None  # the part of kv_bytes that recurrent and convolution layers carry
     decoding_entries: float | None  # entries a decoding step attends to: mean over steps, evicting layers, heads
     decoding_entries_peak: float | None  # the most of them in any step; all four are null where none was made

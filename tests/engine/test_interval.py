@@ -1,5 +1,7 @@
 """Eviction at intervals: two hundred steps beside dense attention, in memory of one size, and sizes over time."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -9,16 +11,15 @@ from pvcbench.engine.evict import Cell
 from pvcbench.engine.query_rows import Ring
 from pvcbench.engine.static_decode import StaticDecoder, fastest
 from pvcbench.errors import UserError
-from tiny import METHODS, build, dense, dense_masks, engine, exact_rotary, positions, prompt, ranks_of, teach
+from tiny import METHODS, build, dense, dense_masks, distinct, engine, exact_rotary, prompt, ranks_of, teach
 from uneven_plans import Pyramid, Ragged
 
 pytestmark = pytest.mark.usefixtures("inference")
 TOKENS, STEPS, BUDGET, INTERVAL = 40, 200, 20, 7
 DRAWS = torch.tensor([5, 70])
-NAMES = ["h2o", "streaming_llm", "streaming_llm_original_positions", "tova", "keydiff", "lagkv_decoding", "random"]
-NAMES += ["random_redrawn", "rkv", "snapkv_d", "vase"]
-CASES = [(METHODS[name], False) for name in NAMES] + [(METHODS[name], True) for name in ("h2o", "rkv", "vase")]
-CASES += [(Ragged(), False), (Ragged(), True), (Pyramid(), True)]
+NAMES = ["h2o", "streaming_llm", "tova", "keydiff", "lagkv_decoding", "random", "rkv", "vase"]  # others are their kin
+CASES = {(name, False): METHODS[name] for name in NAMES} | {(name, True): METHODS[name] for name in ("h2o", "vase")}
+CASES |= {("ragged", True): Ragged(), ("pyramid", False): Pyramid()}
 
 
 def forked(host, ids, method, interval=INTERVAL, stays=False, room=STEPS, fed=1, draws=DRAWS):
@@ -29,40 +30,50 @@ def forked(host, ids, method, interval=INTERVAL, stays=False, room=STEPS, fed=1,
     return host.fork(prefill, [cell], room, fed=fed)[0]
 
 
-@pytest.mark.parametrize("method, stays", CASES, ids=lambda one: type(one).__name__ if one not in (0, 1) else str(one))
-def test_two_hundred_steps(method, stays):
-    """Logits are dense attention's under the mask of what was kept; sizes rise by the interval and fall to the budget.
-
-    Slots are those of budget and interval from the first step to the last; what is protected is there throughout.
-    """
-    host, exact = engine("llama"), method.positions == "cache"
+@cache
+def decoded(exact):
+    """Every case stepping together, or those at cache positions: (group, logits, kept positions), and all tokens."""
+    host, cases = engine("llama"), {key: one for key, one in CASES.items() if (one.positions == "cache") == exact}
     if exact:  # rotations of a sink add up: float64 tables, or float32's error is all that is seen
         host = Engine(build("llama"))
         host.model.model.rotary_emb.forward = exact_rotary(host.model)
     ids, fed = prompt(TOKENS, 2, seed=3), prompt(STEPS, 2, seed=4)
-    group = forked(host, ids, method, stays=stays)
-    places = [(entries.keys.data_ptr(), entries.keys.shape) for entries in group.layers]
-    first_kept = positions(group)
-    trace = teach(host, [group], fed, [1] * STEPS)
-    assert places == [(entries.keys.data_ptr(), entries.keys.shape) for entries in group.layers]
-    both = torch.cat((ids, fed), 1)
-    masks = dense_masks(trace.kept[0], group.prefill, TOKENS + STEPS)
+    settled = {key: method.resolve(BUDGET, host.shape(TOKENS)) for key, method in cases.items()}
+    prefill = host.prefill(ids, list(settled.values()), draws=DRAWS)
+    cells = [Cell("x", one, BUDGET, True, interval=INTERVAL, stays=stays) for (_, stays), one in settled.items()]
+    groups = host.fork(prefill, cells, STEPS, fed=1)
+    places = [entries.keys.data_ptr() for group in groups for entries in group.layers]
+    trace = teach(host, groups, fed.repeat(len(groups), 1), [1] * STEPS)
+    assert places == [entries.keys.data_ptr() for group in groups for entries in group.layers]
+    logits = torch.stack(trace.logits, 1).split(2)
+    return dict(zip(cases, zip(groups, logits, trace.kept, strict=True), strict=True)), torch.cat((ids, fed), 1)
+
+
+@pytest.mark.parametrize("name, stays", CASES)
+def test_two_hundred_steps(name, stays):
+    """Logits are dense attention's under the mask of what was kept; sizes rise by the interval and fall to the budget.
+
+    Slots are those of budget and interval from the first step to the last; what is protected is there throughout.
+    """
+    method = CASES[name, stays]
+    exact = method.positions == "cache"
+    found, both = decoded(exact)
+    group, logits, kept = found[name, stays]
+    masks = dense_masks(kept, group.prefill, TOKENS + STEPS)
     expected = dense("llama", exact)(both, masks, ranks=ranks_of(masks, TOKENS + STEPS) if exact else None)
-    torch.testing.assert_close(torch.stack(trace.logits, 1), expected[:, TOKENS:], rtol=1e-9, atol=1e-9)
-    first, last = method.protects(BUDGET, group.prefill.shape)
+    torch.testing.assert_close(logits, expected[:, TOKENS:], rtol=1e-9, atol=1e-9)
+    first, last = (0, 0) if stays or name == "ragged" else method.protects(BUDGET, group.prefill.shape)
     for layer, entries in enumerate(group.layers):
-        before = (first_kept[layer] >= 0).sum(-1)
-        for number, (seen, _, step) in enumerate(trace.kept[0]):
-            there = (step[layer] >= 0).sum(-1)
-            since = number if number < entries.target - entries.start else None  # nothing goes before that
-            rise = number - (entries.target - entries.start)
-            assert torch.equal(there, before + (since if since is not None else number - rise + rise % INTERVAL))
-            must = {*range(first), *range(seen - last, seen)} if not isinstance(method, Ragged) else set()
-            for sample, heads in enumerate(step[layer].tolist()):
-                for head, own in enumerate(heads):
-                    stay = set(first_kept[layer][sample, head].tolist()) - {-1} if stays else set()
-                    assert (must if not stays else stay) <= set(own) and len(set(own) - {-1}) == there[sample, head]
+        begun, free = kept[0][2][layer], entries.target - entries.start  # nothing goes before so many steps
+        before = (begun >= 0).sum(-1)
         assert entries.keys.shape[2] == entries.target + INTERVAL
+        for number, (seen, _, step) in enumerate(kept):
+            there = before + (number if number < free else free + (number - free) % INTERVAL)
+            assert torch.equal((step[layer] >= 0).sum(-1), there)
+            for sample, heads in enumerate(step[layer].tolist()):
+                for head, own in enumerate(map(set, heads)):
+                    must = set(begun[sample, head].tolist()) if stays else {*range(first), *range(seen - last, seen)}
+                    assert must - {-1} <= own and len(own - {-1}) == there[sample, head]
 
 
 def test_an_interval_of_one_is_what_hold_was():
@@ -76,17 +87,18 @@ def test_an_interval_of_one_is_what_hold_was():
         assert {len(head) for _, _, step in traces[0].kept[0] for head in step[0][0]} == {BUDGET}
 
 
-@pytest.mark.parametrize("name", ["h2o", "rkv", "vase", "lagkv_decoding"])
+@pytest.mark.parametrize("name", ["h2o", "vase"])
 def test_a_batch_is_its_samples(name):
     """Two samples together, and beside a cell of another interval, keep what each keeps alone."""
-    host, ids, fed = engine("qwen2"), prompt(TOKENS, 2, seed=7), prompt(25, 2, seed=8)
-    pair = [forked(host, ids, METHODS[name], interval, room=25) for interval in (3, 8)]
-    together = teach(host, pair, fed.repeat(2, 1), [1] * 25).kept
+    host, tokens = engine("qwen2"), distinct(TOKENS + 20, 2)
+    ids, fed = tokens[:, :TOKENS], tokens[:, TOKENS:]
+    pair = [forked(host, ids, METHODS[name], interval, room=20) for interval in (3, 8)]
+    together = teach(host, pair, fed.repeat(2, 1), [1] * 20).kept
     for own, interval in zip(together, (3, 8), strict=True):
         for row in range(2):
             part = slice(row, row + 1)
-            alone = forked(host, ids[part], METHODS[name], interval, room=25, draws=DRAWS[part])
-            for (_, _, mine), (_, _, one) in zip(own, teach(host, [alone], fed[part], [1] * 25).kept[0], strict=True):
+            alone = forked(host, ids[part], METHODS[name], interval, room=20, draws=DRAWS[part])
+            for (_, _, mine), (_, _, one) in zip(own, teach(host, [alone], fed[part], [1] * 20).kept[0], strict=True):
                 for layer, other in zip(mine, one, strict=True):
                     assert torch.equal(layer[part].sort(-1).values, other.sort(-1).values)
 

@@ -121,6 +121,12 @@ def prompt(tokens: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
     return torch.randint(1, VOCABULARY, (batch, tokens), generator=generator)
 
 
+def distinct(tokens: int, batch: int = 1) -> torch.Tensor:
+    """Random token ids, none twice: the same token twice has the same value in the first layer, but for rounding."""
+    generator = torch.Generator().manual_seed(tokens)
+    return torch.stack([torch.randperm(VOCABULARY - 1, generator=generator)[:tokens] + 1 for _ in range(batch)])
+
+
 # ---------------------------------------------------------------------------------------------- the dense reference
 
 

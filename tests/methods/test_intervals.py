@@ -21,7 +21,7 @@ from methods.tova import TOVA
 from methods.vase import VaSE
 from pvcbench.engine.evict import Cell
 from pvcbench.policy import Observation, OutOfReach, Shape
-from tiny import dense, engine, fork, prompt, teach
+from tiny import dense, distinct, engine, fork, teach
 
 pytestmark = pytest.mark.usefixtures("inference")
 DRAWS = torch.tensor([11, 2**40 + 3])
@@ -49,7 +49,7 @@ def lagkv(head):
 TWINS = {
     "rkv": (RKV(window=4, kernel=3), naive_intervals.rkv(0.1, 4, 3, 0.5)),
     "rkv of its code": (RKV(0.07, window=6, kernel=7, similar=0.3), naive_intervals.rkv(0.07, 6, 7, 0.3)),
-    "rkv by importance": (RKV(1.0, window=4), naive_intervals.rkv(1.0, 4, 7, 0.5)),
+    "rkv by importance": (RKV(0.9, window=4), naive_intervals.rkv(0.9, 4, 7, 0.5)),
     "snapkv_d": (SnapKVD(window=5), naive_intervals.snapkv_d(5, 5)),
     "vase": (VaSE(window=4, kernel=3, outliers=5, sinks=2), naive_intervals.vase(4, 3, 5, 2)),
     "vase, half of the rest": (VaSE(window=4), naive_intervals.vase(4, 5, 1024, 4)),
@@ -65,7 +65,8 @@ def test_every_eviction_is_the_naive_one(name, family, stays):
     """Kept sets before every step and logits after it, two samples at once; the prompt counted in, or protected."""
     method, scores = TWINS[name]
     budget = 9 if stays else BUDGET
-    host, ids, fed = engine(family), prompt(TOKENS, 2, seed=5), prompt(STEPS, 2, seed=6)
+    host, tokens = engine(family), distinct(TOKENS + STEPS, 2)
+    ids, fed = tokens[:, :TOKENS], tokens[:, TOKENS:]
     method = method.resolve(budget, host.shape(TOKENS))
     groups = fork(host, ids, [Cell("x", method, budget, True, interval=INTERVAL, stays=stays)], STEPS, DRAWS)
     kept, logits = naive_intervals.decode(dense(family), ids, fed, scores, budget, INTERVAL, DRAWS, stays)
