@@ -151,9 +151,11 @@ class Qa(Task):
         first = len(item.head) + item.context.find(item.needle)
         label = f"{name}/{item.id}" if self._suite else item.id
         self._beside[label] = item
+        cluster = f"{name}/{item.cluster}" if self._suite and item.cluster else item.cluster
         return Sample(
             id=label,
-            cluster=f"{name}/{item.cluster}" if self._suite and item.cluster else item.cluster,
+            cluster=cluster,
+            context_id=cluster if about.group_by == "context" else "",
             stratum=self._stratum(about, item),
             context=item.head + item.context if about.has_context else "",
             question=item.question,
