@@ -28,12 +28,12 @@ class Finch(Method):
 
     def asked(self, shape):
         """Tokens of the question."""
-        if self.window is None and not shape.question:
-            raise UserError("finch: no question is compressed here: leave query_aware=true, or set its window")
         return min(shape.question if self.window is None else self.window, shape.tokens)
 
     def resolve(self, budget, shape):
         rows = self.asked(shape)
+        if not rows:
+            raise UserError("finch: no question is compressed here: leave query_aware=true, or set its window")
         if budget <= rows and budget < shape.tokens:
             raise OutOfReach(f"below the question's {rows} entries, which Finch always keeps, and one more")
         return self
