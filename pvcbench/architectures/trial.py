@@ -30,8 +30,8 @@ FULL = Cell("full", Method(), None, everything=True)
 
 def own_methods() -> dict[str, Method]:
     """Every method of conf/method that needs no file of the user's, which would fit one model only."""
-    methods = building.build_methods(compose.composed([f"method=[{','.join(compose.options('method'))}]"]).methods)
-    return {name: methods[name] for name in compose.options("method") if not methods[name].unnamed}
+    methods = building.build_methods(compose.composed([f"method=[{','.join(compose.complete('method'))}]"]).methods)
+    return {name: methods[name] for name in compose.complete("method") if not methods[name].unnamed}
 
 
 def said(error: Exception) -> str:

@@ -36,11 +36,24 @@ def run(asked: Namespace) -> int:
             if files:
                 print(f"{group}=")
             for name, path in files.items():
-                print(f"  {name:<{max(map(len, files))}}  {about(path)}")
+                width = max(map(len, files))
+                print(f"  {name:<{width}}  {about(path)}")
+                if limits(path):
+                    print(f"  {'':<{width}}  {limits(path)}")
     return 0
 
 
 def about(path: Path) -> str:
     """What a configuration file says of itself: its first comment."""
-    text = path.read_text(encoding="utf-8").splitlines()
-    return next((line[2:] for line in text if line.startswith("# ") and "@package" not in line), "")
+    return next((line for line in comments(path) if "@package" not in line), "")
+
+
+def limits(path: Path) -> str:
+    """What a configuration file says cannot be chosen by it."""
+    return next((line for line in comments(path) if line.startswith("Not supported: ")), "")
+
+
+def comments(path: Path) -> list[str]:
+    """The comments of a configuration file, one of each line."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line[2:] for line in lines if line.startswith("# ")]

@@ -16,6 +16,7 @@ from pvcbench.config import settings
 from pvcbench.config.moved import today
 from pvcbench.errors import UserError
 
+MISSING = "???"  # in YAML: a value that the user must give
 PACKAGE = Path(__file__).parent.parent
 # of a wheel, of the sources
 METHODS = PACKAGE / "methods" if (PACKAGE / "methods").is_dir() else PACKAGE.parent / "methods"
@@ -63,7 +64,7 @@ def build(node: Any, name: str, **runtime) -> Any:
     key = {"the task": "task", "the model": "model"}.get(name) or name.replace("method ", "methods.", 1)
     try:
         plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-        node = today(plain)
+        node = {name: value for name, value in today(plain).items() if value != MISSING}  # the class says what it wants
         refuse_misfits(node, key)
         return instantiate(node, _convert_="all", **runtime)
     except (HydraException, OmegaConfBaseException, TypeError) as error:
@@ -94,7 +95,7 @@ def refuse_misfits(node: Mapping, key: str) -> None:
     for name, value in node.items():
         hint = hints.get(name)
         kinds = set(get_args(hint)) if isinstance(hint, UnionType) or get_origin(hint) is Union else {hint}
-        if isinstance(value, str) and value != "???" and kinds <= {int, float, bool, type(None)}:
+        if isinstance(value, str) and value != MISSING and kinds <= {int, float, bool, type(None)}:
             words = " or ".join(settings.WORDS[kind] for kind in (bool, int, float) if kind in kinds)
             empty = ", or null" if type(None) in kinds else ""
             if words:

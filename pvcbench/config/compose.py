@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pvcbench.config import overrides as written_settings
 from pvcbench.config import settings
-from pvcbench.config.building import add_folder, refuse_shadow
+from pvcbench.config.building import MISSING, add_folder, refuse_shadow
 from pvcbench.config.extras import pip_install
 from pvcbench.config.overrides import quoted
 from pvcbench.config.settings import Config
@@ -97,7 +97,21 @@ def readable(overrides: Sequence[str], folders: Sequence[Path] = (), several: bo
             raise UserError(explain(error, first, folders)) from error
 
     made = iter(written_settings.readable(single, defaults, several))
-    return [one if one in chosen else next(made) for one in overrides]
+    return [one if one in chosen else opened(next(made), folders) for one in overrides]
+
+
+def opened(text: str, folders: Sequence[Path] = ()) -> str:
+    """A setting in a mapping that a method's file leaves empty, as one to be added: such a mapping takes any key."""
+    mark, key, _ = written_settings.pieces_of(text)
+    group, *names = key.split(".")
+    if mark or group != "methods" or names[0] not in options("method", folders):
+        return text
+    node = file_of("method", names[0], folders)
+    for name in names[1:]:
+        node = node.get(name) if isinstance(node, Mapping) else None
+        if node == {}:
+            return f"++{text}"
+    return text
 
 
 def split(overrides: Sequence[str], folders: Sequence[Path] = ()) -> tuple[list[str], list[str]]:
@@ -233,9 +247,13 @@ def dotted(node: Mapping, prefix: str = "") -> list[str]:
 
 def keys_of(group: str, name: str, folders: Sequence[Path] = ()) -> list[str]:
     """The dotted keys that one choice of a group has in the file of its own."""
-    node = yaml.safe_load(choices(group, folders)[name].read_text(encoding="utf-8")) or {}
-    node = {key: value for key, value in node.items() if key != "defaults"}
+    node = {key: value for key, value in file_of(group, name, folders).items() if key != "defaults"}
     return dotted(node, f"methods.{name}." if group == "method" else f"{group}.")
+
+
+def file_of(group: str, name: str, folders: Sequence[Path] = ()) -> dict:
+    """What the file of one choice of a group holds."""
+    return yaml.safe_load(choices(group, folders)[name].read_text(encoding="utf-8")) or {}
 
 
 def choices(group: str, folders: Sequence[Path] = ()) -> dict[str, Path]:
@@ -250,3 +268,8 @@ def choices(group: str, folders: Sequence[Path] = ()) -> dict[str, Path]:
 def options(group: str, folders: Sequence[Path] = ()) -> list[str]:
     """The names in a configuration group."""
     return list(choices(group, folders))
+
+
+def complete(group: str, folders: Sequence[Path] = ()) -> list[str]:
+    """The names in a configuration group that run as they stand: nothing in their file is left to the user (`???`)."""
+    return [name for name in options(group, folders) if MISSING not in file_of(group, name, folders).values()]

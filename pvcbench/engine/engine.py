@@ -249,7 +249,7 @@ class Engine:
         windows = [None if window is None or window >= ids.shape[1] else window for window in self.windows]
         cache = PrefillCache(self.layout, observer, windows, self.kernel, pruner, capture)
         cache.reach, cache.first, cache.turns = max(reach, ids.shape[1]), first, turns
-        cache.projections, cache.watch = projections, look
+        cache.projections, cache.watch, cache.model = projections, look, self.model
         started = clock(ids)
         logits = self._feed(ids, cache, watch)
         cache.windows = self.windows

@@ -25,6 +25,7 @@ def granted(method: Method, seen: Observation, mass: Tensor | None) -> Observati
     """A finished layer as one method sees it: what it did not ask for is not there."""
     rows = seen.rows.newest(method.needs_rows) if method.needs_rows and seen.rows is not None else None
     asked = {"plain_keys": method.needs_plain_keys, "output": method.needs_output, "hidden": method.needs_hidden}
+    asked["module"] = method.needs_module
     return replace(seen, mass=mass, rows=rows, **{name: None for name, wanted in asked.items() if not wanted})
 
 

@@ -28,7 +28,7 @@ from pvcbench.engine.rotary import (
 )
 from pvcbench.engine.states import State
 from pvcbench.errors import UserError
-from pvcbench.policy import Method, Shape
+from pvcbench.policy import LayerModule, Method, Shape
 
 
 @dataclass
@@ -133,6 +133,9 @@ class PrefillCache(AttendingCache):
         self.watch: Watch | None = None  # where projections are looked for
         self.given: dict[int, Tensor | None] = {}  # to the attention of the layer under way, where a method asks
         self.hidden: dict[int, Tensor] = {}  # the same of all chunks so far
+        self.model: nn.Module | None = None  # the whole of it
+        self.modules: dict[int, nn.Module] = {}  # the attention of layers under way, where a method asks for it
+        self.positioned: dict[int, list[tuple[Tensor, Tensor] | None]] = {}  # its tables, chunk by chunk
         self.newest: dict[int, Tensor] = {}  # queries of layers under way that a method sees row by row
         self.expansions: dict[int, Tensor] = {}
         self.rules: list[Rule] = []
@@ -185,6 +188,8 @@ class PrefillCache(AttendingCache):
             self.expansions[layer] = value_expansion(module)
         if self.observer.shows_hidden and not self.probing:
             self.given[layer] = kwargs.get("hidden_states", args[0] if args else None)
+        if not self.probing and any(method.needs_module for method in self.observer.methods):
+            self._keep_module(layer, module, kwargs.get("position_embeddings"))
         if self.probing or not any(method.needs_queries for method in self.observer.methods):
             return
         still = without_rotation(args, kwargs)
@@ -204,6 +209,24 @@ class PrefillCache(AttendingCache):
             self.probing = False
             if carried is not None:
                 carried.put(self.layers[place])
+
+    def _keep_module(self, layer, module, tables) -> None:
+        """Remembers a layer's attention module, and its rotary tables chunk by chunk, until the layer is finished."""
+        if layer not in self.observer.shape.evicted:
+            return
+        if self.layout.latent:
+            raise UserError(
+                "a method that reads weights of the attention modules cannot do so in this model, whose entries are "
+                "latents: choose other methods by method=[...]"
+            )
+        self.modules[layer] = module
+        self.positioned.setdefault(layer, []).append(tables if isinstance(tables, tuple) else None)
+
+    def _module(self, layer) -> tuple[nn.Module, nn.Module, tuple[Tensor, Tensor] | None]:
+        """A finished layer's attention module, the model, and the tables of all positions."""
+        parts = self.positioned.pop(layer)
+        whole = None if None in parts else tuple(torch.cat(column, -2) for column in zip(*parts, strict=True))
+        return self.modules.pop(layer), self.model, whole
 
     def attend_to_latents(self, layer, latents, rule, window):
         if self.probing:
@@ -274,6 +297,8 @@ class PrefillCache(AttendingCache):
             seen = replace(seen, output=self._projection(layer).matrix)
         if layer in self.hidden:
             seen = replace(seen, hidden=self.hidden.pop(layer))
+        if layer in self.modules:
+            seen = replace(seen, module=partial(LayerModule, *self._module(layer)))
         self.chosen = self.observer.finish(seen, self.pruner)
         if self.chosen is not None:
             self.alive = stored.positions.gather(1, self.chosen)

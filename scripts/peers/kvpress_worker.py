@@ -4,9 +4,12 @@ Runs in the environment that `setup.sh` makes, where pvcbench is not installed. 
 
     {"do": "generate", "context": "...", "question": "...", "press": "StreamingLLM", "ratio": 0.5, "new_tokens": 32}
     {"do": "prefill", "press": null, "length": 1024, "repeats": 1}
-    {"do": "keep", "press": "SnapKV", "ids": [5, 17, 9, ...], "ratio": 0.5}
+    {"do": "keep", "press": "SnapKV", "ids": [5, 17, 9, ...], "ratio": 0.5, "seed": 0}
+    {"do": "where"}
 
-`press` is the name of a kvpress class without its `Press`, null the uncompressed cache. A request that fails is
+`press` is the name of a kvpress class without its `Press`, null the uncompressed cache; `keep` also takes a press with
+its options, {"press": "AdaKVPress", "options": {"press": "SnapKVPress"}}, and with a seed draws the same in every layer
+whatever was drawn before. A request that fails is
 answered by {"error": "one line"}. With `--peak PRESS LENGTH` one prefill runs and the peak of resident memory is
 printed, in MiB.
 """
@@ -18,7 +21,7 @@ import os
 import platform
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -52,6 +55,17 @@ def tokenizer_of(folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def with_options(named: dict):
+    """A press by its class and options; those of presses inside it are written alike."""
+    options = {}
+    for key, value in named.get("options", {}).items():
+        several = isinstance(value, list)
+        made = [with_options(one) if isinstance(one, dict) else one for one in (value if several else [value])]
+        made = [getattr(kvpress, one)() if isinstance(one, str) and one.endswith("Press") else one for one in made]
+        options[key] = made if several else made[0]
+    return getattr(kvpress, named["press"])(**options)
+
+
 class Worker:
     """The model, the tokenizer and kvpress's own pipeline; only the attention implementation changes with the press."""
 
@@ -64,9 +78,17 @@ class Worker:
         self.pipeline = kvpress.KVPressTextGenerationPipeline(
             model=self.model, tokenizer=tokenizer_of(folder), device="cpu"
         )
+        self.whole = None, []  # the uncompressed cache that kept sets were last compared with, behind what it is of
 
-    def press(self, name: str | None, ratio: float):
+    def press(self, name: str | dict | None, ratio: float):
         """A press, or None for the uncompressed cache, and the attention it needs set in the model."""
+        if isinstance(name, dict):
+            made = with_options(name)
+            try:
+                made.compression_ratio = ratio
+            except AttributeError:  # its options fix its size
+                return made
+            return made
         self.model.set_attn_implementation("eager" if name in EAGER else "sdpa")
         if name in ("AdaKV", "ChunkKV", "CriticalKV", "CriticalAdaKV"):  # they wrap another
             return getattr(kvpress, f"{name}Press")(kvpress.SnapKVPress(compression_ratio=ratio))
@@ -108,16 +130,16 @@ class Worker:
             seconds.append(time.perf_counter() - started)
         return {"seconds": seconds}
 
-    def keep(self, press: str, ids: list[int], ratio: float) -> dict:
+    def keep(self, press: str | dict, ids: list[int], ratio: float, seed: int | None = None) -> dict:
         """The positions that each layer and head keeps, found by comparing its keys with the whole cache's."""
-        caches = []
-        for name in (None, press):
-            chosen, cache = self.press(name, ratio), DynamicCache()
-            self.model.set_attn_implementation("eager" if press in EAGER else "sdpa")  # the same keys to the last bit
-            with torch.inference_mode(), chosen(self.model) if chosen else nullcontext():
-                self.model.model(input_ids=torch.tensor([ids]), past_key_values=cache)
-            caches.append(cache.layers)
-        whole, left = caches
+        eager = (press["press"].removesuffix("Press") if isinstance(press, dict) else press) in EAGER
+        known = tuple(ids), eager
+        if self.whole[0] != known:
+            self.whole = known, self.prefilled(None, ids, eager)
+        chosen = self.press(press, ratio)
+        with self.seeded(seed):
+            left = self.prefilled(chosen, ids, eager)
+        whole = self.whole[1]
         kept = []
         for number, (full, part) in enumerate(zip(whole, left, strict=True)):
             masked = getattr(self.model.model.layers[number].self_attn, "masked_key_indices", None)
@@ -127,11 +149,38 @@ class Worker:
             kept.append([head.any(0).nonzero().flatten().tolist() for head in same])
         return {"kept": kept}
 
+    def prefilled(self, chosen, ids: list[int], eager: bool) -> list:
+        """The layers of the cache after a prefill under a press; by the same attention, keys are equal to the bit."""
+        cache = DynamicCache()
+        self.model.set_attn_implementation("eager" if eager else "sdpa")
+        with torch.inference_mode(), chosen(self.model) if chosen else nullcontext():
+            self.model.model(input_ids=torch.tensor([ids]), past_key_values=cache)
+        return cache.layers
+
+    @contextmanager
+    def seeded(self, seed: int | None):
+        """Seeds torch before each layer by the layer's number, if a seed is given."""
+
+        def before(module, inputs):
+            torch.manual_seed(seed + module.layer_idx)
+
+        layers = self.model.model.layers if seed is not None else ()
+        hooks = [layer.self_attn.register_forward_pre_hook(before) for layer in layers]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def where(self) -> dict:
+        """The folder that kvpress lies in."""
+        return {"folder": str(Path(kvpress.__file__).parent)}
+
     def answer(self, request: dict) -> dict:
         """The reply to one request; a failure is a reply too, and the worker goes on."""
         try:
-            what = {"generate": self.generate, "prefill": self.prefill, "keep": self.keep}[request.pop("do")]
-            return what(**request)
+            known = {"generate": self.generate, "prefill": self.prefill, "keep": self.keep, "where": self.where}
+            return known[request.pop("do")](**request)
         except Exception as error:
             return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
 

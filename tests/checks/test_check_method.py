@@ -200,7 +200,7 @@ def test_what_is_no_frozen_dataclass_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", compose.options("method"))
+@pytest.mark.parametrize("name", compose.complete("method"))
 def test_every_method_of_ours_is_right(name):
     """With its settings as they are."""
     method = building.build_methods(compose.composed([f"method={name}"]).methods)[name]

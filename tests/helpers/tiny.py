@@ -42,6 +42,7 @@ from pvcbench.checks.reference import (
     turn,
     widen,
 )
+from pvcbench.config.compose import complete
 from pvcbench.engine.engine import Engine
 
 __all__ = ["Trace", "cell_of", "dense_masks", "exact_rotary", "fork", "positions", "ranks_of", "teach", "turn"]
@@ -150,9 +151,8 @@ def shrunk(method, floor: int = 8, window: int = 4):
 
 
 def configured():
-    """Every method of conf/method by name, as Hydra composes it."""
-    conf = Path(__file__).parents[2] / "conf"
-    names = ",".join(sorted(path.stem for path in (conf / "method").glob("*.yaml")))
+    """Every method of conf/method that runs as it stands, by name, as Hydra composes it."""
+    conf, names = Path(__file__).parents[2] / "conf", ",".join(complete("method"))
     with initialize_config_dir(str(conf), version_base="1.3"):
         nodes = OmegaConf.to_container(compose(overrides=[f"+method=[{names}]"]), resolve=True)["methods"]
     return {name: _make(node) for name, node in nodes.items()}

@@ -1,6 +1,7 @@
 """Who may import whom, read from the source, imports inside functions included."""
 
 import ast
+import sys
 
 import pytest
 
@@ -71,6 +72,12 @@ def test_pvcbench_never_imports_methods(name):
 @pytest.mark.parametrize("path", sorted((ROOT / "methods").glob("*.py")), ids=lambda path: path.name)
 def test_methods_import_the_policy_only(path):
     allowed = {"torch", "jaxtyping", "pvcbench.policy", "methods", *STANDARD}
+    assert not [name for name in imports(path) if not within(name, allowed)]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "methods").glob("*/*.py")), ids=lambda path: path.name)
+def test_what_methods_share_in_a_folder_knows_no_more_of_pvcbench(path):
+    allowed = {"torch", "jaxtyping", "pvcbench.policy", "methods", *sys.stdlib_module_names}
     assert not [name for name in imports(path) if not within(name, allowed)]
 
 

@@ -17,6 +17,7 @@ from scripts import (
     method_cards,
     numbers_quickstart,
     page_numbers,
+    press_table,
     settings_reference,
     written_page,
 )
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s#]+)(?:#[^)]*)?\)")
 WRITTEN = {
     module.__name__.rpartition(".")[2]: module
-    for module in (data_sets, experiment_list, method_cards, settings_reference)
+    for module in (data_sets, experiment_list, method_cards, press_table, settings_reference)
 }
 DOCUMENTS = [
     ROOT / "README.md",

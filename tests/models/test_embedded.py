@@ -44,7 +44,7 @@ def test_every_method_at_full_budget_answers_like_generate(loaded, task):
     engine = Engine(loaded.model)
     try:
         check(engine, rotates=True)
-        names = ",".join(compose.options("method"))
+        names = ",".join(compose.complete("method"))
         methods = building.build_methods(compose.composed([f"method=[{names}]"]).methods)
         methods = {name: method for name, method in methods.items() if "generate" in method.protocols}
         cells = [point.cell(engine.shape(len(prompt.ids)), False) for point in points(methods, [1.0], "grow")]

@@ -90,7 +90,7 @@ def test_identity_changes_with_what_changes_numbers(tmp_path):
 @pytest.mark.parametrize("decode", ["grow", "hold"])
 @pytest.mark.parametrize("aware", ["query_aware=true", "query_aware=false", "refeed_last=true"])
 def test_protocols_answer_like_full_at_full_budget(tmp_path, decode, aware):
-    methods = building.build_methods(compose.composed([f"method=[{','.join(compose.options('method'))}]"]).methods)
+    methods = building.build_methods(compose.composed([f"method=[{','.join(compose.complete('method'))}]"]).methods)
     suits = {name for name, m in methods.items() if decode in m.decodes and "generate" in m.protocols}
     names = sorted(name for name in suits if methods[name].own_budget is None and not methods[name].unnamed)
     result = run(tmp_path, f"method=[{','.join(names)}]", "budgets=[1.0]", f"decode={decode}", aware)
