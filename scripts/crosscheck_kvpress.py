@@ -110,27 +110,29 @@ def overlaps(ours: list[list[set[int]]], theirs: list[list[list[int]]]) -> list[
     return layers
 
 
-def kept_by_us(engine: Engine, ids: torch.Tensor, method: Method, budget: int) -> list[list[set[int]]]:
-    """What a method of ours keeps at a budget, as [layer][head]."""
-    method = method.resolve(budget, engine.shape(ids.shape[1]))
-    prefill = engine.prefill(ids, [method])
-    [group] = engine.fork(prefill, [Cell("x", method, budget)], 0)
-    return [[{p for p in head.tolist() if p >= 0} for head in layer.positions[0]] for layer in group.layers]
+def asked_of_kvpress(peer: Peer, ids: torch.Tensor, ratio: float) -> dict[str, list]:
+    """What each press of the pairs keeps, as [layer][head]."""
+    names = dict.fromkeys(pair.press for pair in PAIRS)
+    return {name: peer.ask("keep", press=name, ids=ids[0].tolist(), ratio=ratio)["kept"] for name in names}
 
 
 def measure(engine, peer, ids, ratio) -> list[dict]:
-    """One line per pair."""
-    lines = []
+    """One line per pair; all methods of ours score one prefill."""
+    theirs, cells, lines = asked_of_kvpress(peer, ids, ratio), {}, []
     for pair in PAIRS:
-        theirs = peer.ask("keep", press=pair.press, ids=ids[0].tolist(), ratio=ratio)["kept"]
-        sizes = [len(head) for layer in theirs for head in layer]
-        budget = round(sum(sizes) / len(sizes))
+        budget = round(presses.mean_size(theirs[pair.press]))
         try:
-            shares = overlaps(kept_by_us(engine, ids, pair.method, budget), theirs)
+            cells[pair] = Cell(pair.ours, pair.method.resolve(budget, engine.shape(ids.shape[1])), budget)
         except OutOfReach as reason:
             print(f"{pair.ours}: not compared at {budget} entries, {reason}", file=sys.stderr)
+    prefill = engine.prefill(ids, [cell.method for cell in cells.values()])
+    for pair, cell in cells.items():
+        try:
+            shares = overlaps(presses.kept_of(engine, prefill, cell), theirs[pair.press])
+        except OutOfReach as reason:
+            print(f"{pair.ours}: not compared at {cell.budget} entries, {reason}", file=sys.stderr)
             continue
-        line = {"ours": pair.ours, "kvpress": pair.press, "kept": budget, "mean": sum(shares) / len(shares)}
+        line = {"ours": pair.ours, "kvpress": pair.press, "kept": cell.budget, "mean": sum(shares) / len(shares)}
         line |= {"least": min(shares), "layers": [round(share, 4) for share in shares], "why": pair.why}
         lines.append({name: round(value, 4) if isinstance(value, float) else value for name, value in line.items()})
         print(f"{pair.ours}: {line['mean']:.3f}", file=sys.stderr)
