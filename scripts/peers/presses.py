@@ -10,6 +10,7 @@ from methods.kvpress import KVPress, installed
 from peers.client import Peer, PeerFailed
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Cell
+from pvcbench.engine.prefill import Prefill
 from pvcbench.errors import UserError
 from pvcbench.policy import Method, OutOfReach
 
@@ -86,12 +87,16 @@ def kept_by_us(engine: Engine, ids: torch.Tensor, presses: Sequence[Named], budg
     prefill = engine.prefill(ids, list(methods.values()))
     for name, method in methods.items():
         try:
-            [group] = engine.fork(prefill, [Cell(name, method, asked(method, budget))], 0)
+            found[name] = kept_of(engine, prefill, Cell(name, method, asked(method, budget)))
         except OutOfReach as error:
             found[name] = str(error)
-            continue
-        found[name] = [[set(head) - {-1} for head in layer.positions[0].tolist()] for layer in group.layers]
     return found
+
+
+def kept_of(engine: Engine, prefill: Prefill, cell: Cell) -> list[list[set[int]]]:
+    """What a cell keeps of a prefill, as [layer][head]."""
+    [group] = engine.fork(prefill, [cell], 0)
+    return [[set(head) - {-1} for head in layer.positions[0].tolist()] for layer in group.layers]
 
 
 def compared(
