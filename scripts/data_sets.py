@@ -51,6 +51,11 @@ QA = """`task=qa task.data=NAME` reads one of these files of `conf/data`, or a f
 Every one runs in the tests, those with a source on made files of the same shape. The last column says which of the
 authors' files have been read here, whole, with a random model run on the first question. Nothing has been loaded from
 the hub here, which needs a network.
+
+InfiniteBench is scored in two ways that are easily mixed up. Its own script takes a value of kv_retrieval as a word of
+the answer, a name of longdialogue_qa_eng as one word in capitals, and stops with an error at a fraction where math_find
+wants a whole number; SCBench's copy takes any substring for the first two (its qa_eng, too) and drops the fraction.
+kvpress scores four sets only and stops with an error at the others' answers.
 """
 METRIC = "`task.parity=true` scores as the benchmark's own script does, where the two differ."
 REAL = {  # what of each was read from the authors' files and run here

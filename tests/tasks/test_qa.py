@@ -1,8 +1,10 @@
 """Data sets by YAML files: what they may say, prompts, cuts, and every shipped one on made files of its shape."""
 
 import gzip
+import hashlib
 import json
 
+import datasets
 import pytest
 import yaml
 
@@ -105,9 +107,12 @@ def written(folder, name):
     """The files of a data set, where it expects them."""
     for own, one in describe(name)[0].items():
         if one.source.local is not None:
-            row = MADE[name].get(own, MADE[name]) if isinstance(MADE[name], dict) else MADE[name]
+            row = MADE[name].get(own, MADE[name])
             path = folder / (one.source.local if "." in one.source.local else f"{one.source.local}/rows.jsonl")
             path.parent.mkdir(parents=True, exist_ok=True)
+            if one.source.examples is not None:
+                (folder / one.source.examples).parent.mkdir(parents=True, exist_ok=True)
+                (folder / one.source.examples).write_text("".join(json.dumps(shot) + "\n" for shot in SHOTS))
             lists = path.suffix == ".json"
             text = json.dumps([row]) if lists else json.dumps(row) + "\n"
             path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
@@ -117,6 +122,10 @@ def written(folder, name):
             (folder / path).write_text(text)
 
 
+SHOTS = [
+    {"question": f"Q{number % 5}?", "answers": [f"A{number % 5}"], "ctxs": [{"title": "T", "text": f"Text {number}."}]}
+    for number in range(10)
+]
 BOOK = "A line of a book.\n" * 60
 
 
@@ -352,6 +361,21 @@ def test_nolima_places_needles_at_line_ends_at_their_depths(tmp_path):
         assert sample.answers[0] in ("Yuki", "Stuart") and sample.answers[0] in sample.context[first:last]
         before = sample.context[sample.context.index("\n\n") + 2 : first]
         assert abs(len(before) - 100 * index) < 40 and sample.question.count("Dresden") == 1
+
+
+def test_helmet_shows_two_examples_as_datasets_shuffles_them(tmp_path):
+    written(tmp_path, "helmet_rag")
+    task = Qa("helmet_rag", data_dir=str(tmp_path), sets="nq")
+    seed = int(hashlib.sha256(b"What?").hexdigest(), 16) % 2**31
+    order = datasets.Dataset.from_list(SHOTS).shuffle(seed=seed)
+    first = order[0]
+    second = next(shot for shot in order if shot["question"] != first["question"])
+    shown = [
+        f"Document (Title: T): {one['ctxs'][0]['text']}\n\nQuestion: {one['question']}\nAnswer: {one['answers'][0]}\n\n"
+        for one in (first, second)
+    ]
+    context = task.sample(0, 0).context
+    assert context.endswith("[answer]\n\n" + "".join(shown) + f"Document (Title: Mills): {TEXT}")
 
 
 def test_a_user_s_folder_has_data_sets_by_name(tmp_path, capsys):

@@ -1,7 +1,10 @@
 """Columns that are made of others, for data sets whose prompts need them: `rows: {derive: NAME}`."""
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping
+
+import numpy as np
 
 from pvcbench.tasks import files
 from pvcbench.tasks.qa.sources import text_of
@@ -47,12 +50,25 @@ def gold_words(row: Mapping) -> dict:
 
 
 def helmet_passages(row: Mapping) -> dict:
-    """HELMET's documents as `context`, and an empty `demos`."""
+    """HELMET's documents as `context`, and two examples with theirs as `demos`, drawn by a hash of the question."""
+    key = "id" if "id" in row else "question"
+    seed = int(hashlib.sha256(text_of(value_of(row, key)).encode()).hexdigest(), 16) % 2**31
+    examples, chosen = row.get("examples") or [], {}
+    for place in np.random.default_rng(seed).permutation(len(examples)):  # as the package `datasets` shuffles
+        if len(chosen) < 2:
+            chosen.setdefault(text_of(value_of(examples[place], key)), examples[place])
+    shown = [
+        f"{_passages(one)}\n\nQuestion: {value_of(one, 'question')}\nAnswer: {value_of(one, 'answers')[0]}\n\n"
+        for one in chosen.values()
+    ]
+    return {"context": _passages(row), "demos": "".join(shown)}
+
+
+def _passages(row: Mapping) -> str:
     found = value_of(row, "ctxs")
     if not isinstance(found, list) or not all({"title", "text"} <= set(one) for one in found):
         raise files.Refused("ctxs: wanted a list of documents with title and text")
-    texts = [f"Document (Title: {text_of(one['title'])}): {text_of(one['text'])}" for one in found]
-    return {"context": "\n\n".join(texts), "demos": ""}
+    return "\n\n".join(f"Document (Title: {text_of(one['title'])}): {text_of(one['text'])}" for one in found)
 
 
 def helmet_pairs(row: Mapping) -> dict:

@@ -40,6 +40,7 @@ class Source(Part):
     split: str = Field("test", description="a split of the hub such as test")
     features: dict[str, Any] | None = Field(None, description="a mapping of columns to string, int64 or [string]")
     local: str | None = Field(None, description="a file or folder: .jsonl, .json, .parquet, or .gz of the first two")
+    examples: str | None = Field(None, description="a file of examples, for functions of rows.derive that show some")
     generator: str | None = Field(None, description="the name of a generator")
     settings: dict[str, Any] = Field({}, description="a mapping of the generator's settings")
 

@@ -18,7 +18,11 @@ KINDS = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 def load(one: Description, folder: Path | None) -> tuple[list[dict], str]:
     """All rows and their hash: from local files in a folder, or from the hub where there is no folder."""
     if folder is not None and one.source.local is not None:
-        return from_files(folder / user_path(one.source.local), one.rows.field)
+        rows, checksum = from_files(folder / user_path(one.source.local), one.rows.field)
+        if one.source.examples is None:
+            return rows, checksum
+        examples, more = from_files(folder / user_path(one.source.examples), one.rows.field)
+        return [{**row, "examples": examples} for row in rows], f"{checksum} {more}"
     if one.source.hub is None:
         raise UserError(f"{one.name} lies on no hub: name the folder that has {one.source.local} with task.data_dir")
     rows = from_hub(one)
