@@ -49,4 +49,5 @@ class KVzap(Method):
         first, last = self.protects(budget, shape)
         if self.threshold is None:
             return pooled(scores, budget, first, last)
-        return [last + (layer[..., : layer.shape[-1] - last] >= self.threshold).sum(-1).cpu() for layer in scores]
+        above = [(layer[..., : layer.shape[-1] - last] >= self.threshold).sum(-1) for layer in scores]
+        return [last + count.to("cpu", copy=True) for count in above]
