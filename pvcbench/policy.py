@@ -107,15 +107,6 @@ class LayerModule:
 
 
 @dataclass(frozen=True)
-class LayerModule:
-    """A layer's attention module in its model: for code that was written for such modules."""
-
-    attention: torch.nn.Module
-    model: torch.nn.Module  # the whole of it
-    tables: tuple[Tensor, Tensor] | None  # cos and sin of the tokens' positions, as the module was given them
-
-
-@dataclass(frozen=True)
 class Observation:
     """What a method sees of one layer, after its prefill or after one decoding step."""
 
