@@ -27,4 +27,4 @@ class CriticalAdaKV(CriticalKV):
     def plan(self, scores, budget, shape):
         first, last = self.protects(budget, shape)
         inner = [layer[..., first : layer.shape[-1] - last] for layer in scores]
-        return [first + last + (layer > 0).sum(-1).to("cpu", copy=True) for layer in inner]
+        return [first + last + (layer > 0).sum(-1).to(scores[0].device) for layer in inner]

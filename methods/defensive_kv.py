@@ -57,4 +57,5 @@ class DefensiveKV(Method):
 
     def plan(self, scores, budget, shape):
         pools = [scores] if self.pool == "model" else [[layer] for layer in scores]
-        return [counts for pool in pools for counts in pooled(pool, budget, *self.protects(budget, shape))]
+        found = [counts for pool in pools for counts in pooled(pool, budget, *self.protects(budget, shape))]
+        return [counts.to(scores[0].device) for counts in found]

@@ -50,4 +50,4 @@ class KVzap(Method):
         if self.threshold is None:
             return pooled(scores, budget, first, last)
         above = [(layer[..., : layer.shape[-1] - last] >= self.threshold).sum(-1) for layer in scores]
-        return [last + count.to("cpu", copy=True) for count in above]
+        return [last + count.to(scores[0].device) for count in above]

@@ -13,7 +13,7 @@ def pooled(scores, each, first, last):
     for heads in {layer.shape[1] for layer in scores}:
         places = [place for place, layer in enumerate(scores) if layer.shape[1] == heads]
         inner = [scores[place][..., first : scores[place].shape[-1] - last].flatten(1) for place in places]
-        flat = torch.cat([layer.to("cpu", torch.float64, copy=True) for layer in inner], 1)
+        flat = torch.cat([layer.to(scores[0].device).double() for layer in inner], 1)  # layers may lie on several
         total = max(0, each - first - last) * heads * len(inner)
         best = flat.argsort(dim=1, descending=True, stable=True)[:, :total]
         won = torch.zeros_like(flat, dtype=torch.long).scatter(1, best, 1)
