@@ -49,7 +49,8 @@ QA = """`task=qa task.data=NAME` reads one of these files of `conf/data`, or a f
 [your own data](../guide/own_data.md). The remarks at the head of each file say where it differs from the original.
 
 Every one runs in the tests, those with a source on made files of the same shape. The last column says which of the
-authors' files have been read here, whole; unless it says otherwise a random model was run on the first question. Nothing has been loaded from
+authors' files have been read here, whole; unless it says otherwise a random model was run on the first question.
+Nothing has been loaded from
 the hub here, which needs a network.
 
 InfiniteBench is scored in two ways that are easily mixed up. Its own script takes a value of kv_retrieval as a word of
