@@ -51,52 +51,57 @@ def options_of(arguments=None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+class Side:
+    """A model, its needle contexts and the cells that both sides run."""
+
+    def __init__(self, options: argparse.Namespace):
+        asked = [f"task.needles={options.questions}", f"task.questions={options.questions}", "task.repeats=100"]
+        asked += [f"task.lengths=[{options.tokens}]", f"task.max_new_tokens={options.max_new_tokens}"]
+        config = compose.composed([f"model={options.model}", f"method=[{','.join(options.methods)}]", *asked])
+        self.loaded = building.build(config.model, "the model", device="cpu", dtype=None)
+        self.task = building.build(config.task, "the task")
+        self.task.prepare(self.loaded.prompter())
+        self.cells = tuple(points(building.build_methods(config.methods), BUDGETS, "grow"))
+        self.engine, self.questions = Engine(self.loaded.model, self.loaded.attention), options.questions
+
+    def items(self, context: int) -> list[WorkItem]:
+        """All questions on a context."""
+        numbers = range(context * self.questions, (context + 1) * self.questions)
+        samples = [self.task.sample(0, number) for number in numbers]
+        return [WorkItem(sample, self.task.encode(sample), self.cells) for sample in samples]
+
+    def run(self, batches: list[list[WorkItem]]) -> tuple[float, dict]:
+        """Seconds of some batches, and their rows by sample and cell."""
+        protocol, started = Protocol(False, False, "grow", 0), time.perf_counter()
+        rows = []
+        for batch in batches:
+            rows += run_batch(Generate, self.engine, self.loaded, self.task, batch, protocol, Meter(1))
+        spent = time.perf_counter() - started
+        return spent, {(row["sample"], row["method"], row["budget"]): row for row in rows}
+
+
 def measure(options: argparse.Namespace) -> dict:
     """Seconds of each context on both sides, and how many rows differ."""
     torch.set_num_threads(processors.threads_of(options.threads))
-    asked = [f"task.needles={options.questions}", f"task.questions={options.questions}", "task.value=word"]
-    asked += [f"task.lengths=[{options.tokens}]", "task.repeats=100", f"task.max_new_tokens={options.max_new_tokens}"]
-    config = compose.composed([f"model={options.model}", f"method=[{','.join(options.methods)}]", *asked])
-    loaded = building.build(config.model, "the model", device="cpu", dtype=None)
-    task = building.build(config.task, "the task")
-    task.prepare(loaded.prompter())
-    cells = tuple(points(building.build_methods(config.methods), BUDGETS, "grow"))
-    engine, protocol = Engine(loaded.model, loaded.attention), Protocol(False, False, "grow", 0)
-    seconds, different, rows = {"together": [], "alone": []}, 0, 0
-
-    def run(batch):
-        return run_batch(Generate, engine, loaded, task, batch, protocol, Meter(1))
-
-    def items(context):
-        numbers = range(context * options.questions, (context + 1) * options.questions)
-        return [WorkItem(sample, task.encode(sample), cells) for sample in (task.sample(0, index) for index in numbers)]
-
-    run(items(99)[:1])  # warms up
+    side, together, alone, different, rows = Side(options), [], [], 0, 0
+    side.run([side.items(99)[:1]])  # warms up
     for context in range(options.contexts):
-        batch, found = items(context), {}
-        for side, batches in {"together": [batch], "alone": [[item] for item in batch]}.items():
-            started = time.perf_counter()
-            found[side] = [row for one in batches for row in run(one)]
-            seconds[side].append(time.perf_counter() - started)
-        one, other = ({(row["sample"], row["method"], row["budget"]): row for row in side} for side in found.values())
+        batch = side.items(context)
+        spent, one = side.run([batch])
+        singly, other = side.run([[item] for item in batch])
+        together.append(spent)
+        alone.append(singly)
         rows += len(one)
         different += sum(bool(row_differences(one[key], other[key], None)[0]) for key in one)
-        print(
-            f"context {context}: together {seconds['together'][-1]:.1f} s, alone {seconds['alone'][-1]:.1f} s",
-            file=sys.stderr,
-        )
-    ratios = [one / other for one, other in zip(seconds["together"], seconds["alone"], strict=True)]
-    return {
-        "tokens": options.tokens,
-        "contexts": options.contexts,
-        "questions": options.questions,
-        "cells": len(cells),
-        "together_s": round(statistics.median(seconds["together"]), 2),
-        "alone_s": round(statistics.median(seconds["alone"]), 2),
+        print(f"context {context}: together {spent:.1f} s, alone {singly:.1f} s", file=sys.stderr)
+    ratios = [one / other for one, other in zip(together, alone, strict=True)]
+    result = {"tokens": options.tokens, "contexts": options.contexts, "questions": options.questions}
+    result |= {"cells": len(side.cells), "together_s": round(statistics.median(together), 2)}
+    result |= {
+        "alone_s": round(statistics.median(alone), 2),
         "together_over_alone": round(statistics.median(ratios), 3),
-        "rows": rows,
-        "rows_that_differ": different,
     }
+    return result | {"rows": rows, "rows_that_differ": different}
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Decoding: the cells of a sample step together as one batch, each on its own slots."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 
@@ -181,31 +181,46 @@ class Decoder:
         sound = torch.isfinite(logits).all(-1).tolist()
         if barred:
             logits = logits.index_fill(1, torch.tensor(list(barred), device=logits.device), float("-inf"))
-        tokens: list[list[int] | None] = [[] for _ in range(self.rows)]
-        done = [False] * self.rows
+        said = Answers([[] for _ in range(self.rows)], [False] * self.rows, new_tokens, ends, stopped)
         active = list(zip(self.groups, (range(part.start, part.stop) for part in self.cache.parts), strict=True))
         while True:
             chosen = logits.argmax(-1).tolist()
             now = [(group, rows.start, row) for group, rows in active for row in rows]
             for (group, first, row), token, good in zip(now, chosen, sound, strict=True):
-                if done[row]:
-                    continue
-                if not good:
-                    tokens[row] = None
-                done[row] = not good or token in ends
-                if not done[row]:
-                    tokens[row].append(token)
-                    done[row] = len(tokens[row]) >= new_tokens or (stopped is not None and stopped(tokens[row]))
-                if done[row]:
+                if said.ends_with(row, token, good):
                     group.ended[row - first] = len(group.grown)
-            going, feeding = unfinished(active, done, chosen)
+            going, feeding = unfinished(active, said.done, chosen)
             if not going:
-                return [tokens[start : start + self.batch] for start in range(0, self.rows, self.batch)]
+                return [said.tokens[start : start + self.batch] for start in range(0, self.rows, self.batch)]
             if len(going) < len(active):
                 self.cache.use([group for group, _ in going])
             active = going
             logits = self.step(torch.tensor(feeding, device=logits.device)[:, None])
             sound = torch.isfinite(logits).all(-1).tolist()
+
+
+@dataclass
+class Answers:
+    """What each row has said, and whether that is complete."""
+
+    tokens: list[list[int] | None]  # None: its logits were not finite
+    done: list[bool]
+    most: int  # tokens of an answer
+    ends: Sequence[int]  # tokens that end one
+    stopped: Callable[[list[int]], bool] | None
+
+    def ends_with(self, row: int, token: int, sound: bool) -> bool:
+        """Adds a row's next token; whether its answer, not complete before, is so now."""
+        if self.done[row]:
+            return False
+        said = self.tokens[row]
+        if sound and token not in self.ends:
+            said.append(token)
+            self.done[row] = len(said) >= self.most or (self.stopped is not None and self.stopped(said))
+        else:
+            self.tokens[row] = said if sound else None
+            self.done[row] = True
+        return self.done[row]
 
 
 def unfinished(

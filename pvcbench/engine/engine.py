@@ -117,14 +117,13 @@ class Engine:
         self.projecting: list[Projection | str] | None = None  # each layer's output projection, once that is known
         self.modules = modules  # of the decoder
         self.running = 0  # the place of the decoder layer that runs, or of the first in the module that runs
-        self.hooks = [
-            module.register_forward_pre_hook(self._hook(number * self.layout.together), with_kwargs=True)
-            for number, module in enumerate(modules)
-        ]
-        self.hooks += [
-            module.register_forward_pre_hook(partial(self._before_attention, inside), with_kwargs=True)
-            for inside, module in self._known()
-        ]
+        self.hooks = self._hooked()
+
+    def _hooked(self) -> list:
+        """Hooks of every decoder layer and every attention module."""
+        layers = [(self._hook(number * self.layout.together), module) for number, module in enumerate(self.modules)]
+        inner = [(partial(self._before_attention, inside), module) for inside, module in self._known()]
+        return [module.register_forward_pre_hook(hook, with_kwargs=True) for hook, module in (*layers, *inner)]
 
     def _known(self) -> list[tuple[int, nn.Module]]:
         """Every attention module once, since some layers share theirs, and which of its module's layers it is."""
@@ -250,24 +249,29 @@ class Engine:
         shape = self.shape(ids.shape[1]) if shape is None else shape
         draws = torch.zeros(len(ids), dtype=torch.int64) if draws is None else draws
         watchers = [pruner] if pruner is not None else list(dict.fromkeys(methods))
-        turns = self._turns_for(watchers, ids, reach)
-        projections = self.projections(ids) if any(method.needs_output for method in watchers) else []
         asked = {} if pruner is not None else asked_passes(watchers, ids, shape, self.writer, self.strict)
         observed = self.backend, self.plain_costs, self.strict, asked
         observer = Observer(watchers, shape, draws.to(ids.device), *observed)
-        windows = [None if window is None or window >= ids.shape[1] else window for window in self.windows]
-        cache = PrefillCache(self.layout, observer, windows, self.kernel, pruner, capture)
-        cache.reach, cache.first, cache.turns = max(reach, ids.shape[1]), first, turns
-        cache.projections, cache.watch, cache.model = projections, look, self.model
+        cache = self._cache(ids, observer, pruner, capture, reach)
+        cache.first, cache.watch = first, look
         started = clock(ids)
         logits = self._feed(ids, cache, watch)
         cache.windows = self.windows
         if capture:
             require_finite(logits)
-        prefill = replace(cache.finished(logits, 0.0), evicts_sliding=self.evict_sliding, turns=turns)
+        prefill = replace(cache.finished(logits, 0.0), evicts_sliding=self.evict_sliding, turns=cache.turns)
         if asked:
-            Passes(prefill, self.kernel, asked, projections).read(self._on_top)
+            Passes(prefill, self.kernel, asked, cache.projections).read(self._on_top)
         return replace(prefill, seconds=clock(ids) - started)
+
+    def _cache(self, ids, observer: Observer, pruner, capture: int, reach: int) -> PrefillCache:
+        """The empty cache of a prompt, with what its methods have to know of the model."""
+        windows = [None if window is None or window >= ids.shape[1] else window for window in self.windows]
+        cache = PrefillCache(self.layout, observer, windows, self.kernel, pruner, capture)
+        cache.reach, cache.model = max(reach, ids.shape[1]), self.model
+        cache.turns = self._turns_for(observer.methods, ids, reach)
+        cache.projections = self.projections(ids) if any(method.needs_output for method in observer.methods) else []
+        return cache
 
     def _on_top(self, ids: Int[Tensor, "batch tokens"], cache: PassCache) -> None:
         """Reads the tokens of a pass on top of its prompt, in pieces where a prompt is read so."""
