@@ -244,8 +244,7 @@ class Engine:
         """
         if pruner is not None:
             self.require_prunable(pruner)
-        if self.padding is not None and bool((ids == self.padding).any()):
-            raise Inexact("the prompt has a padding token, which this model does not count: leave it out")
+        self._refuse_padding(ids, "the prompt has a padding token, which this model does not count: leave it out")
         shape = self.shape(ids.shape[1]) if shape is None else shape
         draws = torch.zeros(len(ids), dtype=torch.int64) if draws is None else draws
         watchers = [pruner] if pruner is not None else list(dict.fromkeys(methods))
@@ -264,6 +263,11 @@ class Engine:
             Passes(prefill, self.kernel, asked, cache.projections).read(self._on_top)
         return replace(prefill, seconds=clock(ids) - started)
 
+    def _refuse_padding(self, ids: Int[Tensor, "batch tokens"], told: str) -> None:
+        """Raises Inexact where a token is one that the model does not count."""
+        if self.padding is not None and bool((ids == self.padding).any()):
+            raise Inexact(told)
+
     def _cache(self, ids, observer: Observer, pruner, capture: int, reach: int) -> PrefillCache:
         """The empty cache of a prompt, with what its methods have to know of the model."""
         windows = [None if window is None or window >= ids.shape[1] else window for window in self.windows]
@@ -275,8 +279,7 @@ class Engine:
 
     def _on_top(self, ids: Int[Tensor, "batch tokens"], cache: PassCache) -> None:
         """Reads the tokens of a pass on top of its prompt, in pieces where a prompt is read so."""
-        if self.padding is not None and bool((ids == self.padding).any()):
-            raise Inexact("a method has the model read a padding token, which this model does not count")
+        self._refuse_padding(ids, "a method has the model read a padding token, which this model does not count")
         self.active = cache
         try:
             for part in ids.split((self.chunk or ids.shape[1]) if self.continues else 1, 1):
