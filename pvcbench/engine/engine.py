@@ -253,8 +253,7 @@ class Engine:
         observer = Observer(watchers, shape, draws.to(ids.device), *observed)
         cache = self._cache(ids, observer, pruner, capture, reach)
         cache.first, cache.watch = first, look
-        started = clock(ids)
-        logits = self._feed(ids, cache, watch)
+        started, logits = clock(ids), self._feed(ids, cache, watch)
         cache.windows = self.windows
         if capture:
             require_finite(logits)
