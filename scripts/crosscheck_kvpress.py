@@ -40,6 +40,7 @@ from methods.key_rerotation import KeyRerotation
 from methods.keydiff import KeyDiff
 from methods.knorm import Knorm
 from methods.kvzip import KVzip
+from methods.kvzip_plus import KVzipPlus
 from methods.lagkv import LagKV
 from methods.leverage_score import LeverageScore
 from methods.non_causal_attention import NonCausalAttention
@@ -98,6 +99,7 @@ PAIRS = (
     ),
     Pair("kvzip_layerwise", KVzip("layer", 2048, sinks=4, later_request=LATER), "KVzip", options={"layerwise": True}),
     Pair("kvzip with kvpress' sinks", KVzip(sinks=4), "KVzip"),
+    Pair("kvzip_plus with kvpress' sinks", KVzipPlus(sinks=4), "KVzip", options={"kvzip_plus_normalization": True}),
     Pair("snapkv", SnapKV(), "SnapKV", "window 32 and maximum over 7 here, 64 and average over 5 there"),
     Pair("h2o", H2O(), "ObservedAttention", "raw sums and the newest half protected here, means and neither there"),
     Pair("snapkv_original", SnapKV(32, 5, "average"), "SnapKV", "window 32 here, 64 there"),
