@@ -68,8 +68,16 @@ class PassRows:
 
     def blocks(self) -> Iterator[tuple[int, int, Float[Tensor, "batch heads rows shown"]]]:
         """Attention weights of some rows at a time on the entries that are shown (see `attention_blocks`)."""
+        yield from self._blocks(True)
+
+    def logits(self) -> Iterator[tuple[int, int, Float[Tensor, "batch heads rows shown"]]]:
+        """The same before the softmax."""
+        yield from self._blocks(False)
+
+    def _blocks(self, softmax: bool):
         window = None if self.window is None else (self.window, self.positions)
-        for first, after, weights in attention_blocks(self.query, self.keys, scale=self.rule, window=window):
+        blocks = attention_blocks(self.query, self.keys, scale=self.rule, window=window, softmax=softmax)
+        for first, after, weights in blocks:
             yield first, after, weights[..., self.shown]
 
 
