@@ -395,14 +395,15 @@ def chunks_as_whole(subject: Subject) -> str | None:
         return "the full cache scores nothing"
     for name in MODELS:
         whole = bench.host(name)
+        method = next((cell.method for cell in subject.cells(whole)), subject.method)  # settled, where it can be
         scored = []
         for chunk in (None, CHUNK):
             whole.chunk = chunk
             try:
-                prefill = whole.prefill(subject.ids(), [subject.method], draws=subject.draws)
+                prefill = whole.prefill(subject.ids(), [method], draws=subject.draws)
             finally:
                 whole.chunk = None
-            scored.append(prefill.observer.scores[subject.method])
+            scored.append(prefill.observer.scores[method])
         for one, other in zip(*scored, strict=True):
             far, most = (one - other).abs().max().item(), one.abs().max().item()
             if far > (1e-7 if one.dtype == torch.float64 else 1e-4) * max(most, 1e-30):
