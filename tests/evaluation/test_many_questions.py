@@ -13,7 +13,7 @@ from pvcbench.runs import measuring, runner
 SMALL = ["model=random", "dtype=float64", "threads=1", "wandb.mode=disabled", "query_aware=false", "budgets=[0.6,100]"]
 NEEDLE = ["task.lengths=[500]", "task.depths=[40]", "task.repeats=2", "task.max_new_tokens=6"]
 ASKED = ["task.needles=4", "task.questions=4"]
-METHODS = "method=[h2o,random,pvc,ada_snapkv,streaming_llm,oracle_answer]"
+METHODS = "method=[h2o,random,pvc,ada_snapkv,kvzip,streaming_llm,oracle_answer]"
 HOLDING = "method=[h2o,random,pvc,tova,streaming_llm]"
 
 
