@@ -60,7 +60,7 @@ class KVzip(Method):
     @staticmethod
     def written(prompt, tokens):
         """Some tokens for each sample."""
-        return prompt.ids.new_tensor(tokens).expand(len(prompt.ids), -1)
+        return torch.tensor(tokens, dtype=prompt.ids.dtype).to(prompt.ids.device).expand(len(prompt.ids), -1)
 
     def scores(self, seen):
         if seen.rows is None:

@@ -104,7 +104,7 @@ def opened(text: str, folders: Sequence[Path] = ()) -> str:
     """A setting in a mapping that a method's file leaves empty, as one to be added: such a mapping takes any key."""
     mark, key, _ = written_settings.pieces_of(text)
     group, *names = key.split(".")
-    if mark or group != "methods" or names[0] not in options("method", folders):
+    if mark or group != "methods" or not names or names[0] not in options("method", folders):
         return text
     node = file_of("method", names[0], folders)
     for name in names[1:]:

@@ -205,7 +205,7 @@ def plan(
     entries = known[0].shape[-1]
     kept = [own.clamp(max=entries) for own in counts]
     if budget is not None:
-        most = torch.stack([own.double().mean(1) for own in kept]).mean(0).max().item()
+        most = torch.stack([own.double().mean(1).to(kept[0].device) for own in kept]).mean(0).max().item()
         require_within(method, "plan", most, budget, shape)
     stay, fewest = min(sum(protected(method, budget, shape)), entries), min(int(own.min()) for own in kept)
     if fewest < stay:
