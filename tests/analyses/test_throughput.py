@@ -188,10 +188,10 @@ def prefills(monkeypatch):
     """What watched each prefill of a batch, and how many caches of earlier passes were alive then."""
     seen, caches, real, fork = [], [], Engine.prefill, Engine.fork
 
-    def counted(self, ids, methods=(), pruner=None, draws=None, **more):
+    def counted(self, ids, methods=(), pruner=None, *rest, **more):
         if len(ids) > 1 and not self.strict:  # not the trial of the methods
             seen.append((list(methods), pruner, sum(one() is not None for one in caches)))
-        return real(self, ids, methods, pruner, draws, **more)
+        return real(self, ids, methods, pruner, *rest, **more)
 
     def followed(self, *arguments, **options):
         groups = fork(self, *arguments, **options)

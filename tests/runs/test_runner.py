@@ -36,10 +36,10 @@ def prefills(monkeypatch):
     seen = []
     real = Engine.prefill
 
-    def counted(self, ids, methods=(), pruner=None, draws=None, **more):
+    def counted(self, ids, methods=(), pruner=None, *rest, **more):
         if len(ids[0]) > 100:  # not the check of the model, nor the trial of the methods
             seen.append(pruner)
-        return real(self, ids, methods, pruner, draws, **more)
+        return real(self, ids, methods, pruner, *rest, **more)
 
     monkeypatch.setattr(Engine, "prefill", counted)
     return seen
