@@ -94,7 +94,7 @@ def settled(method: Method, budget: int, shape: Shape, hold: bool) -> Cell:
 def run(engine: Engine, cell: Cell, ids: torch.Tensor, tokens: int, shape: Shape | None = None) -> None:
     """Prefill, fork and some steps of a cell."""
     watching, draws = [] if cell.pruner is not None else [cell.method], torch.arange(len(ids))
-    prefill = engine.prefill(ids[:, :tokens], watching, cell.pruner, draws, shape, reach=ids.shape[1])
+    prefill = engine.prefill(ids[:, :tokens], watching, cell.pruner, draws, shape=shape, reach=ids.shape[1])
     decoder = Decoder(engine.call, engine.fork(prefill, [cell], STEPS), engine.backend)
     for number in range(tokens, tokens + STEPS):
         decoder.step(ids[:, number : number + 1])
