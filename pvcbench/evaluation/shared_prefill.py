@@ -143,7 +143,7 @@ class Attempt:
         if not self.context.shape[1]:
             raise ValueError("the prompt is empty: there is nothing to go on from")
         if reads is None:
-            return self.engine.prefill(self.context, methods, pruner, self.draws, self.shape, reach=reach)
+            return self.engine.prefill(self.context, methods, pruner, self.draws, shape=self.shape, reach=reach)
         following = self.rest
         if reads == "answer":
             following = torch.cat((following, self.right_answer()), 1)
