@@ -43,10 +43,11 @@ def test_what_runs_says_how_exactly():
 
 
 def told_of(name, methods):
-    """A family as the file has it and as a trial finds it now, without what rounding changes."""
+    """A family as the file has it of these methods and as a trial finds it now, without what rounding changes."""
     now, kept = trial.run(name, methods), KNOWN.families[name]
     assert (now.error or 0) <= 100 * (kept.error or 0) + 1e-12
-    return replace(now, error=None), replace(kept, error=None)
+    refused = {method: reason for method, reason in kept.refused.items() if method in methods}
+    return replace(now, error=None), replace(kept, error=None, refused=refused)
 
 
 @pytest.mark.parametrize("name", families.REPRESENTATIVE)
@@ -58,7 +59,9 @@ def test_one_family_of_each_kind_is_as_the_file_says(name, methods):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", families.every())
 def test_every_family_is_as_the_file_says(name, methods):
-    now, kept = told_of(name, methods)
+    """With every sixth method, in turns from family to family: all methods in all families take most of an hour."""
+    first = families.every().index(name) % 6
+    now, kept = told_of(name, dict(list(methods.items())[first::6]))
     assert now == kept
 
 
