@@ -27,6 +27,7 @@ FAMILIES = ("llama", "qwen2", "qwen3", "gemma3")
 
 
 @cache
+@torch.inference_mode()  # the model may have been made inside of it by another test
 def sizes(family):
     """Layers, query heads, KV heads and head size."""
     config = unmodified(family).config
