@@ -6,7 +6,7 @@ PIP_FLAGS ?=
 WORKERS ?= 2
 BIN := .venv/bin
 PAGES := package_map row_reference settings_reference command_reference data_sets experiment_list
-PAGES += method_cards model_support performance scale page_numbers
+PAGES += method_cards press_table model_support performance scale page_numbers
 
 .PHONY: demo test test-all figures pages docs setup clean
 

@@ -7,7 +7,7 @@ the first entries, the piece and what is read. Nothing is generated, no question
 
 from dataclasses import dataclass
 
-from methods.pooled_ranking import best_of_all, whole_heads
+from methods.pooling import pooled, whole_heads
 from pvcbench.policy import Method, OutOfReach, Pass, UserError, torch
 
 LEVELS = ("pair", "uniform", "head", "layer")
@@ -84,11 +84,6 @@ class KVzip(Method):
     def plan(self, scores, budget, shape):
         if self.level == "uniform":
             return super().plan(scores, budget, shape)
-        first = self.protects(budget, shape)[0]
-        free = [layer[..., first:] for layer in scores]
-        each = min(budget, shape.tokens) - first
-        if self.level == "layer":
-            counts = [best_of_all([layer], each)[0] for layer in free]
-        else:
-            counts = (whole_heads if self.level == "head" else best_of_all)(free, each)
-        return [first + count for count in counts]
+        share, asked = whole_heads if self.level == "head" else pooled, (budget, *self.protects(budget, shape))
+        pools = [[layer] for layer in scores] if self.level == "layer" else [scores]
+        return [counts for pool in pools for counts in share(pool, *asked)]

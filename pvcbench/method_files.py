@@ -92,7 +92,7 @@ def as_safetensors(path: Path) -> str:
         "flat = lambda x, at=(): {'.'.join(at): x.clone().contiguous()} if torch.is_tensor(x) else {n: t for k, v in "
         "(x.items() if hasattr(x, 'items') else enumerate(x) if isinstance(x, (list, tuple)) else ()) "
         "for n, t in flat(v, (*at, str(k))).items()}; "
-        "save_file(flat(torch.load(sys.argv[1], map_location='cpu', weights_only=False)), sys.argv[2])"
+        "save_file(flat(torch.load(sys.argv[1], map_location='cpu', weights_only=True)), sys.argv[2])"
     )
     return f'python -c "{code}" {quote(str(path))} {quote(str(path.with_suffix(".safetensors")))}'
 

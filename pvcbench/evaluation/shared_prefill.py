@@ -267,7 +267,12 @@ class OneContext(Attempt):
         for items in alike(self.batch, most):
             asked = self.ask(items)
             asked.sharing = len(self.batch)
-            rows += asked.answered([group.repeated(len(items)) for group in groups], points)
+            try:
+                copies = [group.repeated(len(items)) for group in groups]
+            except Exception as error:
+                asked._fail(points.values(), error)
+            else:
+                rows += asked.answered(copies, points)
             self.failed += asked.failed
         return rows
 

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 
 from pvcbench.config import building, compose
 from pvcbench.engine import engine as engines
 from pvcbench.engine.engine import Engine
+from pvcbench.engine.evict import Group
 from pvcbench.errors import UserError
 from pvcbench.runs import measuring, runner
 
@@ -70,6 +72,18 @@ def test_little_memory_changes_no_row(tmp_path, monkeypatch):
     usual = rows(tmp_path / "usual", "method=[h2o,snapkv]")
     monkeypatch.setattr(Engine, "free_bytes", lambda self: 1)
     assert usual.equals(rows(tmp_path / "little", "method=[h2o,snapkv]"))
+
+
+def test_memory_that_ends_while_caches_are_copied_loses_no_row(tmp_path, monkeypatch):
+    usual, repeated = rows(tmp_path / "usual", "method=[h2o,snapkv]"), Group.repeated
+
+    def short(self, count):
+        if count > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return repeated(self, count)
+
+    monkeypatch.setattr(Group, "repeated", short)
+    assert usual.equals(rows(tmp_path / "short", "method=[h2o,snapkv]"))
 
 
 def test_a_method_that_fails_sinks_neither_others_nor_other_questions(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import torch
 
 import naive
 from pvcbench.engine.evict import Cell
+from pvcbench.policy import OutOfReach
 from tiny import dense, engine, fork, positions, prompt, teach, unmodified
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64, see test_engine.py
@@ -17,6 +18,17 @@ def kept_sets(group, layer, steps=None):
     sets = [[[p for p in head.tolist() if p >= 0] for head in sample] for sample in found]
     assert all(len(set(head)) == len(head) for sample in sets for head in sample), "an entry is held twice"
     return [[set(head) for head in sample] for sample in sets]
+
+
+def sets_of(method, ids, family, budget):
+    """What a method keeps of a prompt, as [layer][sample][head]; None where the budget is out of its reach."""
+    host = engine(family)
+    try:
+        method = method.resolve(budget, host.shape(ids.shape[1]))
+    except OutOfReach:
+        return None
+    [group] = fork(host, ids, [Cell("x", method, budget)], 0)
+    return [kept_sets(group, layer) for layer in range(len(group.layers))]
 
 
 def attention_of(family, ids) -> list[torch.Tensor]:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import naive_files
 import naive_scores
 from beside_dense import followed
-from kept_sets import attention_of, cached, heads_of, kept_sets, without_ties
+from kept_sets import attention_of, cached, heads_of, kept_sets, sets_of, without_ties
 from methods.duo_attention import DuoAttention
 from methods.expected_attention_stats import ExpectedAttentionStats
 from methods.headkv import HeadKV
@@ -60,17 +60,6 @@ def files(tmp_path_factory):
         places["json"].write_text(json.dumps(told))
         made[family] = places | {"tensors": tensors, "needed": needed.tolist(), "told": told}
     return made
-
-
-def sets_of(method, ids, family, budget):
-    """What a method keeps of a prompt, as [layer][sample][head]; None where the budget is out of its reach."""
-    host = engine(family)
-    try:
-        method = method.resolve(budget, host.shape(ids.shape[1]))
-    except OutOfReach:
-        return None
-    [group] = fork(host, ids, [Cell("x", method, budget)], 0)
-    return [kept_sets(group, layer) for layer in range(len(group.layers))]
 
 
 # ---------------------------------------------------------------------------------------------- kept sets

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 import naive_output as naive
-from kept_sets import attention_of, cached, heads_of, kept_sets, without_ties
+from kept_sets import attention_of, cached, heads_of, kept_sets, sets_of, without_ties
 from methods.critical_ada_kv import CriticalAdaKV
 from methods.critical_kv import CriticalKV
 from methods.defensive_kv import DefensiveKV
@@ -22,18 +22,6 @@ from tiny import engine, prompt
 
 pytestmark = pytest.mark.usefixtures("inference")
 BASE, WINDOW = SnapKV(4, 3, "average"), 4
-
-
-def sets_of(method, ids, family, budget):
-    """What a method keeps of a prompt, as [layer][sample][head]; None where the budget is out of its reach."""
-    host = engine(family)
-    try:
-        method = method.resolve(budget, host.shape(ids.shape[1]))
-    except OutOfReach:
-        return None
-    prefill = host.prefill(ids, [method])
-    [group] = host.fork(prefill, [Cell("x", method, budget)], 0)
-    return [kept_sets(group, layer) for layer in range(len(group.layers))]
 
 
 def alone(ids):

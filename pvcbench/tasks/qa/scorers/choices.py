@@ -48,11 +48,8 @@ def choice_infinitebench(output: str, answers: Sequence[str], given: Mapping) ->
     for mark in "\n\"'.,?!{}":
         text = text.replace(mark, " ")
     text = re.sub(" +", " ", text)
-    for phrase in ("answer is:", "answer:", "answer is", "option is"):
-        if phrase in text:
-            rest = text[text.index(phrase) + len(phrase) + 1 :]
-            return float(bool(rest) and any(rest.startswith(gold) for gold in answers))
-    return next((float(word in answers) for word in text.split() if word in "ABCD"), 0.0)
+    told = _after(text, ("answer is:", "answer:", "answer is", "option is"), answers)
+    return told if told is not None else next((float(word in answers) for word in text.split() if word in "ABCD"), 0.0)
 
 
 def choice_phrase(output: str, answers: Sequence[str], given: Mapping) -> float:
@@ -90,11 +87,16 @@ def code_debug_infinitebench(output: str, answers: Sequence[str], given: Mapping
     for mark in ("\n", "`", "'", '"', "-", "*", "Option", "option"):
         text = text.replace(mark, " ")
     text = re.sub(" +", " ", text)
-    for phrase in ("answer is:", "is:", "answer:", "correct option is:"):
-        if phrase in text:
-            rest = text[text.index(phrase) + len(phrase) + 1 :]
-            return float(bool(rest) and any(rest.startswith(gold) for gold in answers))
-    return 0.0
+    return _after(text, ("answer is:", "is:", "answer:", "correct option is:"), answers) or 0.0
+
+
+def _after(text: str, phrases: Sequence[str], answers: Sequence[str]) -> float | None:
+    """Whether a right answer stands, a character on, behind the first of these phrases that there is; None: none is."""
+    phrase = next((one for one in phrases if one in text), None)
+    if phrase is None:
+        return None
+    rest = text[text.index(phrase) + len(phrase) + 1 :]
+    return float(bool(rest) and any(rest.startswith(gold) for gold in answers))
 
 
 def choice_leval(output: str, answers: Sequence[str], given: Mapping) -> float:
