@@ -1,6 +1,6 @@
 """Rewrites docs/results/performance.md's tables and figures from results/bench alone: python scripts/performance.py
 
-Needs results/bench/{scoring,curve,decode}.json, which the benchmark scripts write by `--out`,
+Needs results/bench/{scoring,curve,decode,questions}.json, which the benchmark scripts write by `--out`,
 and the rows of results/pyramidinfer_throughput. The same files give the same bytes.
 """
 
@@ -26,7 +26,8 @@ from pvcbench.runs.rows import load_table
 from scripts.numbers_words import paragraph, span
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("scoring", "curve", "decode")
+NAMES = ("scoring", "curve", "decode")  # with a picture each
+TABLES = ("questions",)
 CURVES = (("seconds", "peer_over_ours"), ("seconds_without_observed", "peer_over_ours_without_observed"))
 SIDES = {"ours": ("pvcbench, one shared prefill", BLUE, -0.2), "peer": ("kvpress, point by point", ORANGE, 0.2)}
 COLUMNS = {  # of the scoring benchmark: key, words, colour, marker
@@ -134,6 +135,24 @@ def curve(one: dict) -> str:
     same = [f"{name} in {own['same_text']} of {own['of']}" for name, own in answers]
     text = f"Right answers, ours and kvpress': {'; '.join(told)}. The texts are the same: {'; '.join(same)}."
     return f"{table(head, rows)}\n\n{paragraph(text)}"
+
+
+def questions(one: dict) -> str:
+    """Questions on one context together against one at a time."""
+    head = [
+        "tokens",
+        "contexts",
+        "questions on each",
+        "cells",
+        "together, s",
+        "one at a time, s",
+        "ratio",
+        "rows alike",
+    ]
+    alike = f"{one['rows'] - one['rows_that_differ']:,} of {one['rows']:,}"
+    row = [f"{one['tokens']:,}", *(str(one[key]) for key in ("contexts", "questions", "cells"))]
+    row += [f"{one['together_s']:.1f}", f"{one['alone_s']:.1f}", f"{one['together_over_alone']:.2f}", alike]
+    return table([*head, "rows alike"], [row])
 
 
 def curve_figure(one: dict) -> Figure:
@@ -264,10 +283,15 @@ def main() -> int:
     options = parser.parse_args()
     folder = options.results / "bench"
     try:
-        found = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in NAMES}
+        found = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in (*NAMES, *TABLES)}
         rows = load_table(options.results / "pyramidinfer_throughput")
         parts = {"machine": machine(found), "scoring": scoring(found["scoring"]), "curve": curve(found["curve"])}
-        parts |= {"decode": decode(found["decode"]), "throughput": throughput(rows), "bound": bound()}
+        parts |= {
+            "questions": questions(found["questions"]),
+            "decode": decode(found["decode"]),
+            "throughput": throughput(rows),
+            "bound": bound(),
+        }
         fill(options.doc, parts)
     except (OSError, UserError) as error:
         print(f"performance: {error}; the benchmark scripts write these files with --out", file=sys.stderr)
