@@ -139,16 +139,7 @@ def curve(one: dict) -> str:
 
 def questions(one: dict) -> str:
     """Questions on one context together against one at a time."""
-    head = [
-        "tokens",
-        "contexts",
-        "questions on each",
-        "cells",
-        "together, s",
-        "one at a time, s",
-        "ratio",
-        "rows alike",
-    ]
+    head = ["tokens", "contexts", "questions on each", "cells", "together, s", "one at a time, s", "ratio"]
     alike = f"{one['rows'] - one['rows_that_differ']:,} of {one['rows']:,}"
     row = [f"{one['tokens']:,}", *(str(one[key]) for key in ("contexts", "questions", "cells"))]
     row += [f"{one['together_s']:.1f}", f"{one['alone_s']:.1f}", f"{one['together_over_alone']:.2f}", alike]
