@@ -1,9 +1,12 @@
 """A GGUF file: its weights and tokens come out as they were written, and what cannot be converted is told early."""
 
+import json
+
 import gguf
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pvcbench.config import compose
@@ -152,3 +155,19 @@ def test_kinds_of_weights_are_known_without_a_list():
     kinds = gguf.GGMLQuantizationType
     assert all(gguf_file.dequantises(kind) for kind in (kinds.F32, kinds.F16, kinds.Q4_K, kinds.Q8_0))
     assert not gguf_file.dequantises(kinds.I8)
+
+
+def test_a_tokenizer_with_other_numbers_is_refused(cache, tmp_path, monkeypatch):
+    """The conversion is held to the file's own list of tokens, whatever the libraries make of it."""
+    path, real = written(tmp_path / "tiny.gguf", model_of(259)), gguf_file.PreTrainedTokenizerFast
+
+    def renumbered(tokenizer_object, **options):
+        told = json.loads(tokenizer_object.to_str())
+        numbers = told["model"]["vocab"]
+        numbers["A"], numbers["B"] = numbers["B"], numbers["A"]
+        return real(tokenizer_object=Tokenizer.from_str(json.dumps(told)), **options)
+
+    monkeypatch.setattr(gguf_file, "PreTrainedTokenizerFast", renumbered)
+    with pytest.raises(UserError, match=r"token 65 of .* is 'A', and transformers makes it 66"):
+        gguf_file.gguf(str(path), "cpu", None)
+    assert not list(cache.glob("*/model.safetensors"))
