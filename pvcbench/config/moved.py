@@ -13,6 +13,7 @@ MOVED = {
     "pvcbench.tasks.lm_eval": "pvcbench.tasks.lm_eval.task",
     "pvcbench.tasks.longbench": "pvcbench.tasks.longbench.task",
     "pvcbench.tasks.needle": "pvcbench.tasks.needle.task",
+    "pvcbench.tasks.ruler": "pvcbench.tasks.ruler.task",
 }
 
 
