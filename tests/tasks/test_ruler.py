@@ -15,10 +15,13 @@ from pvcbench.errors import UserError
 from pvcbench.models.random_weights import byte_tokenizer
 from pvcbench.runs import runner
 from pvcbench.runs.rows import load_table
-from pvcbench.tasks import ruler
 from pvcbench.tasks.base import Sample
 from pvcbench.tasks.prompts import Prompter
-from pvcbench.tasks.ruler import DEFAULT, SETS, Ruler, TooFew, module, seeded
+from pvcbench.tasks.ruler import lm_eval_sets
+from pvcbench.tasks.ruler.lm_eval_sets import module, seeded
+from pvcbench.tasks.ruler.request import Request, TooFew
+from pvcbench.tasks.ruler.sets import DEFAULT, SETS
+from pvcbench.tasks.ruler.task import Ruler
 
 pytest.importorskip("lm_eval")
 pytest.importorskip("wonderwords")
@@ -28,7 +31,6 @@ TEMPLATE = (
     "<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 LENGTHS = {"niah_single_1": 1200, "niah_multikey_2": 1200, "niah_multikey_3": 3000, "vt": 3000, "cwe": 3000}
-ESSAYS = ("niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multivalue", "niah_multiquery")
 
 
 @cache
@@ -127,7 +129,7 @@ def test_prompt_is_what_lm_eval_sends(name, monkeypatch):
     """lm-eval's own data set function at the same state of the global generators, joined by its own turns."""
     task, seed, index = Ruler(sets=[name], lengths=[2048], chat=False), 5, 2
     task.prepare(Prompter(coarse()))
-    monkeypatch.setattr(ruler.random, "getrandbits", lambda bits: 7)  # the seed of CWE's own generator
+    monkeypatch.setattr(lm_eval_sets.random, "getrandbits", lambda bits: 7)  # the seed of CWE's own generator
     sample = task.sample(seed, index)
     doc = lm_eval_doc(name, sample, seed, index, monkeypatch)
     assert sample.answers == tuple(doc["outputs"])
@@ -172,22 +174,26 @@ def test_index_cycles_through_sets_then_lengths():
     assert task.sample(9, 3).id == "niah_multikey_2/1500/9-3"
 
 
-def test_scores_are_lm_evals():
+def test_scores_are_lm_evals_and_those_of_questions_the_best_answers():
+    """lm-eval takes the mean over a question's answers, RULER the best; of one answer both are the same."""
     common, task, rng = module("common_utils"), prepared(["vt"]), np.random.default_rng(0)
     for number in range(200):
         answers = tuple("".join(rng.choice(list("abC"), 2)) for _ in range(rng.integers(1, 5)))
         output = "".join(rng.choice(list("aBc \n\t\x00\x07"), rng.integers(0, 12)))
-        name = "qa_squad" if number % 2 else "vt"
+        name = "qa_1" if number % 2 else "vt"
         process = common.process_results_part if number % 2 else common.process_results
         sample = Sample("0", "", "", answers, 30, stratum=name)
         metric = "string_match_part" if number % 2 else "string_match_all"
-        expected = process({"outputs": list(answers), "max_length": 4096}, [output])["4096"]
+        told = [process({"outputs": list(part), "max_length": 4096}, [output])["4096"] for part in zip(answers)]
+        expected = (
+            max(told) if number % 2 else process({"outputs": list(answers), "max_length": 4096}, [output])["4096"]
+        )
         assert task.score(sample, output) == {metric: expected}
     assert task.score(Sample("0", "", "", ("AB", "X\nY"), 30, stratum="vt"), " x\ty ab") == {"string_match_all": 1.0}
     assert task.score(Sample("0", "", "", ("AB", "cd"), 30, stratum="vt"), "cd") == {"string_match_all": 0.5}
 
 
-@pytest.mark.parametrize("name", [name for name in SETS if name.startswith("niah")])
+@pytest.mark.parametrize("name", [name for name in DEFAULT if name.startswith("niah")])
 def test_needle_sets_have_lm_evals_settings(name, monkeypatch):
     utils, prepare, calls = module("niah_utils"), module("prepare_niah"), []
 
@@ -200,42 +206,9 @@ def test_needle_sets_have_lm_evals_settings(name, monkeypatch):
     monkeypatch.setattr(utils, "get_tokenizer", lambda name: None)
     monkeypatch.setattr(utils, "get_haystack", lambda type_haystack: type_haystack)
     monkeypatch.setattr(prepare, "get_haystack", lambda type_haystack: type_haystack)
-    monkeypatch.setattr(ruler, "essays", lambda: "essay")
     getattr(utils, name)(max_seq_lengths=[4096])
-    SETS[name].make(ruler.Request(None, 4096, 0, 0, 0))
+    SETS[name].make(Request(None, 4096, 0, 0, 0))
     assert len(calls) == 2 and calls[0] == calls[1]
-
-
-def test_questions_about_documents(monkeypatch):
-    questions = [{"query": f"Who is {n}?", "outputs": [f"Name{n}", "x"], "context": [n]} for n in range(400)]
-    documents = [f"Name{n} x is number {n}." for n in range(400)]
-    monkeypatch.setattr(module("qa_utils"), "read_squad", lambda: (questions, documents))
-    task = prepared(["qa_squad"], length=1500)
-    samples = [task.sample(0, index) for index in range(10)]
-    for sample in samples:
-        assert sample.question.startswith("Answer the question based on") and sample.question.endswith("? Answer:")
-        assert sample.answers[0] in sample.context and "Question:" not in sample.context
-        assert len(task.encode(sample).ids) + 32 <= 1500
-    assert len({sample.answers for sample in samples}) == 10
-    with pytest.raises(UserError, match="too few for qa_squad"):
-        prepared(["qa_squad"], length=300).sample(0, 0)
-
-
-def test_what_is_missing_is_named(monkeypatch):
-    def offline(*_):
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr(module("qa_utils"), "read_hotpotqa", offline)
-    with pytest.raises(UserError, match="qa sets download"):
-        prepared(["qa_hotpot"]).sample(0, 0)
-    nltk = importlib.import_module("nltk")
-    monkeypatch.setattr(nltk.data, "find", lambda name: (_ for _ in ()).throw(LookupError(name)))
-    with pytest.raises(UserError, match="punkt_tab"):
-        prepared([ESSAYS[0]]).sample(0, 0)
-    monkeypatch.setattr(nltk.data, "find", lambda name: name)
-    monkeypatch.setattr(module("prepare_niah"), "get_haystack", offline)
-    with pytest.raises(UserError, match="baber/paul_graham_essays"):
-        prepared([ESSAYS[0]]).sample(0, 0)
 
 
 def test_without_lm_eval_there_is_one_line(monkeypatch):
@@ -290,7 +263,7 @@ def test_third_and_fourth_word_must_differ(monkeypatch):
     made = {"input": "aaaaaa aaaaaa bbbbbb cccccc dddddd", "outputs": ["aaaaaa", "bbbbbb", "cccccc"]}
     monkeypatch.setattr(module("fwe_utils"), "sys_kwext", lambda *_, **__: [made])
     with pytest.raises(TooFew):
-        SETS["fwe"].make(ruler.Request(tokenizer(), 2048, 0, 0, 0))
+        SETS["fwe"].make(Request(tokenizer(), 2048, 0, 0, 0))
 
 
 def test_run_end_to_end(tmp_path):
@@ -309,7 +282,7 @@ class Reserving:
         self.extra = extra
 
     def __call__(self, text):
-        return ruler.Sizer(coarse(), np.inf, self.extra)(text)
+        return lm_eval_sets.Sizer(coarse(), np.inf, self.extra)(text)
 
 
 def lm_eval_doc(name, sample, seed, index, monkeypatch):

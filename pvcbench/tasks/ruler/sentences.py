@@ -13,7 +13,7 @@ END = re.compile(r"[.?!]+[\"')\]}*_\u201d\u2019]*$")
 AROUND = "\"'()[]{}*_\u201c\u201d\u2018\u2019"
 INITIALS = re.compile(r"[a-z](\.[a-z])*")
 ABBREVIATIONS = frozenset(
-    "mr mrs ms dr prof st vs etc jr sr inc co corp ltd cf al fig no vol p pp approx ca gen rep sen gov dept".split()
+    "mr mrs ms dr prof st vs etc jr sr inc co corp ltd cf al fig vol pp approx ca gen rep sen gov dept".split()
 )
 
 

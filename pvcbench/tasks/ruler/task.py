@@ -100,7 +100,7 @@ class Ruler(Task):
 
         while True:  # ends: a generator that must leave more and more free raises TooFew or ValueError
             more = {"folder": self._folder, "memory": self._memory, "example": example}
-            request = Request(self.prompter.tokenizer, length, extra, seed, repeat, over, **more)
+            request = Request(self.prompter.tokenizer, length, extra, seed, repeat, name, over, **more)
             if kind.file is not None:
                 return kind.make(request)
             made = written(request, kind.make, index, kind.question, kind.span, name)

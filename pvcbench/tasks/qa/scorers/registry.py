@@ -44,6 +44,8 @@ METRICS: dict[str, Metric] = {
     "substring_all": Metric(
         words.substring_all, "RULER, SCBench", words.substring_all_scbench, "SCBench rounds every item to two digits"
     ),
+    "ruler_kvpress_all": Metric(words.ruler_kvpress_all, "kvpress"),
+    "ruler_kvpress_part": Metric(words.ruler_kvpress_part, "kvpress"),
     "substring_squad": Metric(words.substring_squad, "lost in the middle, HELMET"),
     "squad_f1": Metric(words.squad_f1, "InfiniteBench, L-Eval"),
     "characters_f1": Metric(words.characters_f1, "InfiniteBench, SCBench"),

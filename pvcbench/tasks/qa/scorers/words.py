@@ -43,6 +43,16 @@ def substring_all_scbench(output: str, answers: Sequence[str], given: Mapping) -
     return round(substring_all(output, answers, given), 2)
 
 
+def ruler_kvpress_all(output: str, answers: Sequence[str], given: Mapping) -> float:
+    """The same, after control characters are deleted from the output."""
+    return substring_all(re.sub(r"[\x00-\x1f]", "", output.strip()).strip(), answers, given)
+
+
+def ruler_kvpress_part(output: str, answers: Sequence[str], given: Mapping) -> float:
+    """1 if any gold answer stands in the output without its control characters, letter case aside."""
+    return float(ruler_kvpress_all(output, answers, given) > 0)
+
+
 def substring_squad(output: str, answers: Sequence[str], given: Mapping) -> float:
     """1 if a normalised gold answer stands in the normalised output."""
     return float(any(squad(answer) in squad(output) for answer in answers))
