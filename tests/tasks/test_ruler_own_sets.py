@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ FRAME = "<|end|><|assistant|>"
 OWN = [name for name in SETS if name not in DEFAULT]
 NEEDLES = [name for name in OWN if name.startswith("niah")]
 ASK = "Answer the question based on the given documents. Only give me the answer and do not output any other words.\n\n"
-SIX = {  # hashes of samples and tokens as they were before the seven sets were added; lm-eval 0.4.13 and wonderwords 3.0.1
+SIX = {  # hashes of samples and tokens of before the seven sets were added; lm-eval 0.4.13, wonderwords 3.0.1
     "niah_single_1": ("2295256a9a53dbe9", "fc28dcff409b515f"),
     "niah_multikey_2": ("ba93fccee3be783f", "fa6feffe5ffb9031"),
     "niah_multikey_3": ("9e104e565d89e873", "b5fc47a4cbf38005"),
@@ -163,14 +164,18 @@ def test_needle_prompts_are_rulers(folder, name, count):
     asked = [next(key for key, value in needles if value == answer) for answer in sample.answers]
     assert len(asked) == (1 if name in NEEDLES[:3] else 4)
     if name in NEEDLES[:3]:
-        head = f"A special magic {kind} is hidden within the following text. Make sure to memorize it. I will quiz you about the {kind} afterwards.\n"
-        tail = f"What is the special magic {kind} for {asked[0]} mentioned in the provided text? The special magic {kind} for {asked[0]} mentioned in the provided text is"
+        head = f"A special magic {kind} is hidden within the following text. Make sure to memorize it. "
+        head += f"I will quiz you about the {kind} afterwards.\n"
+        tail = f"What is the special magic {kind} for {asked[0]} mentioned in the provided text? "
+        tail += f"The special magic {kind} for {asked[0]} mentioned in the provided text is"
     else:
         keys = list(dict.fromkeys(asked))
         assert len(keys) == (4 if name == "niah_multiquery" else 1)
         query = f"{keys[0]}, {keys[1]}, {keys[2]}, and {keys[3]}" if len(keys) > 1 else keys[0]
-        head = "Some special magic numbers are hidden within the following text. Make sure to memorize it. I will quiz you about the numbers afterwards.\n"
-        tail = f"What are all the special magic numbers for {query} mentioned in the provided text? The special magic numbers for {query} mentioned in the provided text are"
+        head = "Some special magic numbers are hidden within the following text. Make sure to memorize it. "
+        head += "I will quiz you about the numbers afterwards.\n"
+        tail = f"What are all the special magic numbers for {query} mentioned in the provided text? "
+        tail += f"The special magic numbers for {query} mentioned in the provided text are"
     assert sample.context.startswith(head) and sample.context.endswith("\n") and sample.question == tail
     for place, answer in zip(sample.spans.values(), sample.answers, strict=True):
         assert re.fullmatch(
@@ -185,7 +190,7 @@ def test_needles_stand_at_ends_of_sentences_as_ruler_joins_them(folder):
     for count in (1, 7, 50, len(words), len(words) + 30):
         text = (list(words) * 2)[:count]
         bounds = [0, *sentence_ends(text), count]
-        sentences = [" ".join(text[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+        sentences = [" ".join(text[a:b]) for a, b in pairwise(bounds)]
         for depths in ([0], [100], [0, 100], [3, 5, 8, 10], [41, 49]):
             cuts = [0, *(int(len(sentences) * (depth / 100)) for depth in depths), len(sentences)]
             joined = []
@@ -210,15 +215,11 @@ def test_depths_are_spread(folder):
         ("Mr.", "Ames", False),
         ("U.S.", "They", False),
         ("I.", "But", True),
-    ]
-    + [
         ("why?", "asked", True),
         ('no."', "He", True),
         ("done.)", "He", True),
         ("J.", "Smith", False),
         ("3.5", "A", False),
-    ]
-    + [
         ("end", "The", False),
         ("so!", "it", True),
         ("etc.", "They", False),
@@ -325,7 +326,7 @@ def test_forms_join_question_frame_and_prefix(folder, form, chat, between, in_co
 
 def test_only_lm_evals_form_leaves_out_the_example_and_the_last_blank():
     for form in FORMS:
-        task = Ruler(sets=["cwe", "vt"], lengths=[6000], form=form)
+        task = Ruler(sets=["cwe", "vt"], lengths=[12000], form=form)
         task.prepare(Prompter(tokenizer()))
         words, chain = task.sample(0, 0), task.sample(0, 1)
         example = re.match(
