@@ -33,6 +33,20 @@ def script(name):
     return next(path for path in SCRIPTS if path.name == name)
 
 
+def test_methods_are_measured_end_to_end():
+    few = ["--tokens", "500", "--samples", "1", "--counts", "2", "4"]
+    done = run(script("bench_methods.py"), "--model", "random", "--threads", "1", *few)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["cells"] == [7, 13]  # three sizes of each method and the full cache
+    assert all(0 < one < other for one, other in zip(report["together_s"], report["alone_s"], strict=True))
+
+
+def test_more_methods_than_there_are_are_refused():
+    done = run(script("bench_methods.py"), "--model", "random", "--counts", "900")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "--counts" in done.stderr
+
+
 def test_questions_are_measured_end_to_end():
     few = ["--contexts", "1", "--questions", "2", "--tokens", "500", "--max-new-tokens", "3", "--methods", "h2o"]
     done = run(script("bench_questions.py"), "--model", "random", "--threads", "1", *few)
