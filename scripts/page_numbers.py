@@ -19,7 +19,7 @@ from pvcbench.costs.scale_page import filled
 from pvcbench.errors import UserError
 from scripts.numbers_bench import speed
 from scripts.numbers_committed import committed
-from scripts.numbers_methods import overview, sure, tested
+from scripts.numbers_methods import overview, published, sure, tested
 from scripts.numbers_quickstart import Quickstart, coverage
 from scripts.written_page import ROOT
 
@@ -39,7 +39,7 @@ PAGES: Mapping[str, Mapping[str, Callable[[], str]]] = {
         "coverage": coverage,
     },
     "docs/guide/experiments.md": {"committed": committed},
-    "docs/results/which_method.md": {"overview": overview, "tested": tested, "sure": sure},
+    "docs/results/which_method.md": {"overview": overview, "tested": tested, "published": published, "sure": sure},
 }
 
 
