@@ -62,6 +62,15 @@ def test_a_curve_is_measured_end_to_end():
     assert report["tokens"] == 900 and report["cells"] > 2 and report["curve_over_point"] > 0
 
 
+def test_drafts_are_measured_end_to_end():
+    few = ["--samples", "1", "--tokens", "900", "--max-new-tokens", "5", "--drafts", "2", "4", "--methods", "random"]
+    done = run(script("bench_decode_drafts.py"), "--model", "random", "--threads", "1", "--endless", *few)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["cells"] == 9 and [line["words"] for line in report["drafts"]] == [2, 4]
+    assert all(line["rows_that_differ"] == 0 and line["best_over_plain"] > 0 for line in report["drafts"])
+
+
 def test_the_gpu_check_runs_on_a_bare_machine():
     """All its sections at toy size, where nothing but torch, transformers, triton and jaxtyping can be imported."""
     pytest.importorskip("triton")
