@@ -1,9 +1,11 @@
-"""Tasks of kind `generate`: all cells of a sample decode greedily together."""
+"""Tasks of kind `generate`: all cells of a sample decode together, greedily or by numbers of their sample's own."""
 
 from collections.abc import Sequence
 
+from pvcbench.engine.sampling import Sampled, greedy
+from pvcbench.evaluation.endings import Ending, Repeats
 from pvcbench.evaluation.row import broken
-from pvcbench.evaluation.shared_prefill import Attempt
+from pvcbench.evaluation.shared_prefill import Attempt, draw_of
 
 
 class Generate(Attempt):
@@ -24,25 +26,38 @@ class Generate(Attempt):
         return max(1, self.rest.shape[1])
 
     def answer(self, groups, rows):
-        prompter, stops, own_ends = self.task.prompter, self.samples[0].stop, self.batch[0].prompt.ends
-        stopped = (lambda tokens: any(stop in prompter.decode(tokens) for stop in stops)) if stops else None
+        prompter, own_ends, protocol = self.task.prompter, self.batch[0].prompt.ends, self.protocol
         ends = (*self.loaded.ends, *own_ends)
+        choose = greedy
+        if protocol.sampling is not None:  # a draw's numbers are the same in every cell
+            choose = Sampled(protocol.sampling, [draw_of(protocol.seed, sample.id) for sample, _ in rows])
         answers, seconds = self.engine.greedy(
             groups,
             feed=self.rest if self.rest.shape[1] else None,
             new_tokens=max(sample.max_new_tokens for sample in self.samples),
             ends=ends,
-            stopped=stopped,
+            stopped=Ending(prompter.decode, self.samples[0].stop, protocol.stop_repeats),
             barred=ends if own_ends else (),
+            choose=choose,
+            limits=[sample.max_new_tokens for sample, _ in rows],
         )
         for (sample, row), tokens in zip(rows, (tokens for cell in answers for tokens in cell), strict=True):
             if tokens is None:
                 row.update(broken(row))
                 continue
-            output = cut(prompter.decode(tokens[: sample.max_new_tokens]), sample.stop)
+            whole = prompter.decode(tokens)
+            output = cut(whole, sample.stop)
             metrics = self.task.score(sample, output)
             row |= {"score": next(iter(metrics.values())), "metrics": metrics, "output": output}
+            row.update(length(tokens, sample.max_new_tokens, whole != output, protocol.stop_repeats))
             row["decode_s"] = seconds if len(rows) == 1 else None
+
+
+def length(tokens: Sequence[int], most: int, stopped: bool, repeats: Repeats | None) -> dict:
+    """What a row says of its answer's tokens: how many, whether there were too many, whether the last ones repeat."""
+    looping = (repeats or Repeats()).ends(tokens)
+    truncated = len(tokens) >= most and not stopped and not (looping and repeats is not None)
+    return {"answer_tokens": len(tokens), "truncated": truncated, "looping": looping}
 
 
 def cut(text: str, stops: Sequence[str]) -> str:

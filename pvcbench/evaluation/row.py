@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from pvcbench.engine.evict import Cell
+from pvcbench.engine.sampling import Sampling
 from pvcbench.errors import NOT_FINITE, NotFinite, OutOfReach
 from pvcbench.evaluation.cells import Point
+from pvcbench.evaluation.endings import Repeats
 from pvcbench.evaluation.item import WorkItem
 from pvcbench.policy import Shape
 from pvcbench.stats.failures import FAILED, OUT_OF_REACH
@@ -55,6 +57,11 @@ class Row(TypedDict, total=False):
     error: str | None  # why there is no result, in a sentence
     reason: str | None  # the same as a word: "out of reach" or "failed"
     reach: float | None  # the smallest share of the cache that the method can keep, where that is the reason
+    problem: str  # sampled answers: the id of the sample that this is one of several answers to
+    draw: int  # sampled answers: the number of this one
+    answer_tokens: int  # generated answers: their tokens, without the one that ends them
+    truncated: bool  # generated answers: whether the answer was cut where it came to its greatest length
+    looping: bool  # generated answers: whether it ends in tokens that stand in it several times (`stop_repeats`)
     token_nll: list[float]  # perplexity: the negative log-likelihood of each token, in nats
     responses: list  # lm-eval: the response to each request of a document
     observed: dict[str, object]  # analyses: what was observed
@@ -78,12 +85,28 @@ class Protocol:
     seed: int
     interval: int = 1
     prompt: str = "counted"
+    sampling: Sampling | None = None  # None: answers are greedy
+    stop_repeats: Repeats | None = None
 
     @property
     def eviction(self) -> dict:
         """When entries go while decoding, and whether the prompt's may: empty where that is after every token."""
         usual = {"interval": 1, "prompt": "counted"}
         return {key: value for key, value in vars(self).items() if key in usual and value != usual[key]}
+
+    @property
+    def answering(self) -> dict:
+        """How answers are drawn and when a repeating one is stopped: empty where they are greedy and never are."""
+        return {
+            name: dict(vars(value))
+            for name, value in {"sampling": self.sampling, "stop_repeats": self.stop_repeats}.items()
+            if value is not None
+        }
+
+    @property
+    def draws(self) -> int | None:
+        """How many answers each sample gets; None where the one that it gets is greedy."""
+        return None if self.sampling is None else self.sampling.n
 
     def cell(self, point: Point, shape: Shape) -> Cell:
         """A point under this protocol; raises OutOfReach."""
@@ -92,7 +115,7 @@ class Protocol:
     def record(self, task: Task, fed: int) -> dict:
         """What a row says of its protocol."""
         record = {"query_aware": self.query_aware, "decode": self.decode, "refeed_last": self.refeed_last}
-        record |= self.eviction | {"first_token_uncompressed": fed == 0, "thinking": task.thinking}
+        record |= self.eviction | self.answering | {"first_token_uncompressed": fed == 0, "thinking": task.thinking}
         return record | task.protocol_record()
 
 
@@ -113,6 +136,7 @@ def base_row(
         "schema": SCHEMA,
         "task": task.name,
         "sample": sample.id,
+        **({} if sample.draw is None else {"problem": sample.problem, "draw": sample.draw}),
         "sample_info": dict(sample.info),
         "cluster": sample.cluster or sample.context_id or sample.id,
         "stratum": sample.stratum,

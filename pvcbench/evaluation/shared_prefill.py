@@ -1,6 +1,7 @@
 """Runs some cells of a batch once: each distinct prefill once, forks of it, a row per sample and cell.
 
-Questions on one context share its prefill and its compressed caches as well: each is fed through copies. What happens
+Questions on one context share its prefill and its compressed caches as well, and so do several sampled answers to one
+prompt: each goes through copies. What happens
 on the forked caches is the kind's: `generation.py` decodes, `likelihood.py` scores given tokens.
 """
 
@@ -65,13 +66,12 @@ def run_batch(
 
 
 def of_one_context(engine: Engine, kind: type["Attempt"], protocol: Protocol, batch: Sequence[WorkItem]) -> bool:
-    """Whether these are questions on one context that is compressed before any of them is seen."""
-    named = {item.sample.context_id for item in batch}
-    if len(batch) == 1 or named == {""} or not kind.asks_on(protocol):
+    """Whether what is compressed is the same for all: a context before its questions are seen, or draws' prompt."""
+    asks_on = kind.asks_on(protocol)
+    if len(batch) == 1 or None in (known := {item.shared(asks_on) for item in batch}):
         return False
-    contexts = {item.prompt.context_sha256 for item in batch}
     lengths = [len(item.prompt.ids) for item in batch]
-    return len(named) == len(contexts) == 1 and not engine.reach.differs(min(lengths), max(lengths))
+    return len(known) == 1 and not engine.reach.differs(min(lengths), max(lengths))
 
 
 class Attempt:
@@ -112,7 +112,8 @@ class Attempt:
         ids = torch.tensor([item.prompt.ids for item in batch], device=engine.device)
         self.context, self.rest = ids[:, : shape.tokens], ids[:, shape.tokens :]
         self.room = self.room_needed()
-        self.draws = torch.tensor([draw_of(protocol.seed, sample.context_id or sample.id) for sample in self.samples])
+        names = [sample.context_id or sample.problem or sample.id for sample in self.samples]
+        self.draws = torch.tensor([draw_of(protocol.seed, name) for name in names])
         self.sharing = len(batch)  # samples that the prefill is for
         self.waiting: list[tuple[list[Group], dict[Cell, Point]]] = []
         self.bytes = 0.0

@@ -29,8 +29,8 @@ def measured(
         check_reach(engine, work, spec.task)
         check_passes(engine, work, loaded, spec.task, spec.protocol.query_aware)
         cells = [(point.name, point.label) for point in spec.points if point.name is not None]
-        shares = spec.kind.answers and not spec.protocol.query_aware
-        tell_sharing(work if shares else ())
+        shares = spec.kind.answers and (not spec.protocol.query_aware or spec.protocol.sampling is not None)
+        tell_sharing(work if shares and not spec.protocol.query_aware else ())
         with Meter(total=total, done=total - len(work), cells=cells, running=running) as meter:
             for batch in batches(work, spec.batch, spec.protocol.query_aware, shares):
                 yield spec.kind.rows(engine, loaded, spec.task, batch, spec.protocol, meter)
@@ -41,7 +41,8 @@ def measured(
 
 def tell_sharing(work: Sequence[WorkItem]) -> None:
     """Says how many questions share a context, where some do."""
-    asked = Counter(filter(None, map(_context, work)))
+    asked = Counter(_context(item) for item in work if item.sample.draw in (None, 0) and item.sample.context_id)
+    asked.pop(None, None)
     questions = sum(count for count in asked.values() if count > 1)
     if questions:
         shared = sum(count > 1 for count in asked.values())
@@ -52,10 +53,10 @@ def tell_sharing(work: Sequence[WorkItem]) -> None:
 def batches(work: Sequence[WorkItem], size: int, query_aware: bool, shares: bool) -> Iterator[list[WorkItem]]:
     """Groups of samples with equal lengths and equal cells, so that prompts are never padded.
 
-    Where questions share a context (`shares`), all on one are a group, which comes with the last of them.
+    Where questions share a context, or draws a prompt (`shares`), all of one are a group, which comes with the last.
     """
     waiting: dict[tuple, list[WorkItem]] = {}
-    context_of = _context if shares else lambda item: None
+    context_of = (_prompt if query_aware else _context) if shares else lambda item: None
     left = Counter(map(context_of, work))
     for item in work:
         if (context := context_of(item)) is not None:
@@ -76,5 +77,11 @@ def batches(work: Sequence[WorkItem], size: int, query_aware: bool, shares: bool
 
 def _context(item: WorkItem) -> tuple | None:
     """What questions on one context have in common; None where the sample names no context."""
-    named, prompt = item.sample.context_id, item.prompt
-    return (named, prompt.context_sha256, item.points) if named else None
+    shared = item.shared(agnostic=True)
+    return None if shared is None else (*shared, item.points)
+
+
+def _prompt(item: WorkItem) -> tuple | None:
+    """What draws of one problem have in common; None where an answer is not sampled."""
+    shared = item.shared(agnostic=False)
+    return None if shared is None else (*shared, item.points)

@@ -26,6 +26,8 @@ class Sample:
     info: Mapping[str, object] = field(default_factory=dict)  # depth, length, ...: columns of the row
     metric: str | None = None  # where the task's metric differs from sample to sample
     context_id: str = ""  # samples that ask about one and the same context name it alike
+    problem: str = ""  # of one of several sampled answers (see `tasks.draws`): the id of the sample that it is of
+    draw: int | None = None  # and its number
 
 
 class Made(type):
