@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pvcbench.costs.scale_page import filled
 from pvcbench.errors import UserError
+from scripts.numbers_answers import answers
 from scripts.numbers_bench import speed
 from scripts.numbers_committed import committed
 from scripts.numbers_methods import overview, published, sure, tested
@@ -39,6 +40,7 @@ PAGES: Mapping[str, Mapping[str, Callable[[], str]]] = {
         "coverage": coverage,
     },
     "docs/guide/experiments.md": {"committed": committed},
+    "docs/results/long_answers.md": {"answers": answers},
     "docs/results/which_method.md": {"overview": overview, "tested": tested, "published": published, "sure": sure},
 }
 
