@@ -42,7 +42,7 @@ def answers(results: Path = ROOT / "results") -> str:
     over = (cut["peak"] - cut["budget"].astype(int)).max()
     loops = cut.sort_values("looping", ascending=False).iloc[0]
     said = (
-        f"{problems} problems, {each} answers to each. The full cache gets {full[average]:.0%} of its answers right, and "
+        f"{problems} problems, {each} answers to each. The full cache gets {full[average]:.0%} of its answers right: "
         f"no more can be lost. No cache was more than {over:.0f} entries above its size, the interval being "
         f"{interval}. The largest share of looping answers is that of {called(loops['method'])} at "
         f"{loops['budget']} entries, {loops['looping']:.0%}."
