@@ -41,6 +41,8 @@ class Config:
     decode: str = "grow"
     interval: int = 1
     prompt: str = "counted"
+    history: str = "golden"
+    recompress: bool = False
     results: str = "results"
     experiment: str = "default"
     limit: int | None = None
@@ -58,6 +60,7 @@ class Config:
 CHOICES = {
     "decode": ("grow", "hold"),
     "prompt": ("counted", "protected"),
+    "history": ("golden", "model"),
     "dtype": ("auto", "float32", "bfloat16", "float16", "float64"),
     "engine.backend": ("blocked", "reference", "triton"),
     "wandb.mode": ("offline", "online", "disabled"),

@@ -1,7 +1,9 @@
 """Tasks of kind `generate`: all cells of a sample decode greedily together."""
 
 from collections.abc import Sequence
+from functools import partial
 
+from pvcbench.evaluation.conversation import OwnHistory
 from pvcbench.evaluation.row import broken
 from pvcbench.evaluation.shared_prefill import Attempt
 
@@ -11,11 +13,16 @@ class Generate(Attempt):
 
     @staticmethod
     def compressed(protocol, prompt):
-        return len(prompt.ids) - int(protocol.refeed_last) if protocol.query_aware else prompt.context_tokens
+        return protocol.compressed(prompt)
 
     @staticmethod
-    def asks_on(protocol):
-        return not protocol.query_aware
+    def asks_on(protocol, prompt):
+        return protocol.shared(prompt) > 0
+
+    @classmethod
+    def maker(cls, protocol, batch, one):
+        own = protocol.history == "model" and any(item.prompt.exchanges for item in batch)
+        return partial(OwnHistory, cls) if own else super().maker(protocol, batch, one)
 
     def room_needed(self):
         return self.rest.shape[1] + max(sample.max_new_tokens for sample in self.samples)
@@ -35,6 +42,7 @@ class Generate(Attempt):
             stopped=stopped,
             barred=ends if own_ends else (),
         )
+        self.said = dict(zip((cell for group in groups for cell in group.cells), answers, strict=True))
         for (sample, row), tokens in zip(rows, (tokens for cell in answers for tokens in cell), strict=True):
             if tokens is None:
                 row.update(broken(row))
@@ -43,6 +51,16 @@ class Generate(Attempt):
             metrics = self.task.score(sample, output)
             row |= {"score": next(iter(metrics.values())), "metrics": metrics, "output": output}
             row["decode_s"] = seconds if len(rows) == 1 else None
+
+    def kept(self, tokens: list[int] | None) -> list[int] | None:
+        """An answer as later turns of its conversation have it before them: without what its stop string cut off."""
+        if tokens is None:
+            return None
+        [sample] = self.samples
+        tokens = tokens[: sample.max_new_tokens]
+        text = self.task.prompter.decode(tokens)
+        output = cut(text, sample.stop)
+        return tokens if output == text else self.task.prompter.bare(output)
 
 
 def cut(text: str, stops: Sequence[str]) -> str:

@@ -44,6 +44,7 @@ class RunSpec:
         methods = building.build_methods(config.methods) if methods is None else methods
         task = building.build(config.task, "the task") if task is None else task
         own = config.query_aware, config.refeed_last, config.decode, config.seed, config.interval, config.prompt
+        own += config.history, config.recompress
         protocol = Protocol(*own)
         check_question(task, protocol, KINDS[task.kind].answers, methods)
         budgets = parse_budgets(OmegaConf.to_container(config.budgets))
@@ -109,6 +110,7 @@ class RunSpec:
             "refeed_last": self.protocol.refeed_last,
             "decode": self.protocol.decode,
             **self.protocol.eviction,
+            **self.protocol.turns,
             "seed": self.protocol.seed,
         }
 
