@@ -57,6 +57,8 @@ class Config:
     prompt: str = "counted"
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     stop_repeats: RepeatSettings = field(default_factory=RepeatSettings)
+    history: str = "golden"
+    recompress: bool = False
     results: str = "results"
     experiment: str = "default"
     limit: int | None = None
@@ -75,6 +77,7 @@ PARTS = {"sampling": SamplingSettings, "stop_repeats": RepeatSettings, "wandb": 
 CHOICES = {
     "decode": ("grow", "hold"),
     "prompt": ("counted", "protected"),
+    "history": ("golden", "model"),
     "dtype": ("auto", "float32", "bfloat16", "float16", "float64"),
     "engine.backend": ("blocked", "reference", "triton"),
     "wandb.mode": ("offline", "online", "disabled"),

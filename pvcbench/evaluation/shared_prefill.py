@@ -5,7 +5,7 @@ prompt: each goes through copies. What happens
 on the forked caches is the kind's: `generation.py` decodes, `likelihood.py` scores given tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -40,7 +40,8 @@ def run_batch(
     if not one and len(alike(batch, len(batch))) > 1:  # rotary tables differ: a context by itself for each question
         return [row for item in batch for row in run_batch(kind, engine, loaded, task, [item], protocol, meter)]
     tokens, prompt = kind.compressed(protocol, batch[0].prompt), batch[0].prompt
-    shape = engine.shape(tokens, min(prompt.frame_tokens, tokens), max(0, tokens - prompt.context_tokens))
+    shape = engine.shape(tokens, min(prompt.frame_tokens, tokens), protocol.question(prompt, tokens))
+    of = kind.compressed(protocol, prompt.at(1)) if prompt.first_tokens else tokens  # whose share a budget is
     cells, rows, points = {}, [], batch[0].points
     if one:  # what reads on after the context reads something else for each question
         alone = tuple(point for point in points if point.method.reads is not None)
@@ -49,11 +50,10 @@ def run_batch(
             rows += run_batch(kind, engine, loaded, task, [item.of(*alone)], protocol, meter)
     for point in points:
         try:
-            cells[point] = protocol.cell(point, shape)
+            cells[point] = protocol.cell(point, shape, of)
         except OutOfReach as error:
             rows += [base_row(task, item, point, protocol, shape, error) for item in batch]
-    made = partial(OneContext, kind) if one else kind
-    attempt = made(engine, loaded, task, batch, protocol, shape)
+    attempt = kind.maker(protocol, batch, one)(engine, loaded, task, batch, protocol, shape)
     rows += attempt.run(cells, meter)
     for items, points, error in attempt.failed:
         if len(points) == len(items) == 1:
@@ -66,9 +66,10 @@ def run_batch(
 
 
 def of_one_context(engine: Engine, kind: type["Attempt"], protocol: Protocol, batch: Sequence[WorkItem]) -> bool:
-    """Whether what is compressed is the same for all: a context before its questions are seen, or draws' prompt."""
-    asks_on = kind.asks_on(protocol)
-    if len(batch) == 1 or None in (known := {item.shared(asks_on) for item in batch}):
+    """Whether all compress the same: a context before its questions, a first turn, or the prompt of draws."""
+    if len(batch) == 1 or None in (known := {protocol.shares(item) for item in batch}):
+        return False
+    if not batch[0].sample.problem and not kind.asks_on(protocol, batch[0].prompt):
         return False
     lengths = [len(item.prompt.ids) for item in batch]
     return len(known) == 1 and not engine.reach.differs(min(lengths), max(lengths))
@@ -80,9 +81,14 @@ class Attempt:
     one_decoding = True  # whether a cell's caches are decoded on once, so that their sizes over time are the row's
 
     @staticmethod
-    def asks_on(protocol: Protocol) -> bool:
-        """Whether what is compressed is a context to which questions are put later."""
+    def asks_on(protocol: Protocol, prompt: Prompt) -> bool:
+        """Whether what is compressed is a context to which questions are put later, or a first turn before others."""
         return False
+
+    @classmethod
+    def maker(cls, protocol: Protocol, batch: Sequence[WorkItem], one: bool) -> Callable[..., "Attempt"]:
+        """What runs a batch; `one` where its samples share what is compressed."""
+        return partial(OneContext, cls) if one else cls
 
     @staticmethod
     def compressed(protocol: Protocol, prompt: Prompt) -> int:

@@ -46,7 +46,7 @@ class RunSpec:
         methods = building.build_methods(config.methods) if methods is None else methods
         task = building.build(config.task, "the task") if task is None else task
         own = config.query_aware, config.refeed_last, config.decode, config.seed, config.interval, config.prompt
-        protocol = Protocol(*own, *answering(config))
+        protocol = Protocol(*own, *answering(config), config.history, config.recompress)
         if protocol.answering and not KINDS[task.kind].samples:
             key = "sampling.temperature" if protocol.sampling else "stop_repeats.ngram"
             raise UserError(f"task={task.name} writes no answers to which {key} could apply: leave {key}=null")
@@ -115,6 +115,7 @@ class RunSpec:
             "decode": self.protocol.decode,
             **self.protocol.eviction,
             **self.protocol.answering,
+            **self.protocol.turns,
             "seed": self.protocol.seed,
         }
 

@@ -49,7 +49,7 @@ def rows(folder, *overrides):
 def test_rows_are_those_of_asking_one_at_a_time(tmp_path, monkeypatch, calls, more):
     together = rows(tmp_path / "together", *more)
     shared, calls["prefills"] = calls["prefills"], 0
-    monkeypatch.setattr(measuring, "_context", lambda item: None)
+    monkeypatch.setattr(measuring, "_context", lambda item, protocol: None)
     alone = rows(tmp_path / "alone", *more)
     assert len(together) == len(alone) == 8 * together.groupby(["method", "budget"]).ngroups
     assert calls["prefills"] > shared
