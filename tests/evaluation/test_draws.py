@@ -10,8 +10,9 @@ from pvcbench.config import building, compose
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.sampling import Sampled, Sampling
 from pvcbench.errors import UserError
+from pvcbench.evaluation.row import Protocol
 from pvcbench.evaluation.shared_prefill import draw_of
-from pvcbench.runs import measuring, runner
+from pvcbench.runs import runner
 from pvcbench.runs.rows import read_rows
 from pvcbench.runs.run_id import run_id
 from pvcbench.runs.spec import RunSpec
@@ -51,8 +52,7 @@ def prefills(monkeypatch):
 def test_draws_share_a_prefill_and_are_those_of_each_alone(tmp_path, monkeypatch, prefills, more):
     together = run(tmp_path / "together", *DRAWN, *more)
     assert prefills == [1, 1]
-    for name in ("_prompt", "_context"):
-        monkeypatch.setattr(measuring, name, lambda item: None)
+    monkeypatch.setattr(Protocol, "shares", lambda self, item: None)
     alone = run(tmp_path / "alone", *DRAWN, *more)
     assert prefills[2:] == [1] * 6
     assert plain(together) == plain(alone)
