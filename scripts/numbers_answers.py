@@ -41,11 +41,13 @@ def answers(results: Path = ROOT / "results") -> str:
     interval = rows["protocol"].iloc[0]["interval"]
     over = (cut["peak"] - cut["budget"].astype(int)).max()
     loops = cut.sort_values("looping", ascending=False).iloc[0]
+    own = rows[(rows["method"] == "full") & rows["error"].isna()]
+    boxed = own["metrics"].map(lambda one: one["boxed"]).mean()
     said = (
-        f"{problems} problems, {each} answers to each. The full cache gets {full[average]:.0%} of its answers right: "
-        f"no more can be lost. No cache was more than {over:.0f} entries above its size, the interval being "
-        f"{interval}. The largest share of looping answers is that of {called(loops['method'])} at "
-        f"{loops['budget']} entries, {loops['looping']:.0%}."
+        f"{problems} problems, {each} answers to each. The full cache puts {boxed:.0%} of its answers in a box, where "
+        f"the scorer looks for them, and gets {full[average]:.0%} right: no more can be lost. No cache was more than "
+        f"{over:.0f} entries above its size, the interval being {interval}. The largest share of looping answers is "
+        f"that of {called(loops['method'])} at {loops['budget']} entries, {loops['looping']:.0%}."
     )
     told = sorted(cut.loc[cut[f"{average}_high"] < full[f"{average}_low"], "method"].unique())
     said += f" Intervals that lie below the full cache's: {joined(map(called, told)) if told else 'none'}."
