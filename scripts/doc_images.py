@@ -36,6 +36,7 @@ BENCHES = {  # drawings of results/bench/figures: the file beside that folder wh
     "scoring": ("scoring.json", performance.draw),
     "curve": ("curve.json", performance.draw),
     "decode": ("decode.json", performance.draw),
+    "methods": ("methods.json", performance.draw),
     "costs_check": ("costs.json", scale.draw),
     "costs_lengths": ("costs.json", scale.draw),
     "coverage": ("coverage.json", coverage.draw),

@@ -17,9 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pvcbench.costs.scale_page import filled
 from pvcbench.errors import UserError
+from scripts.numbers_answers import answers
 from scripts.numbers_bench import speed
 from scripts.numbers_committed import committed
-from scripts.numbers_methods import overview, sure, tested
+from scripts.numbers_methods import overview, published, sure, tested
 from scripts.numbers_quickstart import Quickstart, coverage
 from scripts.written_page import ROOT
 
@@ -39,7 +40,8 @@ PAGES: Mapping[str, Mapping[str, Callable[[], str]]] = {
         "coverage": coverage,
     },
     "docs/guide/experiments.md": {"committed": committed},
-    "docs/results/which_method.md": {"overview": overview, "tested": tested, "sure": sure},
+    "docs/results/long_answers.md": {"answers": answers},
+    "docs/results/which_method.md": {"overview": overview, "tested": tested, "published": published, "sure": sure},
 }
 
 

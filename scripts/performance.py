@@ -1,6 +1,6 @@
 """Rewrites docs/results/performance.md's tables and figures from results/bench alone: python scripts/performance.py
 
-Needs results/bench/{scoring,curve,decode,questions}.json, which the benchmark scripts write by `--out`,
+Needs results/bench/{scoring,curve,decode,methods,questions}.json, which the benchmark scripts write by `--out`,
 and the rows of results/pyramidinfer_throughput. The same files give the same bytes.
 """
 
@@ -26,7 +26,7 @@ from pvcbench.runs.rows import load_table
 from scripts.numbers_words import paragraph, span
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("scoring", "curve", "decode")  # with a picture each
+NAMES = ("scoring", "curve", "decode", "methods")  # with a picture each
 TABLES = ("questions",)
 CURVES = (("seconds", "peer_over_ours"), ("seconds_without_observed", "peer_over_ours_without_observed"))
 SIDES = {"ours": ("pvcbench, one shared prefill", BLUE, -0.2), "peer": ("kvpress, point by point", ORANGE, 0.2)}
@@ -146,6 +146,45 @@ def questions(one: dict) -> str:
     return table([*head, "rows alike"], [row])
 
 
+def methods(one: dict) -> str:
+    """What a sample costs by the number of methods, in one run and in a run for each."""
+    head = ["methods", "cells", "one run, s", "a run for each method, s", "ratio"]
+    rows = []
+    for at, count in enumerate(one["counts"]):
+        row = [str(count), str(one["cells"][at])]
+        row += [ranged(one[key][at], one[f"{key}_range"][at]) for key in ("together_s", "alone_s")]
+        rows.append([*row, f"{one['together_over_alone'][at]:.2f}"])
+    first, last = one["together_s"][0], one["together_s"][-1]
+    more = (last - first) / (one["counts"][-1] - one["counts"][0])
+    text = (
+        f"With {one['counts'][-1]} methods a sample costs {last / first:.1f} times what it costs with "
+        f"{one['counts'][0]}: {more:.1f} s more for each method and its {len(one['budgets'])} sizes."
+    )
+    return f"{table(head, rows)}\n\n{paragraph(text)}"
+
+
+def methods_figure(one: dict) -> Figure:
+    """Processor seconds of a sample by the number of methods."""
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    lines = (("alone_s", "a run for each method", ORANGE, "o"), ("together_s", "one run of all methods", BLUE, "s"))
+    for key, words, colour, marker in lines:
+        middle, ends = one[key], one[f"{key}_range"]
+        bars = [
+            [m - low for m, (low, _) in zip(middle, ends, strict=True)],
+            [high - m for m, (_, high) in zip(middle, ends, strict=True)],
+        ]
+        axes.errorbar(
+            one["counts"], middle, yerr=bars, color=colour, marker=marker, markersize=5, capsize=2, label=words
+        )
+    axes.set(xlabel=f"methods, each at {len(one['budgets'])} sizes", ylabel="processor seconds per sample")
+    axes.set_xticks(one["counts"])
+    axes.set_ylim(bottom=0)
+    title = f"needle, SmolLM2-135M, {one['tokens']:,} tokens; medians, smallest and largest of {one['samples']} samples"
+    head(figure, title, axes.get_legend_handles_labels()[0])
+    return figure
+
+
 def curve_figure(one: dict) -> Figure:
     """Seconds of a sample's whole curve, ours and the peer's."""
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
@@ -257,7 +296,7 @@ def throughput(rows: pd.DataFrame) -> str:
     return f"{table(head, lines)}\n\n{paragraph(text)}"
 
 
-FIGURES = {"scoring": scoring_figure, "curve": curve_figure, "decode": decode_figure}
+FIGURES = {"scoring": scoring_figure, "curve": curve_figure, "decode": decode_figure, "methods": methods_figure}
 
 
 def draw(source: Path, folder: Path) -> list[Path]:
@@ -278,6 +317,7 @@ def main() -> int:
         rows = load_table(options.results / "pyramidinfer_throughput")
         parts = {"machine": machine(found), "scoring": scoring(found["scoring"]), "curve": curve(found["curve"])}
         parts |= {
+            "methods": methods(found["methods"]),
             "questions": questions(found["questions"]),
             "decode": decode(found["decode"]),
             "throughput": throughput(rows),

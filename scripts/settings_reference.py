@@ -73,10 +73,10 @@ def title(path: Path) -> str:
 
 
 def inner() -> Iterator[Setting]:
-    """The settings of the schema's inner parts, `wandb` and `engine`, with the comments of their lines."""
+    """The settings of the schema's inner parts, such as `wandb`, with the comments of their lines."""
     text = Path(settings.__file__).read_text(encoding="utf-8")
     notes = comments(text)
-    parts = {"Wandb": "wandb", "EngineSettings": "engine"}
+    parts = {kind.__name__: name for name, kind in settings.PARTS.items()}
     for node in ast.parse(text).body:
         if isinstance(node, ast.ClassDef) and node.name in parts:
             for line in node.body:
@@ -88,7 +88,7 @@ def inner() -> Iterator[Setting]:
 def of_runs() -> str:
     """The settings that every run has."""
     found = {one.key: one for one in [*told(compose.CONF / "config.yaml"), *inner()]}
-    missing = [key for key in settings.kinds() if key not in found and key not in ("wandb", "engine")]
+    missing = [key for key in settings.kinds() if key not in found and key not in settings.PARTS]
     if missing:
         raise LookupError(f"conf/config.yaml says nothing of {', '.join(missing)}")
     rows = [[f"`{key}`", f"`{one.default}`", settings.wanted(key), one.note] for key, one in found.items()]

@@ -15,6 +15,7 @@ from pvcbench.board.excerpts import check_excerpts
 from pvcbench.board.manifest import KIND, LENGTHS, SCHEMA, Manifest, parts, shown, written
 from pvcbench.errors import UserError
 from pvcbench.runs import prompt_excerpts, rescore
+from pvcbench.runs.packed import content, plain
 from pvcbench.runs.rows import load_table, row_files
 from pvcbench.runs.run_id import run_id
 from pvcbench.runs.stored import stored
@@ -125,7 +126,7 @@ def files_of(folder: Path, known: Mapping, excerpts: bool) -> tuple[dict[str, by
         for value in values:
             private.refuse_secrets(value, place, advice)
     for path in row_files(folder):
-        files[path.name] = rows_of(path, known["identity"], stripper)
+        files[plain(path).name] = rows_of(path, known["identity"], stripper)
     for path in sorted(folder.glob("samples*.jsonl")) if excerpts else ():
         if archive.NAMES.fullmatch(path.name):
             files[path.name] = whole_lines(path)
@@ -156,7 +157,7 @@ def document(path: Path) -> object:
 
 def whole_lines(path: Path) -> bytes:
     """A file's lines without a last one that a kill tore."""
-    raw = path.read_bytes()
+    raw = content(path)
     return raw[: raw.rfind(b"\n") + 1]
 
 

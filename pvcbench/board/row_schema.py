@@ -15,7 +15,15 @@ from pvcbench.runs.rows import KEY
 NEEDED = (*KEY, "task", "sample_info", "cluster", "prompt_sha256", "protocol", "reference", "prompt_tokens")
 NEEDED += ("kept_entries", "kept_fraction", "kv_bytes", "score", "metrics", "output", "error", "prefill_s")
 WIDER = {"metrics": dict[str, object], "observed": dict[str, object] | None}  # rows of analyses and of speeds
-SAME = ("query_aware", "decode", "refeed_last", "interval", "prompt")  # what identity and rows both say of the protocol
+SAME = (
+    "query_aware",
+    "decode",
+    "refeed_last",
+    "interval",
+    "prompt",
+    "sampling",
+    "stop_repeats",
+)  # what identity and rows both say of the protocol
 
 
 @cache

@@ -6,9 +6,9 @@
 import os
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 
 from pvcbench.cli import exits
 from pvcbench.cli.exits import Parser, guarded, printing
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name, rest = "list", [one for one in rest if one != "list"]
     if arguments[:1] in (["-h"], ["--help"], ["help"]):
         with printing():
-            whole().print_help()
+            outline().print_help()
         return 0
     chosen = module(name)
     return guarded(lambda: chosen.run(asked_of(chosen, rest)), signals.LINE if name == "run" else signals.SHORT)
@@ -103,11 +103,16 @@ def module(name: str) -> ModuleType:
 
 
 def whole() -> Parser:
-    """A parser of all commands, for help and completion."""
+    """A parser of all commands with their options, for completion."""
+    return outline({name: [module(name).parser(add_help=False)] for name in COMMANDS})
+
+
+def outline(options: Mapping[str, Sequence[Parser]] = MappingProxyType({})) -> Parser:
+    """A parser of all commands, which says what each does; of their options it knows those given, and imports none."""
     parser = Parser(prog="pvcbench", description=SUMMARY, epilog=EXAMPLES, formatter_class=RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(metavar="COMMAND")
     for name, told in COMMANDS.items():
-        commands.add_parser(name, help=told, description=told, parents=[module(name).parser(add_help=False)])
+        commands.add_parser(name, help=told, description=told, parents=options.get(name, []))
     return parser
 
 

@@ -16,7 +16,7 @@ from pvcbench.report.markdown_latex import sizes_of
 from pvcbench.report.numbers import interval, number, scale_of
 from pvcbench.runs.result import Result
 from pvcbench.runs.rows import shown_rows
-from pvcbench.stats import floor
+from pvcbench.stats import drawn_answers, floor
 from pvcbench.stats.summaries import FEWEST_CLUSTERS, headline
 
 LEGEND = "bytes kept: share of the full cache's bytes on the same samples; entries kept: in the layers that evict."
@@ -136,6 +136,28 @@ def parts_table(result: Result) -> Table | None:
     return table
 
 
+def answers_table(result: Result) -> Table | None:
+    """avg@n, pass@k and the lengths of answers, where they were drawn, or where some were cut or loop."""
+    if not drawn_answers.worth_a_table(result.rows):
+        return None
+    found = drawn_answers.table(result.rows)
+    each = ", ".join(str(number) for number in sorted(found["answers"].unique()))
+    table = Table(title=f"{found['problems'].iloc[0]} problems, answers to each: {each}; answers.csv has the intervals")
+    scores = [name for name in found if name.startswith(("avg@", "pass@")) and not name.endswith(("_low", "_high"))]
+    shares = [name for name in ("truncated", "looping") if name in found]
+    sizes = [name for name in ("tokens", "peak") if name in found]
+    for name in ("method", "asked", *scores, *shares, *(ANSWERS[name] for name in sizes), "lost"):
+        table.add_column(name, justify="left" if name in ("method", "asked") else "right")
+    for line in found.to_dict("records"):
+        told = [number(line[name], 100, 1) + " %" if pd.notna(line[name]) else "-" for name in (*scores, *shares)]
+        told += [number(line[name], 1, 0) if pd.notna(line[name]) else "-" for name in sizes]
+        table.add_row(line["method"], line["budget"], *told, str(line["lost"] or ""))
+    return table
+
+
+ANSWERS = {"tokens": "tokens, mean", "peak": "most entries in a step"}
+
+
 def part_of(line, scale: float, digits: int) -> str:
     """A data set's score; of some of its samples it says of how many."""
     return number(line.score, scale, digits) + ("" if line.complete else f" ({line.samples} of {line.asked})")
@@ -162,6 +184,9 @@ def show(result: Result, words: Sequence[str] | None = None) -> None:
     parts = parts_table(result)
     if parts is not None:
         console.print(parts)
+    answers = answers_table(result)
+    if answers is not None:
+        console.print(answers)
     for line in last_lines(result):
         console.print(line, soft_wrap=True)
     for line in closing.next_lines(result, words):

@@ -69,7 +69,7 @@ def composed(overrides: Sequence[str], extra: Sequence[str | os.PathLike] = ()) 
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, chosen, folders)) from error
     known = [*Config.__dataclass_fields__, *(key for key in settings.kinds() if "." in key)]
-    for key in [*config, *(f"{name}.{key}" for name in ("wandb", "engine") for key in config[name])]:
+    for key in [*config, *(f"{name}.{key}" for name in settings.PARTS for key in config[name])]:
         if key not in known:
             beside = [one for one in known if one.rpartition(".")[0] == str(key).rpartition(".")[0]]
             raise UserError(unknown("key", str(key), beside))

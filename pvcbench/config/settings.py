@@ -28,6 +28,20 @@ class EngineSettings:
 
 
 @dataclass
+class SamplingSettings:
+    temperature: float | None = None  # None: answers are greedy; 0.6: they are drawn
+    top_p: float = 1.0  # the likeliest tokens with this probability together are left, after top_k
+    top_k: int | None = None  # so many of the likeliest tokens are left; None: all
+    n: int = 1  # answers to each sample: a row each, which count as one cluster
+
+
+@dataclass
+class RepeatSettings:
+    ngram: int | None = None  # an answer ends where its last tokens, so many, repeat; None: never, 10 is usual
+    times: int = 5  # how often they stand in the answer then
+
+
+@dataclass
 class Config:
     """Everything a run can be told; a key that is not here is a typo."""
 
@@ -41,6 +55,10 @@ class Config:
     decode: str = "grow"
     interval: int = 1
     prompt: str = "counted"
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    stop_repeats: RepeatSettings = field(default_factory=RepeatSettings)
+    history: str = "golden"
+    recompress: bool = False
     results: str = "results"
     experiment: str = "default"
     limit: int | None = None
@@ -55,14 +73,17 @@ class Config:
     engine: EngineSettings = field(default_factory=EngineSettings)
 
 
+PARTS = {"sampling": SamplingSettings, "stop_repeats": RepeatSettings, "wandb": Wandb, "engine": EngineSettings}
 CHOICES = {
     "decode": ("grow", "hold"),
     "prompt": ("counted", "protected"),
+    "history": ("golden", "model"),
     "dtype": ("auto", "float32", "bfloat16", "float16", "float64"),
     "engine.backend": ("blocked", "reference", "triton"),
     "wandb.mode": ("offline", "online", "disabled"),
 }
 LEAST = {"seed": 0, "interval": 1, "limit": 1, "batch": 1, "threads": 1, "engine.chunk": 1}
+LEAST |= {"sampling.top_k": 1, "sampling.n": 1, "stop_repeats.ngram": 1, "stop_repeats.times": 2}
 MOST = 2**63 - 1  # of a whole number that torch and tables hold
 WORDS = {int: "a whole number", bool: "true or false", str: "text", float: "a number", dict: "a mapping"}
 GROUPS = {"model": "model=NAME", "task": "task=NAME", "methods": "'method=[NAME,NAME]'"}  # what is chosen by name
@@ -119,10 +140,27 @@ def check(config: DictConfig) -> None:
     for key, usual in {"interval": 1, "prompt": "counted"}.items():
         if config[key] != usual and config.decode != "hold":
             raise UserError(f"{key}={config[key]} says how decode=hold evicts: set decode=hold, or leave {key}={usual}")
+    _check_sampling(config.sampling)
     Shard.parse(config.shard)
     if not config.device:
         raise UserError("device must be auto, cpu, cuda or another of torch's names, not empty")
     _check_places(str(config.results), str(config.experiment))
+
+
+def _check_sampling(sampling: DictConfig) -> None:
+    """Refuses what no answer can be drawn by, and settings of drawn answers where they are greedy."""
+    heat = sampling.temperature
+    if heat is None:
+        given = [name for name, value in vars(SamplingSettings()).items() if sampling[name] != value]
+        if given:
+            raise UserError(
+                f"sampling.{given[0]}={sampling[given[0]]} is of drawn answers: set sampling.temperature, such as 0.6"
+            )
+        return
+    if not 0.01 <= heat <= 100:
+        raise UserError(f"sampling.temperature must be a number from 0.01 to 100, or null (greedy), not {heat}")
+    if not 0 < sampling.top_p <= 1:
+        raise UserError(f"sampling.top_p must be a number above 0, up to 1 (all tokens), not {sampling.top_p}")
 
 
 def _check_chosen(config: DictConfig) -> None:

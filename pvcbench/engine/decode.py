@@ -14,6 +14,7 @@ from pvcbench.engine.attention import Rule, attention_mass
 from pvcbench.engine.cache import AttendingCache
 from pvcbench.engine.evict import Group
 from pvcbench.engine.query_rows import SlotRows
+from pvcbench.engine.sampling import Chooser, greedy
 from pvcbench.engine.states import State
 from pvcbench.policy import Observation
 
@@ -165,14 +166,18 @@ class Decoder:
         feed: Int[Tensor, "batch tokens"] | None,
         new_tokens: int,
         ends: Sequence[int],
-        stopped: Callable[[list[int]], bool] | None = None,
+        stopped: Callable[[int, list[int]], bool] | None = None,
         barred: Sequence[int] = (),
+        choose: Chooser = greedy,
+        limits: Sequence[int] | None = None,
     ) -> list[list[list[int] | None]]:
-        """Generates greedily; returns the tokens as [cell in order of groups][sample], end tokens left out.
+        """Generates, greedily unless `choose` does otherwise; the tokens as [cell in order of groups][sample].
+
+        End tokens are left out. `limits` are the longest answers of the rows where they differ.
 
         None stands where a row's logits were not finite: its tokens mean nothing (see `NOT_FINITE`). Without `feed` the
-        first token comes from the uncompressed prefill's logits. `stopped` is asked after each token whether a row's
-        text is complete; `barred` tokens cannot come first.
+        first token comes from the uncompressed prefill's logits. `stopped` is asked after each token whether the
+        text of a row is complete; `barred` tokens cannot come first.
         """
         if feed is None:
             logits = self.spread([group.prefill.logits for group in self.groups])
@@ -181,10 +186,11 @@ class Decoder:
         sound = torch.isfinite(logits).all(-1).tolist()
         if barred:
             logits = logits.index_fill(1, torch.tensor(list(barred), device=logits.device), float("-inf"))
-        said = Answers([[] for _ in range(self.rows)], [False] * self.rows, new_tokens, ends, stopped)
+        limits = [new_tokens] * self.rows if limits is None else limits
+        said = Answers([[] for _ in range(self.rows)], [False] * self.rows, limits, ends, stopped)
         active = list(zip(self.groups, (range(part.start, part.stop) for part in self.cache.parts), strict=True))
         while True:
-            chosen = logits.argmax(-1).tolist()
+            chosen = choose(logits, [row for _, rows in active for row in rows])
             now = [(group, rows.start, row) for group, rows in active for row in rows]
             for (group, first, row), token, good in zip(now, chosen, sound, strict=True):
                 if said.ends_with(row, token, good):
@@ -205,9 +211,9 @@ class Answers:
 
     tokens: list[list[int] | None]  # None: its logits were not finite
     done: list[bool]
-    most: int  # tokens of an answer
+    most: Sequence[int]  # tokens of each answer
     ends: Sequence[int]  # tokens that end one
-    stopped: Callable[[list[int]], bool] | None
+    stopped: Callable[[int, list[int]], bool] | None
 
     def ends_with(self, row: int, token: int, sound: bool) -> bool:
         """Adds a row's next token; whether its answer, not complete before, is so now."""
@@ -216,7 +222,7 @@ class Answers:
         said = self.tokens[row]
         if sound and token not in self.ends:
             said.append(token)
-            self.done[row] = len(said) >= self.most or (self.stopped is not None and self.stopped(said))
+            self.done[row] = len(said) >= self.most[row] or (self.stopped is not None and self.stopped(row, said))
         else:
             self.tokens[row] = said if sound else None
             self.done[row] = True

@@ -22,16 +22,17 @@ class Point:
     label: str | None
     budget: int | float | None
 
-    def cell(self, shape: Shape, hold: bool, interval: int = 1, stays: bool = False) -> Cell:
-        """This point for one shape of prompt; raises OutOfReach."""
+    def cell(self, shape: Shape, hold: bool, interval: int = 1, stays: bool = False, of: int | None = None) -> Cell:
+        """This point for one shape of prompt; shares are those of its tokens, or `of` so many; raises OutOfReach."""
+        of = shape.tokens if of is None else of
         if self.method.reference or (isinstance(self.budget, float) and self.budget == 1.0):
             return Cell(f"{self.name}@{self.label}", self.method, None, hold, everything=True)
         entries = self.budget
         if isinstance(entries, float):
-            entries = int(Fraction(str(entries)) * shape.tokens)  # 0.7 of 90 is 63, in floating point 62.999...
+            entries = int(Fraction(str(entries)) * of)  # 0.7 of 90 is 63, in floating point 62.999...
             if entries == 0:
                 raise OutOfReach(
-                    f"{self.label} of {shape.tokens} tokens is less than one entry: shares are rounded down to entries"
+                    f"{self.label} of {of} tokens is less than one entry: shares are rounded down to entries"
                 )
         if entries is not None:
             first, last = self.method.protects(entries, shape)
@@ -42,6 +43,7 @@ class Point:
                 )
         method = self.method.resolve(None if entries is None else min(entries, shape.tokens), shape)
         share = self.budget if isinstance(self.budget, float) else None
+        share = share if share is None or of == shape.tokens else entries / shape.tokens
         return Cell(f"{self.name}@{self.label}", method, entries, hold, share=share, interval=interval, stays=stays)
 
 

@@ -1,9 +1,13 @@
-"""Tasks of kind `generate`: all cells of a sample decode greedily together."""
+"""Tasks of kind `generate`: all cells of a sample decode together, greedily or by numbers of their sample's own."""
 
 from collections.abc import Sequence
+from functools import partial
 
+from pvcbench.engine.sampling import Sampled, greedy
+from pvcbench.evaluation.conversation import OwnHistory
+from pvcbench.evaluation.endings import Ending, Repeats
 from pvcbench.evaluation.row import broken
-from pvcbench.evaluation.shared_prefill import Attempt
+from pvcbench.evaluation.shared_prefill import Attempt, draw_of
 
 
 class Generate(Attempt):
@@ -11,11 +15,16 @@ class Generate(Attempt):
 
     @staticmethod
     def compressed(protocol, prompt):
-        return len(prompt.ids) - int(protocol.refeed_last) if protocol.query_aware else prompt.context_tokens
+        return protocol.compressed(prompt)
 
     @staticmethod
-    def asks_on(protocol):
-        return not protocol.query_aware
+    def asks_on(protocol, prompt):
+        return protocol.shared(prompt) > 0
+
+    @classmethod
+    def maker(cls, protocol, batch, one):
+        own = protocol.history == "model" and any(item.prompt.exchanges for item in batch)
+        return partial(OwnHistory, cls) if own else super().maker(protocol, batch, one)
 
     def room_needed(self):
         return self.rest.shape[1] + max(sample.max_new_tokens for sample in self.samples)
@@ -24,25 +33,49 @@ class Generate(Attempt):
         return max(1, self.rest.shape[1])
 
     def answer(self, groups, rows):
-        prompter, stops, own_ends = self.task.prompter, self.samples[0].stop, self.batch[0].prompt.ends
-        stopped = (lambda tokens: any(stop in prompter.decode(tokens) for stop in stops)) if stops else None
+        prompter, own_ends, protocol = self.task.prompter, self.batch[0].prompt.ends, self.protocol
         ends = (*self.loaded.ends, *own_ends)
+        choose = greedy
+        if protocol.sampling is not None:  # a draw's numbers are the same in every cell
+            choose = Sampled(protocol.sampling, [draw_of(protocol.seed, sample.id) for sample, _ in rows])
         answers, seconds = self.engine.greedy(
             groups,
             feed=self.rest if self.rest.shape[1] else None,
             new_tokens=max(sample.max_new_tokens for sample in self.samples),
             ends=ends,
-            stopped=stopped,
+            stopped=Ending(prompter.decode, self.samples[0].stop, protocol.stop_repeats),
             barred=ends if own_ends else (),
+            choose=choose,
+            limits=[sample.max_new_tokens for sample, _ in rows],
         )
+        self.said = dict(zip((cell for group in groups for cell in group.cells), answers, strict=True))
         for (sample, row), tokens in zip(rows, (tokens for cell in answers for tokens in cell), strict=True):
             if tokens is None:
                 row.update(broken(row))
                 continue
-            output = cut(prompter.decode(tokens[: sample.max_new_tokens]), sample.stop)
+            whole = prompter.decode(tokens)
+            output = cut(whole, sample.stop)
             metrics = self.task.score(sample, output)
             row |= {"score": next(iter(metrics.values())), "metrics": metrics, "output": output}
+            row.update(length(tokens, sample.max_new_tokens, whole != output, protocol.stop_repeats))
             row["decode_s"] = seconds if len(rows) == 1 else None
+
+    def kept(self, tokens: list[int] | None) -> list[int] | None:
+        """An answer as later turns of its conversation have it before them: without what its stop string cut off."""
+        if tokens is None:
+            return None
+        [sample] = self.samples
+        tokens = tokens[: sample.max_new_tokens]
+        text = self.task.prompter.decode(tokens)
+        output = cut(text, sample.stop)
+        return tokens if output == text else self.task.prompter.bare(output)
+
+
+def length(tokens: Sequence[int], most: int, stopped: bool, repeats: Repeats | None) -> dict:
+    """What a row says of its answer's tokens: how many, whether there were too many, whether the last ones repeat."""
+    looping = (repeats or Repeats()).ends(tokens)
+    truncated = len(tokens) >= most and not stopped and not (looping and repeats is not None)
+    return {"answer_tokens": len(tokens), "truncated": truncated, "looping": looping}
 
 
 def cut(text: str, stops: Sequence[str]) -> str:

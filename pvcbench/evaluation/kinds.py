@@ -26,6 +26,7 @@ class Kind:
     speeds: bool = False  # numbers are the machine's: processor and threads belong to the run's identity
     observes: bool = False  # what a sample shows by itself is a cell too
     answers: bool = False  # the model answers in words
+    samples: bool = False  # answers may be sampled, and stopped where they repeat
     excerpts: bool = True  # a sample is one prompt of words, of which excerpts are worth keeping
 
     def rows(
@@ -36,7 +37,7 @@ class Kind:
 
 
 KINDS = {
-    "generate": Kind(partial(run_batch, Generate), answers=True),
+    "generate": Kind(partial(run_batch, Generate), answers=True, samples=True),
     "continuation": Kind(partial(run_batch, Continuation)),
     "streaming": Kind(partial(run_batch, Streaming), alone=True),
     "lm_eval": Kind(run_documents, answers=True, excerpts=False),

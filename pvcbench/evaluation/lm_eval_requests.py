@@ -18,6 +18,7 @@ from pvcbench.engine.engine import Engine
 from pvcbench.engine.teacher_forcing import Scored
 from pvcbench.errors import Inexact
 from pvcbench.evaluation.cells import Point
+from pvcbench.evaluation.endings import Ending
 from pvcbench.evaluation.generation import Generate
 from pvcbench.evaluation.item import WorkItem
 from pvcbench.evaluation.likelihood import Streaming
@@ -102,7 +103,7 @@ class Written(Generate):
             feed=self.rest if self.rest.shape[1] else None,
             new_tokens=parts[0].new_tokens,
             ends=self.loaded.ends,
-            stopped=lambda tokens: any(stop in tokenizer.decode(tokens) for stop in parts[0].stop),
+            stopped=Ending(tokenizer.decode, parts[0].stop),
         )
         for (_, row), [tokens] in zip(rows, answers, strict=True):
             if tokens is None:

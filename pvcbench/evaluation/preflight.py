@@ -113,13 +113,40 @@ def check_question(task: Task, protocol: Protocol, answers: bool, methods: Mappi
         raise UserError(f"task={task.name} does not tell a context from a question: leave query_aware=true")
     if protocol.refeed_last and not answers:
         raise UserError(f"task={task.name} generates nothing to score: leave refeed_last=false")
+    check_turns(task, protocol, methods)
 
 
-def check_prompts(work: Sequence[WorkItem], loaded: LoadedModel, task: Task, query_aware: bool) -> None:
+def check_turns(task: Task, protocol: Protocol, methods: Mapping[str, Method]) -> None:
+    """Refuses what is not defined for conversations, and for questions by themselves what is defined for those only."""
+    if not task.has_turns:
+        for key, value in protocol.turns.items():
+            told = str(value).lower()
+            raise UserError(f"{key}={told} is for turns of a conversation, and task={task.name} has none: leave it out")
+        return
+    if protocol.decode == "hold":
+        raise UserError(
+            f"the turns of task={task.name} are added whole to what was compressed, and nothing of them is evicted: "
+            "leave decode=grow"
+        )
+    if protocol.sampling is not None:
+        raise UserError(f"the answers to turns of task={task.name} are greedy: leave sampling.temperature=null")
+    if protocol.history == "golden":
+        return
+    if protocol.recompress:
+        raise UserError("recompress=true reads every turn anew after golden answers: leave history=golden")
+    for name, method in methods.items():
+        if getattr(method, "reads", None) is not None:
+            raise UserError(
+                f"{name} reads what follows the prompt, which with history=model is not known before: leave "
+                "history=golden, or choose other methods by method=[...]"
+            )
+
+
+def check_prompts(work: Sequence[WorkItem], loaded: LoadedModel, task: Task, protocol: Protocol) -> None:
     """Refuses, before anything runs, prompts longer than the model or without the end of a context that is needed."""
     longest = None if task.beyond else loaded.longest
     for item in work:
-        sample, prompt = item.sample, item.prompt
+        sample, prompt, query_aware = item.sample, item.prompt, protocol.query_aware
         if not query_aware and not sample.context:
             raise UserError(f"sample {sample.id} has no context to compress, which query_aware=false needs")
         if not query_aware and prompt.context_tokens < 1:
@@ -127,22 +154,24 @@ def check_prompts(work: Sequence[WorkItem], loaded: LoadedModel, task: Task, que
                 f"sample {sample.id}: context and question cannot be told apart in its prompt, which query_aware=false "
                 "needs: raise task.max_length if that cut it, or leave the data set out"
             )
-        if longest is not None and len(prompt.ids) + sample.max_new_tokens > longest:
+        most = protocol.most_tokens(sample, prompt)
+        if longest is not None and most > longest:
+            new = sample.max_new_tokens
             raise UserError(
-                f"sample {sample.id} has {len(prompt.ids)} prompt tokens and {sample.max_new_tokens} to generate, "
-                f"more than the model's {longest}: {task.shorten}, or use another model"
+                f"sample {sample.id} has {most - new} prompt tokens and {new} to generate, more than the "
+                f"model's {longest}: {task.shorten}, or use another model"
             )
 
 
-def check_passes(engine: Engine, work: Sequence[WorkItem], loaded: LoadedModel, task: Task, query_aware: bool) -> None:
+def check_passes(engine: Engine, work: Sequence[WorkItem], loaded: LoadedModel, task: Task, protocol: Protocol) -> None:
     """Refuses, before anything runs, what methods would have the model read beyond the positions it was made for."""
     points = dict.fromkeys(point for item in work for point in item.points if point.method is not None)
     named = {one.method: one.name for one in points if type(one.method).passes is not Method.passes}
     longest = None if task.beyond else loaded.longest
     for item in work if named and longest is not None else ():
         prompt = item.prompt
-        tokens = len(prompt.ids) if query_aware else prompt.context_tokens
-        shape = engine.shape(tokens, min(prompt.frame_tokens, tokens), tokens - min(prompt.context_tokens, tokens))
+        tokens = protocol.compressed(prompt) + (protocol.refeed_last and protocol.query_aware)
+        shape = engine.shape(tokens, min(prompt.frame_tokens, tokens), protocol.question(prompt, tokens))
         ids = torch.tensor([prompt.ids[:tokens]])
         for method, passes in asked_passes(list(named), ids, shape, engine.writer, False).items():
             most = tokens + max(one.ids.shape[1] for one in passes)
@@ -153,12 +182,14 @@ def check_passes(engine: Engine, work: Sequence[WorkItem], loaded: LoadedModel, 
                 )
 
 
-def check_reach(engine: Engine, work: Sequence[WorkItem], task: Task) -> None:
+def check_reach(engine: Engine, work: Sequence[WorkItem], task: Task, protocol: Protocol) -> None:
     """Refuses, before anything runs, answers that grow across a change of the model's rotary tables."""
     known = {}
     for item in work:
-        tokens = len(item.prompt.ids)
-        known.setdefault((tokens, tokens + max(item.sample.max_new_tokens, 1) - 1), item.sample.id)
+        own = protocol.history == "model"  # one cache for all turns, however long their answers
+        tokens = item.prompt.first_tokens if own else len(item.prompt.ids)
+        most = max(protocol.most_tokens(item.sample, item.prompt) - 1, tokens)
+        known.setdefault((tokens, most), item.sample.id)
     for (tokens, most), name in known.items():
         if engine.reach.differs(tokens, most):
             raise UserError(f"sample {name}: {engine.reach.refusal(tokens, most)} ({task.shorten})")

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from pvcbench.engine.evict import Cell
+from pvcbench.engine.sampling import Sampling
 from pvcbench.errors import NOT_FINITE, NotFinite, OutOfReach
 from pvcbench.evaluation.cells import Point
+from pvcbench.evaluation.endings import Repeats
 from pvcbench.evaluation.item import WorkItem
 from pvcbench.policy import Shape
 from pvcbench.stats.failures import FAILED, OUT_OF_REACH
-from pvcbench.tasks.base import Task
+from pvcbench.tasks.base import Sample, Task
+from pvcbench.tasks.prompts import Prompt
 
 SCHEMA = 1  # raised when a key of `Row` changes its meaning
 
@@ -55,6 +58,11 @@ class Row(TypedDict, total=False):
     error: str | None  # why there is no result, in a sentence
     reason: str | None  # the same as a word: "out of reach" or "failed"
     reach: float | None  # the smallest share of the cache that the method can keep, where that is the reason
+    problem: str  # sampled answers: the id of the sample that this is one of several answers to
+    draw: int  # sampled answers: the number of this one
+    answer_tokens: int  # generated answers: their tokens, without the one that ends them
+    truncated: bool  # generated answers: whether the answer was cut where it came to its greatest length
+    looping: bool  # generated answers: whether it ends in tokens that stand in it several times (`stop_repeats`)
     token_nll: list[float]  # perplexity: the negative log-likelihood of each token, in nats
     responses: list  # lm-eval: the response to each request of a document
     observed: dict[str, object]  # analyses: what was observed
@@ -78,6 +86,10 @@ class Protocol:
     seed: int
     interval: int = 1
     prompt: str = "counted"
+    sampling: Sampling | None = None  # None: answers are greedy
+    stop_repeats: Repeats | None = None
+    history: str = "golden"  # of conversations: what stands before a later turn, the right answers or the model's own
+    recompress: bool = False  # of conversations: whether each turn's whole prompt is read and compressed anew
 
     @property
     def eviction(self) -> dict:
@@ -85,14 +97,69 @@ class Protocol:
         usual = {"interval": 1, "prompt": "counted"}
         return {key: value for key, value in vars(self).items() if key in usual and value != usual[key]}
 
-    def cell(self, point: Point, shape: Shape) -> Cell:
-        """A point under this protocol; raises OutOfReach."""
-        return point.cell(shape, self.decode == "hold", self.interval, self.prompt == "protected")
+    @property
+    def answering(self) -> dict:
+        """How answers are drawn and when a repeating one is stopped: empty where they are greedy and never are."""
+        return {
+            name: dict(vars(value))
+            for name, value in {"sampling": self.sampling, "stop_repeats": self.stop_repeats}.items()
+            if value is not None
+        }
+
+    @property
+    def draws(self) -> int | None:
+        """How many answers each sample gets; None where the one that it gets is greedy."""
+        return None if self.sampling is None else self.sampling.n
+
+    @property
+    def turns(self) -> dict:
+        """How the turns of a conversation meet the cache, where that is not the usual way."""
+        usual = {"history": "golden", "recompress": False}
+        return {key: value for key, value in vars(self).items() if key in usual and value != usual[key]}
+
+    def compressed(self, prompt: Prompt) -> int:
+        """Tokens of a prompt that are compressed: of a later turn those of the first, unless it is compressed anew."""
+        if self.recompress and prompt.first_tokens:
+            return len(prompt.ids) - self.refeed_last if self.query_aware else prompt.told_tokens
+        whole = prompt.first_tokens or len(prompt.ids)
+        return whole - self.refeed_last if self.query_aware else prompt.context_tokens
+
+    def question(self, prompt: Prompt, tokens: int) -> int:
+        """How many of so many compressed tokens are the question's."""
+        return max(0, tokens - (prompt.told_tokens if self.recompress else prompt.context_tokens))
+
+    def most_tokens(self, sample: Sample, prompt: Prompt) -> int:
+        """The most tokens that a sample's prompt and answer can have: own answers may be as long as is allowed."""
+        if self.history == "golden":
+            return len(prompt.ids) + sample.max_new_tokens
+        asked = sum(len(one.asked) for one in prompt.exchanges)
+        start = prompt.first_tokens or len(prompt.ids)
+        return start + asked + (len(prompt.exchanges) + 1) * sample.max_new_tokens
+
+    def shared(self, prompt: Prompt) -> int:
+        """Tokens that several questions on one context, or turns of one conversation, have compressed together."""
+        if prompt.first_tokens:
+            return 0 if self.recompress else self.compressed(prompt)
+        return 0 if self.query_aware else prompt.context_tokens
+
+    def shares(self, item: WorkItem) -> tuple[str, str] | None:
+        """What of an item is compressed for others too, where they name it alike; None where nothing is.
+
+        Contexts before their questions, first turns before later ones, and the prompts of drawn answers.
+        """
+        tokens = self.shared(item.prompt)
+        named = (tokens > 0 and item.sample.context_id) or item.sample.problem
+        return (named, item.prompt.start_sha256(tokens or self.compressed(item.prompt))) if named else None
+
+    def cell(self, point: Point, shape: Shape, of: int | None = None) -> Cell:
+        """A point under this protocol, shares being those `of` so many tokens; raises OutOfReach."""
+        return point.cell(shape, self.decode == "hold", self.interval, self.prompt == "protected", of)
 
     def record(self, task: Task, fed: int) -> dict:
         """What a row says of its protocol."""
         record = {"query_aware": self.query_aware, "decode": self.decode, "refeed_last": self.refeed_last}
-        record |= self.eviction | {"first_token_uncompressed": fed == 0, "thinking": task.thinking}
+        record |= {"history": self.history, "recompress": self.recompress} if task.has_turns else {}
+        record |= self.eviction | self.answering | {"first_token_uncompressed": fed == 0, "thinking": task.thinking}
         return record | task.protocol_record()
 
 
@@ -113,7 +180,8 @@ def base_row(
         "schema": SCHEMA,
         "task": task.name,
         "sample": sample.id,
-        "sample_info": dict(sample.info),
+        **({} if sample.draw is None else {"problem": sample.problem, "draw": sample.draw}),
+        "sample_info": dict(sample.info) | ({"turn": sample.turn} if sample.turn else {}),
         "cluster": sample.cluster or sample.context_id or sample.id,
         "stratum": sample.stratum,
         "prompt_sha256": prompt.sha256,

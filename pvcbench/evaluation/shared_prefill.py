@@ -1,10 +1,11 @@
 """Runs some cells of a batch once: each distinct prefill once, forks of it, a row per sample and cell.
 
-Questions on one context share its prefill and its compressed caches as well: each is fed through copies. What happens
+Questions on one context share its prefill and its compressed caches as well, and so do several sampled answers to one
+prompt: each goes through copies. What happens
 on the forked caches is the kind's: `generation.py` decodes, `likelihood.py` scores given tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -39,7 +40,8 @@ def run_batch(
     if not one and len(alike(batch, len(batch))) > 1:  # rotary tables differ: a context by itself for each question
         return [row for item in batch for row in run_batch(kind, engine, loaded, task, [item], protocol, meter)]
     tokens, prompt = kind.compressed(protocol, batch[0].prompt), batch[0].prompt
-    shape = engine.shape(tokens, min(prompt.frame_tokens, tokens), max(0, tokens - prompt.context_tokens))
+    shape = engine.shape(tokens, min(prompt.frame_tokens, tokens), protocol.question(prompt, tokens))
+    of = kind.compressed(protocol, prompt.at(1)) if prompt.first_tokens else tokens  # whose share a budget is
     cells, rows, points = {}, [], batch[0].points
     if one:  # what reads on after the context reads something else for each question
         alone = tuple(point for point in points if point.method.reads is not None)
@@ -48,11 +50,10 @@ def run_batch(
             rows += run_batch(kind, engine, loaded, task, [item.of(*alone)], protocol, meter)
     for point in points:
         try:
-            cells[point] = protocol.cell(point, shape)
+            cells[point] = protocol.cell(point, shape, of)
         except OutOfReach as error:
             rows += [base_row(task, item, point, protocol, shape, error) for item in batch]
-    made = partial(OneContext, kind) if one else kind
-    attempt = made(engine, loaded, task, batch, protocol, shape)
+    attempt = kind.maker(protocol, batch, one)(engine, loaded, task, batch, protocol, shape)
     rows += attempt.run(cells, meter)
     for items, points, error in attempt.failed:
         if len(points) == len(items) == 1:
@@ -65,13 +66,13 @@ def run_batch(
 
 
 def of_one_context(engine: Engine, kind: type["Attempt"], protocol: Protocol, batch: Sequence[WorkItem]) -> bool:
-    """Whether these are questions on one context that is compressed before any of them is seen."""
-    named = {item.sample.context_id for item in batch}
-    if len(batch) == 1 or named == {""} or not kind.asks_on(protocol):
+    """Whether all compress the same: a context before its questions, a first turn, or the prompt of draws."""
+    if len(batch) == 1 or None in (known := {protocol.shares(item) for item in batch}):
         return False
-    contexts = {item.prompt.context_sha256 for item in batch}
+    if not batch[0].sample.problem and not kind.asks_on(protocol, batch[0].prompt):
+        return False
     lengths = [len(item.prompt.ids) for item in batch]
-    return len(named) == len(contexts) == 1 and not engine.reach.differs(min(lengths), max(lengths))
+    return len(known) == 1 and not engine.reach.differs(min(lengths), max(lengths))
 
 
 class Attempt:
@@ -80,9 +81,14 @@ class Attempt:
     one_decoding = True  # whether a cell's caches are decoded on once, so that their sizes over time are the row's
 
     @staticmethod
-    def asks_on(protocol: Protocol) -> bool:
-        """Whether what is compressed is a context to which questions are put later."""
+    def asks_on(protocol: Protocol, prompt: Prompt) -> bool:
+        """Whether what is compressed is a context to which questions are put later, or a first turn before others."""
         return False
+
+    @classmethod
+    def maker(cls, protocol: Protocol, batch: Sequence[WorkItem], one: bool) -> Callable[..., "Attempt"]:
+        """What runs a batch; `one` where its samples share what is compressed."""
+        return partial(OneContext, cls) if one else cls
 
     @staticmethod
     def compressed(protocol: Protocol, prompt: Prompt) -> int:
@@ -112,7 +118,8 @@ class Attempt:
         ids = torch.tensor([item.prompt.ids for item in batch], device=engine.device)
         self.context, self.rest = ids[:, : shape.tokens], ids[:, shape.tokens :]
         self.room = self.room_needed()
-        self.draws = torch.tensor([draw_of(protocol.seed, sample.context_id or sample.id) for sample in self.samples])
+        names = [sample.context_id or sample.problem or sample.id for sample in self.samples]
+        self.draws = torch.tensor([draw_of(protocol.seed, name) for name in names])
         self.sharing = len(batch)  # samples that the prefill is for
         self.waiting: list[tuple[list[Group], dict[Cell, Point]]] = []
         self.bytes = 0.0

@@ -29,7 +29,7 @@ from pvcbench.plots.style import (
     subject,
 )
 from pvcbench.stats import ranking, sizes, ties
-from pvcbench.stats.failures import reach
+from pvcbench.stats.failures import reach, without_value
 
 MANY = 8  # methods beside the full cache that one picture still tells apart
 SHADE, FAINT = "#DCE6EF", "#E4E4E4"
@@ -73,18 +73,25 @@ def dots(
         for place, name in enumerate([*names, *apart]):
             if name in group:
                 axes.axhspan(place - 0.5, place + 0.5, color=SHADE, linewidth=0, zorder=0)
-            _cell(axes, place, cells.loc[name] if name in cells.index else None, table, columns, style[name])
-        _dress(axes, names, apart, f"{asked(budget)} of the cache" if not budget.isdigit() else asked(budget))
+            if name in cells.index or amount(budget) is not None:
+                _cell(axes, place, cells.loc[name] if name in cells.index else None, table, columns, style[name])
+        _dress(axes, names, apart, f"{asked(budget)} of the cache" if shares(budget) else asked(budget))
     figure.supxlabel(label, fontsize=9)
     head(figure, subject(rows), _legend(rows, table, shaded))
     return figure
+
+
+def shares(budget: str) -> bool:
+    """Whether a size asked for is a share of the cache: not entries, and not what a method's own settings give."""
+    return amount(budget) is not None and not budget.isdigit()
 
 
 def order(
     table: pd.DataFrame, value: str, budgets: Sequence[str], best: str, leaks: set[str]
 ) -> tuple[list[str], list[str]]:
     """Methods from best to worst at the middle size, incomplete ones last but for the floor; then what leaks."""
-    middle = table[table["complete"] & (table["budget"] == budgets[len(budgets) // 2])]
+    common = [budget for budget in budgets if amount(budget) is not None] or budgets
+    middle = table[table["complete"] & (table["budget"] == common[len(common) // 2])]
     middle = middle.set_index("method")[value].astype(float)
     names, sign = methods_of(table), 1 if best == "lowest" else -1
 
@@ -121,7 +128,9 @@ def _absent(cell: pd.Series | None, table: pd.DataFrame) -> str:
     if cell is None:
         return "not asked"
     end = reach(pd.DataFrame([cell]))
-    return "failed" if end is None else f"cannot go below {100 * sizes.placed(table, end / 100):.0f}%"
+    if end is None:
+        return without_value(cell["error"])
+    return f"cannot go below {100 * sizes.placed(table, end / 100):.0f}%"
 
 
 def _other_size(cell: pd.Series) -> str:

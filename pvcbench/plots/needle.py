@@ -23,10 +23,10 @@ from pvcbench.plots.style import (
     subject,
 )
 from pvcbench.stats import sizes
-from pvcbench.stats.failures import reach
+from pvcbench.stats.failures import reach, without_value
 from pvcbench.stats.intervals import mean_interval, proportion_interval
 
-DRAWN = ("method", "budget", "reference", "depth", "length", "score", "reach", "kept_bytes", "kept_fraction")
+DRAWN = ("method", "budget", "reference", "depth", "length", "score", "reach", "error", "kept_bytes", "kept_fraction")
 GAP = 0.2  # between the blocks of a grid, in squares
 BINS = ("0", "0-20", "20-40", "40-60", "60-80", "80-100", "100")  # % of the needle; the first and last are exact
 POOLED = "all methods"
@@ -107,7 +107,8 @@ def block(axes, start: float, cell: pd.DataFrame, squares: tuple[list, list], wo
     if above is not None:
         axes.annotate(word, (middle, 0), (0, above), textcoords="offset points", ha="center", va="bottom", fontsize=8)
     if good.empty:
-        why = "not\nasked" if cell.empty else "failed" if end is None else f"out of\nreach\n({end:.0f}%)"
+        why = "not\nasked" if cell.empty else without_value(cell["error"].iloc[0]).replace(" ", "\n")
+        why = why if end is None else f"out of\nreach\n({end:.0f}%)"
         axes.add_patch(Rectangle((start, 0), len(lengths), len(depths), facecolor="#EEEEEE", linewidth=0))
         axes.text(middle, len(depths) / 2, why, ha="center", va="center", fontsize=7, color="#555555")
         return

@@ -16,7 +16,7 @@ import yaml
 from pvcbench.config.shards import Shard
 from pvcbench.errors import UserError
 from pvcbench.places import user_path
-from pvcbench.runs import locks, sessions, stored
+from pvcbench.runs import locks, packed, sessions, stored
 from pvcbench.runs.rows import in_sample_order, key_of, row_files, rows_by_file
 from pvcbench.runs.run_id import run_id
 from pvcbench.runs.sessions import refuse_other_weights
@@ -46,9 +46,10 @@ class RunFolder:
             raise UserError(f"cannot write results to {self.path}: {error.strerror}; set results=FOLDER") from error
         try:
             for path in row_files(self.path) if self.shard is None else [self.rows_path]:
-                _untear(path)
+                if path == packed.plain(path):
+                    _untear(path)
             found = rows_by_file(self.path, self.identity)
-            self._homes = {key_of(row): path for path, rows in found.items() for row in rows}
+            self._homes = {key_of(row): packed.plain(path) for path, rows in found.items() for row in rows}
             self._environment = dict(environment)
             self._describe(config)
         except BaseException:
@@ -90,10 +91,17 @@ class RunFolder:
             texts.setdefault(path, []).append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
         for path, lines in texts.items():
             with _written(path):
+                self._unpack(path)
                 if path not in self._noted:
                     sessions.add(path, self._environment)
                     self._noted.add(path)
                 _append(path, "".join(lines))
+
+    def _unpack(self, path: Path) -> None:
+        """Unpacks the file that rows are added to, where it lies packed."""
+        packed_file = path.with_name(path.name + packed.SUFFIX)
+        if packed_file.exists() and not path.exists():
+            packed.unpacked(packed_file)
 
     def close(self) -> None:
         """Releases the locks."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pvcbench.evaluation.item import WorkItem
 from pvcbench.evaluation.preflight import check_passes, check_prompts, check_reach, prepare
 from pvcbench.evaluation.progress import Meter
-from pvcbench.evaluation.row import Row
+from pvcbench.evaluation.row import Protocol, Row
 from pvcbench.models.loaded import LoadedModel
 from pvcbench.runs.spec import RunSpec
 from pvcbench.stats.running import RunningMeans
@@ -20,28 +20,28 @@ def measured(
 
     `running` holds the scores so far, which a terminal shows; who takes the rows adds them to it.
     """
-    check_prompts(work, loaded, spec.task, spec.protocol.query_aware)
+    check_prompts(work, loaded, spec.task, spec.protocol)
     engine = spec.engine(loaded)
     try:
         prepare(engine, spec.points, spec.holds)
         if spec.task.reads_on:
             engine.require_continuing()
-        check_reach(engine, work, spec.task)
-        check_passes(engine, work, loaded, spec.task, spec.protocol.query_aware)
+        check_reach(engine, work, spec.task, spec.protocol)
+        check_passes(engine, work, loaded, spec.task, spec.protocol)
         cells = [(point.name, point.label) for point in spec.points if point.name is not None]
-        shares = spec.kind.answers and not spec.protocol.query_aware
-        tell_sharing(work if shares else ())
+        tell_sharing(work if spec.kind.answers else (), spec.protocol)
         with Meter(total=total, done=total - len(work), cells=cells, running=running) as meter:
-            for batch in batches(work, spec.batch, spec.protocol.query_aware, shares):
+            for batch in batches(work, spec.batch, spec.protocol, spec.kind.answers):
                 yield spec.kind.rows(engine, loaded, spec.task, batch, spec.protocol, meter)
                 meter.finish(len(batch))
     finally:
         engine.release()
 
 
-def tell_sharing(work: Sequence[WorkItem]) -> None:
+def tell_sharing(work: Sequence[WorkItem], protocol: Protocol) -> None:
     """Says how many questions share a context, where some do."""
-    asked = Counter(filter(None, map(_context, work)))
+    asked = Counter(protocol.shares(item) for item in work if item.sample.draw in (None, 0) and item.sample.context_id)
+    asked.pop(None, None)
     questions = sum(count for count in asked.values() if count > 1)
     if questions:
         shared = sum(count > 1 for count in asked.values())
@@ -49,13 +49,17 @@ def tell_sharing(work: Sequence[WorkItem]) -> None:
         print(f"{questions} questions on {many} prefilled and compressed once", file=sys.stderr, flush=True)
 
 
-def batches(work: Sequence[WorkItem], size: int, query_aware: bool, shares: bool) -> Iterator[list[WorkItem]]:
+def batches(work: Sequence[WorkItem], size: int, protocol: Protocol, shares: bool) -> Iterator[list[WorkItem]]:
     """Groups of samples with equal lengths and equal cells, so that prompts are never padded.
 
-    Where questions share a context (`shares`), all on one are a group, which comes with the last of them.
+    Where several share what is compressed (`shares`), all of one are a group, which comes with the last of them.
     """
     waiting: dict[tuple, list[WorkItem]] = {}
-    context_of = _context if shares else lambda item: None
+
+    def context_of(item: WorkItem) -> tuple | None:
+        shared = protocol.shares(item) if shares else None
+        return None if shared is None else (*shared, item.points)
+
     left = Counter(map(context_of, work))
     for item in work:
         if (context := context_of(item)) is not None:
@@ -66,15 +70,11 @@ def batches(work: Sequence[WorkItem], size: int, query_aware: bool, shares: bool
             continue
         prompt, points = item.prompt, item.points
         alone = any(point.method is None or point.method.ragged_batch for point in points)
-        key = (len(prompt.ids), None if query_aware else prompt.context_tokens, prompt.ends, item.sample.stop, points)
+        cut = protocol.compressed(prompt) if prompt.first_tokens else None
+        cut = cut if protocol.query_aware else (prompt.context_tokens, cut)
+        key = (len(prompt.ids), cut, prompt.ends, item.sample.stop, points)
         group = waiting.setdefault(key, [])
         group.append(item)
         if alone or len(group) == size:
             yield waiting.pop(key)
     yield from waiting.values()
-
-
-def _context(item: WorkItem) -> tuple | None:
-    """What questions on one context have in common; None where the sample names no context."""
-    named, prompt = item.sample.context_id, item.prompt
-    return (named, prompt.context_sha256, item.points) if named else None

@@ -13,6 +13,7 @@ class Plan:
     samples: tuple[str, ...]
     cells: tuple[tuple[str | None, str | None], ...]  # method and budget
     total: int
+    draws: int | None = None  # answers to each sample, of which each is one; None: they are greedy
 
     def keys(self, samples: Iterable[str]) -> set[tuple]:
         """What rows of these samples answer, as `store.key_of` has it."""

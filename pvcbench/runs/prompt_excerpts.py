@@ -22,6 +22,7 @@ from pvcbench.runs import rescore
 from pvcbench.runs.rows import load_table
 from pvcbench.runs.stored import stored
 from pvcbench.tasks.base import Sample
+from pvcbench.tasks.draws import problem_of, samples_of
 from pvcbench.tasks.prompts import Prompt, Prompter
 
 ENDS, AROUND = 60, 40  # tokens shown at each end, and on each side of a span's ends
@@ -125,10 +126,12 @@ def fill(folder: Path) -> str:
     prompter = prompter_of(config["model"])
     task.prepare(prompter)
     lines = []
-    for index in range(task.size(config["seed"])):
-        sample = task.sample(config["seed"], index)
+    sampling = config.get("sampling") or {}
+    draws = None if sampling.get("temperature") is None else sampling["n"]
+    every = range(task.size(config["seed"]))
+    for sample in (one for index in every for one in samples_of(task, config["seed"], index, draws)):
         if sample.id in wanted:
-            prompt = task.encode(sample)
+            prompt = task.encode(problem_of(sample))
             if prompt.sha256 != wanted.pop(sample.id):
                 raise ValueError(f"the prompt of sample {sample.id} is another today (data or tokenizer differ)")
             lines.append(line(sample, prompt, prompter.tokenizer))

@@ -15,6 +15,7 @@ from pathlib import Path
 from pvcbench.config import building
 from pvcbench.errors import UserError
 from pvcbench.runs import locks
+from pvcbench.runs.packed import unpacked
 from pvcbench.runs.rows import read_rows, row_files, rows_by_file
 from pvcbench.runs.stored import FROM_PYTHON, said, stored
 from pvcbench.tasks.base import Sample, Task
@@ -135,5 +136,5 @@ def rescore(folder: Path, write: bool) -> Rescoring:
             rows, report = rescored(task, read_rows(path))
             total.add(report)
             if write and report.changed:
-                replace(path, rows)
+                replace(unpacked(path), rows)
     return total

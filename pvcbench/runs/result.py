@@ -13,7 +13,7 @@ from pvcbench import analyses
 from pvcbench.plots import drawn_from, run_figures
 from pvcbench.runs import figure_cache, wandb_mirror
 from pvcbench.runs.rows import load_table
-from pvcbench.stats import failures, perplexity
+from pvcbench.stats import drawn_answers, failures, perplexity
 from pvcbench.tasks.base import Task
 
 
@@ -92,6 +92,8 @@ def report(
     """
     rows = load_table(folder)
     summary, parts = tables(rows, folder)
+    if drawn_answers.worth_a_table(rows):
+        drawn_answers.table(rows).to_csv(folder / "answers.csv", index=False, float_format="%.6g", lineterminator="\n")
     task.finish(rows, folder)
     drawn = figure_cache.figures(rows, folder, draw) if figures else []
     tracked = None

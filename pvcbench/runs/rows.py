@@ -15,6 +15,7 @@ import pandas as pd
 
 from pvcbench.errors import UserError
 from pvcbench.places import user_path
+from pvcbench.runs.packed import content, plain
 from pvcbench.runs.stored import read, stored
 from pvcbench.stats.failures import typed
 
@@ -30,6 +31,7 @@ NEEDED = {  # what no row can be without, and its types
     "error": str | None,
 }
 
+ANY = "rows*.jsonl*"  # what may be a row file
 ROWS = re.compile(r"rows(?:-(\d+)of(\d+))?\.jsonl")
 Key = tuple[str, str | None, str | None]  # sample, method and budget
 
@@ -40,8 +42,8 @@ def key_of(row: Mapping) -> tuple:
 
 
 def row_files(folder: Path) -> list[Path]:
-    """The row files of one run: rows.jsonl first, then its shards in order."""
-    names = {path: ROWS.fullmatch(path.name) for path in folder.glob("rows*.jsonl")}
+    """The row files of one run, packed by gzip or not: rows.jsonl first, then its shards in order."""
+    names = {path: ROWS.fullmatch(plain(path).name) for path in folder.glob(ANY)}
     places = {path: tuple(int(part or 0) for part in match.group(2, 1)) for path, match in names.items() if match}
     return sorted(places, key=places.__getitem__)
 
@@ -50,12 +52,7 @@ def read_rows(path: Path) -> list[dict]:
     """The rows of a file, or of all row files of a run's folder; an unreadable line is an error that names it."""
     if path.is_dir() and not ROWS.fullmatch(path.name):
         return in_sample_order(rows_by_file(path))
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        advice = "row files are files that a run wrote; put the first one back, or move it out of the results"
-        raise UserError(f"{path} cannot be read ({error.strerror}): {advice}") from error
-    rows = []
+    text, rows = content(path).decode("utf-8", errors="replace"), []
     lines = re.findall(r"[^\n]*\n|[^\n]+$", text)
     for number, line in enumerate(lines, start=1):
         try:
@@ -145,7 +142,7 @@ def in_sample_order(found: Mapping[Path, Sequence[Mapping]]) -> list[dict]:
     """All rows of a run: those of rows.jsonl, then the shards' sample by sample in turn, as a plain run has them."""
     rows, shards = [], []
     for path, some in found.items():
-        if path.name == "rows.jsonl":
+        if plain(path).name == "rows.jsonl":
             rows += some
             continue
         samples: dict[str, list[dict]] = {}
@@ -159,8 +156,10 @@ def in_sample_order(found: Mapping[Path, Sequence[Mapping]]) -> list[dict]:
 
 def shown_rows(folder: Path) -> Path:
     """What to call a run's row files in a message."""
-    sharded = any(path.name != "rows.jsonl" for path in row_files(folder))
-    return folder / ("rows*.jsonl" if sharded else "rows.jsonl")
+    files = row_files(folder)
+    if any(plain(path).name != "rows.jsonl" for path in files):
+        return folder / "rows*.jsonl"
+    return files[0] if files else folder / "rows.jsonl"
 
 
 def newest(rows: Iterable[Mapping]) -> list[dict]:
@@ -182,8 +181,8 @@ def runs_below(results: str | Path) -> list[tuple[Path, dict]]:
     Raises UserError where two of one experiment hold the same run: its rows would count twice. The same run in two
     experiments is no copy by mistake: each of them is a table of its own.
     """
-    found = user_path(results).rglob("rows*.jsonl")
-    folders = sorted({path.parent for path in found if ROWS.fullmatch(path.name)})
+    found = user_path(results).rglob(ANY)
+    folders = sorted({path.parent for path in found if ROWS.fullmatch(plain(path).name)})
     runs = [(folder, stored(folder)) for folder in folders]
     refuse_copies((experiment_of(folder), known["run"], folder) for folder, known in runs)
     return runs
@@ -251,8 +250,8 @@ class Stored:
 def stored_rows(folder: Path) -> dict[Key, Stored]:
     """The newest row of every sample and cell."""
     found = {}
-    for path in sorted(folder.glob("rows*.jsonl")):
+    for path in sorted(row_files(folder)):
         for line, row in enumerate(read_rows(path)):
-            one = Stored(row, path.name, line)
+            one = Stored(row, plain(path).name, line)
             found[one.key] = one
     return found

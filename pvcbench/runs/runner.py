@@ -29,7 +29,8 @@ from pvcbench.runs.rows import key_of, read_rows, stored_rows
 from pvcbench.runs.spec import RunSpec
 from pvcbench.runs.wandb_mirror import Live
 from pvcbench.stats.running import RunningMeans
-from pvcbench.tasks.base import Task, sample_of
+from pvcbench.tasks.base import Task
+from pvcbench.tasks.draws import problem_of, samples_of
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,16 @@ def _planned(
     for index in range(total):
         if folder.shard is not None and not folder.shard.owns(index):
             continue
-        sample = sample_of(task, seed, index)
-        names.append(sample.id)
-        missing = tuple(point for point in spec.points if (sample.id, point.name, point.label) not in answered)
-        if missing:
-            work.append(WorkItem(sample, task.encode(sample), missing))
+        prompt = None  # of all draws, written where one of them lacks a cell
+        for sample in samples_of(task, seed, index, spec.protocol.draws):
+            names.append(sample.id)
+            missing = tuple(point for point in spec.points if (sample.id, point.name, point.label) not in answered)
+            if missing:
+                prompt = prompt or task.encode(problem_of(sample))
+                work.append(WorkItem(sample, prompt, missing))
     refuse_samples(folder, existing, spec, names, total)
-    return Plan(folder.path, tuple(names), tuple((point.name, point.label) for point in spec.points), total), work
+    cells = tuple((point.name, point.label) for point in spec.points)
+    return Plan(folder.path, tuple(names), cells, total, spec.protocol.draws), work
 
 
 def refuse_cells(folder: Path, rows: Sequence[Mapping], spec: RunSpec) -> None:
@@ -127,7 +131,7 @@ def refuse_samples(folder: RunFolder, rows: Sequence[Mapping], spec: RunSpec, na
     for index in range(total, task.size(seed)):
         if not left:
             return
-        left.discard(task.sample(seed, index).id)
+        left -= {sample.id for sample in samples_of(task, seed, index, spec.protocol.draws)}
     if left:
         row = next(row for name, row in own.items() if name in left)
         _refuse(folder.path, row, f"of sample {row['sample']}")
@@ -179,9 +183,10 @@ def report_shard(
     """The report if the whole run is finished and nobody writes it any more, else a note on what is missing."""
     with locks.alone(folder.path) as alone:
         rows = read_rows(folder.path)
-        missing = max(0, plan.total * len(plan.cells) - len(rows))
+        missing = max(0, plan.total * (plan.draws or 1) * len(plan.cells) - len(rows))
         if alone and not missing:  # samples take time to make: only now, and rows of a larger limit may be among them
-            names = [task.sample(folder.identity["seed"], index).id for index in range(plan.total)]
+            made = (samples_of(task, folder.identity["seed"], index, plan.draws) for index in range(plan.total))
+            names = [sample.id for some in made for sample in some]
             missing = len(plan.keys(names) - {key_of(row) for row in rows})
             if not missing:
                 return report(folder.path, task, added, names, mirror, figures)

@@ -11,8 +11,10 @@ from pvcbench.config.budgets import parse_budgets
 from pvcbench.engine import engine as engines
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.passes import Writer
+from pvcbench.engine.sampling import Sampling
 from pvcbench.errors import UserError
 from pvcbench.evaluation.cells import OBSERVATION, Point, evicts_while_reading, points
+from pvcbench.evaluation.endings import Repeats
 from pvcbench.evaluation.kinds import KINDS, Kind
 from pvcbench.evaluation.preflight import check_question
 from pvcbench.evaluation.row import Protocol
@@ -44,7 +46,10 @@ class RunSpec:
         methods = building.build_methods(config.methods) if methods is None else methods
         task = building.build(config.task, "the task") if task is None else task
         own = config.query_aware, config.refeed_last, config.decode, config.seed, config.interval, config.prompt
-        protocol = Protocol(*own)
+        protocol = Protocol(*own, *answering(config), config.history, config.recompress)
+        if protocol.answering and not KINDS[task.kind].samples:
+            key = "sampling.temperature" if protocol.sampling else "stop_repeats.ngram"
+            raise UserError(f"task={task.name} writes no answers to which {key} could apply: leave {key}=null")
         check_question(task, protocol, KINDS[task.kind].answers, methods)
         budgets = parse_budgets(OmegaConf.to_container(config.budgets))
         return cls(
@@ -109,8 +114,19 @@ class RunSpec:
             "refeed_last": self.protocol.refeed_last,
             "decode": self.protocol.decode,
             **self.protocol.eviction,
+            **self.protocol.answering,
+            **self.protocol.turns,
             "seed": self.protocol.seed,
         }
+
+
+def answering(config: DictConfig) -> tuple[Sampling | None, Repeats | None]:
+    """How answers are drawn, and when one that repeats is stopped; None where they are not."""
+    drawn, repeats = (OmegaConf.to_container(config[name]) for name in ("sampling", "stop_repeats"))
+    return (
+        None if drawn["temperature"] is None else Sampling(**drawn),
+        None if repeats["ngram"] is None else Repeats(**repeats),
+    )
 
 
 def whole_first(budget: int | float) -> tuple[bool, int | float]:

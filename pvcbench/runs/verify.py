@@ -23,7 +23,7 @@ from pvcbench.runs.rows import Key, Stored, key_of, stored_rows
 from pvcbench.runs.run_id import essence, run_id
 from pvcbench.runs.spec import RunSpec
 from pvcbench.runs.stored import stored, stored_config
-from pvcbench.tasks.base import sample_of
+from pvcbench.tasks.draws import problem_of, samples_of
 
 SAY = partial(print, flush=True)
 
@@ -82,11 +82,11 @@ def work_of(spec: RunSpec, chosen: Mapping[str, set[Key]]) -> list[WorkItem]:
     for index in range(task.size(seed)):
         if not left:
             break
-        sample = sample_of(task, seed, index)
-        wanted = left.pop(sample.id, ())
-        own = tuple(point for point in spec.points if (sample.id, point.name, point.label) in wanted)
-        if own:
-            work.append(WorkItem(sample, task.encode(sample), own))
+        for sample in samples_of(task, seed, index, spec.protocol.draws):
+            wanted = left.pop(sample.id, ())
+            own = tuple(point for point in spec.points if (sample.id, point.name, point.label) in wanted)
+            if own:
+                work.append(WorkItem(sample, task.encode(problem_of(sample)), own))
     return work
 
 

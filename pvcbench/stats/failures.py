@@ -34,6 +34,11 @@ def reach(cells: pd.DataFrame) -> float | None:
     return float(np.mean(100 * known)) if len(known) else None
 
 
+def without_value(error: object) -> str:
+    """A word for a cell without a value whose reach is not known, by what its rows say of it."""
+    return OUT_OF_REACH if isinstance(error, str) and of_sentence(error)[0] == OUT_OF_REACH else FAILED
+
+
 def broken(rows: pd.DataFrame) -> Iterator[tuple[str | None, pd.DataFrame]]:
     """Every method none of whose cells has a value, with its rows that failed; what is out of its reach did not."""
     for method, own in rows.groupby("method", dropna=False, sort=False) if len(rows) else ():

@@ -17,6 +17,7 @@ from pathlib import Path
 from pvcbench.config.shards import Shard
 from pvcbench.errors import UserError
 from pvcbench.places import user_path
+from pvcbench.runs.packed import plain
 from pvcbench.runs.plan import Plan
 from pvcbench.runs.rows import key_of, read_rows, row_files
 from pvcbench.runs.writing import write_whole
@@ -191,7 +192,7 @@ class Sweep:
         if not path.exists():
             return 0
         folder, shard = Path(json.loads(path.read_text(encoding="utf-8"))["folder"]), Shard.parse(line.shard)
-        own = [file for file in row_files(folder) if shard is None or file.stem.endswith(f"-{shard.label}")]
+        own = [file for file in row_files(folder) if shard is None or plain(file).stem.endswith(f"-{shard.label}")]
         return sum(file.stat().st_size for file in own)
 
     def _rows_of(self, folder: str) -> dict[tuple, bool]:

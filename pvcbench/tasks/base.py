@@ -11,8 +11,20 @@ from pvcbench.errors import TaskError, UserError
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation: what is asked, and the answer that later turns have before them (golden history)."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
 class Sample:
-    """One prompt with its gold answers; spans are character ranges of the context, by name."""
+    """One prompt with its gold answers; spans are character ranges of the context, by name.
+
+    A turn of a conversation is a sample of its own: `question` and `answers` are that turn's, `turns` those of the
+    whole conversation, and `context_id` is the conversation's name, the same for all of its turns.
+    """
 
     id: str
     context: str
@@ -26,6 +38,10 @@ class Sample:
     info: Mapping[str, object] = field(default_factory=dict)  # depth, length, ...: columns of the row
     metric: str | None = None  # where the task's metric differs from sample to sample
     context_id: str = ""  # samples that ask about one and the same context name it alike
+    problem: str = ""  # of one of several sampled answers (see `tasks.draws`): the id of the sample that it is of
+    draw: int | None = None  # and its number
+    turns: tuple[Turn, ...] = ()  # all turns of the conversation that this sample is a turn of
+    turn: int = 0  # which of them it is, counted from 1; 0: a question by itself
 
 
 class Made(type):
@@ -50,6 +66,7 @@ class Task(metaclass=Made):
     kind: str = "generate"  # what is done with its samples: `KINDS` of evaluation/kinds.py
     protocols: tuple[str, ...] = ("generate",)  # what methods must support: also continuation, streaming, blockwise
     has_question: bool = True  # whether context and question can be told apart, which query_aware=false needs
+    has_turns: bool = False  # whether samples are turns of conversations
     reads_on: bool = False  # whether later tokens are read after a prompt with parts of it hidden, many at once
     beyond: bool = False  # whether samples may be longer than the model was made for
     shorten: str = "lower task.lengths"  # what to do about samples that are too long
@@ -138,7 +155,22 @@ def sample_of(task: Task, seed: int, index: int) -> Sample:
         raise TaskError(f"{who} fails at sample {index}: {reason} ({place.filename}, line {place.lineno})") from error
     if not isinstance(sample, Sample):
         raise TaskError(f"{who} gives {type(sample).__name__} for sample {index}: give a pvcbench.Sample")
+    wrong = wrong_turn(sample, task.has_turns)
+    if wrong is not None:
+        raise TaskError(f"{who} gives sample {sample.id}, {wrong}")
     return sample
+
+
+def wrong_turn(sample: Sample, has_turns: bool) -> str | None:
+    """What is wrong with a sample as a turn of a conversation; None where nothing is."""
+    if bool(sample.turns) != has_turns:
+        told = "without turns: a task with has_turns" if has_turns else "with turns: a task without has_turns"
+        return f"{told} gives either all samples turns or none"
+    if not sample.turns:
+        return None
+    if not 1 <= sample.turn <= len(sample.turns) or sample.turns[sample.turn - 1].question != sample.question:
+        return "whose question is not that of its turn: turn counts from 1"
+    return None if sample.context_id else "which names no conversation: all turns of one have the same context_id"
 
 
 def _is_empty(value: object) -> bool:

@@ -4,7 +4,7 @@ import hashlib
 import unicodedata
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +13,7 @@ import regex
 from pvcbench.errors import UserError
 from pvcbench.tasks.base import Sample
 from pvcbench.tasks.chat import DATE, Chat
+from pvcbench.tasks.conversation import Exchange, Joint, first_of, later
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,43 @@ class Prompt:
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     ends: tuple[int, ...] = ()  # tokens that end this answer beside the model's own; no answer starts with any of them
     frame_tokens: int = 0  # before the context: the template's head, a BOS token
+    first_tokens: int = 0  # of a conversation: those of its first turn's prompt; 0: a question by itself
+    exchanges: tuple[Exchange, ...] = ()  # what the later turns up to this one add to them, golden answers included
+    golden_sha256: str = ""  # of the same turn after golden answers, where those here are the model's own
+
+    @property
+    def told_tokens(self) -> int:
+        """Tokens before what this turn asks: the context's, or everything up to the end of the answer before."""
+        return len(self.ids) - len(self.exchanges[-1].asked) if self.exchanges else self.context_tokens
 
     @property
     def sha256(self) -> str:
-        """A hash of the token ids: equal hashes prove that two cells saw the same prompt."""
-        return _hash(self.ids)
+        """A hash of the token ids: equal hashes prove that two cells saw the same prompt.
 
-    @property
-    def context_sha256(self) -> str:
-        """The same of the context's tokens, what stands before them included."""
-        return _hash(self.ids[: self.context_tokens])
+        After the model's own answers it is that after golden ones, so that rows of one turn can be paired.
+        """
+        return self.golden_sha256 or _hash(self.ids)
+
+    def start_sha256(self, tokens: int) -> str:
+        """The same of its first tokens, such as those that several questions share."""
+        return _hash(self.ids[:tokens])
+
+    def having(self, answers: Sequence[Sequence[int]]) -> "Prompt":
+        """The same turn after other answers of the turns before it; the spans stay, since they lie before these."""
+        pairs = zip(self.exchanges, answers, strict=True)
+        exchanges = tuple(replace(one, answer=tuple(answer)) for one, answer in pairs)
+        ids = joined(self.ids[: self.first_tokens], exchanges)
+        return replace(self, exchanges=exchanges, ids=ids, golden_sha256=self.sha256)
+
+    def at(self, turn: int) -> "Prompt":
+        """An earlier turn of the same conversation, counted from 1."""
+        exchanges = self.exchanges[: turn - 1]
+        return replace(self, exchanges=exchanges, ids=joined(self.ids[: self.first_tokens], exchanges))
+
+
+def joined(first: Sequence[int], exchanges: Sequence[Exchange]) -> array:
+    """The tokens of a first turn's prompt and of what later turns add to it."""
+    return array("i", [*first, *(token for one in exchanges for part in (one.answer, one.asked) for token in part)])
 
 
 def _hash(ids: Sequence[int]) -> str:
@@ -78,7 +106,12 @@ class Prompter:
         return f"{self.before}{sample.context}\n\n{sample.question}{self.after}"
 
     def encode(self, sample: Sample) -> Prompt:
-        """Token ids, the number of tokens that hold the context (template head included), and token spans."""
+        """Token ids, the number of tokens that hold the context (template head included), and token spans.
+
+        Of a later turn of a conversation the ids are those of all turns up to this one.
+        """
+        if sample.turns:
+            return self.continued(self.encode(first_of(sample)), sample, self.chat, self.after)
         start = len(self.before)
         spans = {name: (start + first, start + last) for name, (first, last) in sample.spans.items()}
         return self.tokens(self.text(sample), start + len(sample.context), spans, not self.chat, start)
@@ -104,6 +137,17 @@ class Prompter:
             ranges[name] = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
             self._check_span(name, text, (first, last), coded["input_ids"][slice(*ranges[name])])
         return Prompt(array("i", coded["input_ids"]), context, ranges, frame_tokens=before)
+
+    @cached_property
+    def joint(self) -> Joint:
+        """What the chat template writes between an answer and the next one; refuses templates that rewrite turns."""
+        return Joint.of(self.template)
+
+    def continued(self, first: Prompt, sample: Sample, chat: bool, after: str) -> Prompt:
+        """A turn of a conversation behind its first turn's prompt; `after` follows a question without a chat."""
+        joint = self.joint if chat else Joint("\n\n", after)
+        exchanges = later(sample, joint, self.tokenizer, self.template if chat else None)
+        return replace(first, ids=joined(first.ids, exchanges), first_tokens=len(first.ids), exchanges=tuple(exchanges))
 
     def _check_span(self, name: str, text: str, span: tuple[int, int], ids: Sequence[int]) -> None:
         """Refuses a span that is no part of the text, or is not in what its tokens decode to."""

@@ -33,6 +33,20 @@ def script(name):
     return next(path for path in SCRIPTS if path.name == name)
 
 
+def test_methods_are_measured_end_to_end():
+    few = ["--tokens", "500", "--samples", "1", "--counts", "2", "4"]
+    done = run(script("bench_methods.py"), "--model", "random", "--threads", "1", *few)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["cells"] == [7, 13]  # three sizes of each method and the full cache
+    assert all(0 < one < other for one, other in zip(report["together_s"], report["alone_s"], strict=True))
+
+
+def test_more_methods_than_there_are_are_refused():
+    done = run(script("bench_methods.py"), "--model", "random", "--counts", "900")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "--counts" in done.stderr
+
+
 def test_questions_are_measured_end_to_end():
     few = ["--contexts", "1", "--questions", "2", "--tokens", "500", "--max-new-tokens", "3", "--methods", "h2o"]
     done = run(script("bench_questions.py"), "--model", "random", "--threads", "1", *few)
@@ -46,6 +60,15 @@ def test_a_curve_is_measured_end_to_end():
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["tokens"] == 900 and report["cells"] > 2 and report["curve_over_point"] > 0
+
+
+def test_drafts_are_measured_end_to_end():
+    few = ["--samples", "1", "--tokens", "900", "--max-new-tokens", "5", "--drafts", "2", "4", "--methods", "random"]
+    done = run(script("bench_decode_drafts.py"), "--model", "random", "--threads", "1", "--endless", *few)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["cells"] == 9 and [line["words"] for line in report["drafts"]] == [2, 4]
+    assert all(line["rows_that_differ"] == 0 and line["best_over_plain"] > 0 for line in report["drafts"])
 
 
 def test_the_gpu_check_runs_on_a_bare_machine():

@@ -10,7 +10,8 @@ from pvcbench.engine import engine as engines
 from pvcbench.engine.engine import Engine
 from pvcbench.engine.evict import Group
 from pvcbench.errors import UserError
-from pvcbench.runs import measuring, runner
+from pvcbench.evaluation.row import Protocol
+from pvcbench.runs import runner
 
 SMALL = ["model=random", "dtype=float64", "threads=1", "wandb.mode=disabled", "query_aware=false", "budgets=[0.6,100]"]
 NEEDLE = ["task.lengths=[500]", "task.depths=[40]", "task.repeats=2", "task.max_new_tokens=6"]
@@ -49,7 +50,7 @@ def rows(folder, *overrides):
 def test_rows_are_those_of_asking_one_at_a_time(tmp_path, monkeypatch, calls, more):
     together = rows(tmp_path / "together", *more)
     shared, calls["prefills"] = calls["prefills"], 0
-    monkeypatch.setattr(measuring, "_context", lambda item: None)
+    monkeypatch.setattr(Protocol, "shares", lambda self, item: None)
     alone = rows(tmp_path / "alone", *more)
     assert len(together) == len(alone) == 8 * together.groupby(["method", "budget"]).ngroups
     assert calls["prefills"] > shared

@@ -87,7 +87,7 @@ ENGINE = sorted((PACKAGE / "engine").rglob("*.py"))
 @pytest.mark.parametrize("path", ENGINE, ids=lambda path: path.name)
 def test_engine_runs_on_a_bare_machine(path):
     ours = {"pvcbench.engine", "pvcbench.policy", "pvcbench.errors"}
-    allowed = {"torch", "transformers", "jaxtyping", "flash_attn", "triton", *STANDARD, *ours}
+    allowed = {"torch", "transformers", "jaxtyping", "flash_attn", "triton", "random", *STANDARD, *ours}
     assert not [name for name in imports(path) if not within(name, allowed)]
 
 

@@ -110,3 +110,19 @@ def test_shaded_are_those_that_no_test_tells_from_the_best():
 def test_few_methods_share_one_picture(rows):
     few = rows[rows["method"].isin(NAMES[:8])]
     assert not many_methods.too_many(few) and len(run_figures.curve(few).axes) == 1
+
+
+def test_out_of_reach_is_no_failure_and_a_size_of_its_own_is_no_share(rows):
+    """Out of reach without a number is still said; the panel of one method's own size holds that method alone."""
+    rows = rows.copy()
+    own = rows["method"] == "method0"
+    low = own & (rows["budget"] == "0.1")
+    rows.loc[low, "error"] = "below the 256 entries that it always keeps"
+    rows.loc[low, ["reason", "reach"]] = ["out of reach", None]
+    rows.loc[(rows["method"] == "method2") & (rows["budget"] == "0.4"), "budget"] = "lazy>0.9"
+    rows = typed(rows)
+    figure = run_figures.curve(rows)
+    panels = {axes.get_title(): axes for axes in figure.axes}
+    assert "lazy>0.9" in panels and len(marks(panels["lazy>0.9"])) == 1 and not panels["lazy>0.9"].texts
+    words = [text.get_text() for text in panels["10% of the cache"].texts]
+    assert "out of reach" in words and "failed" not in words

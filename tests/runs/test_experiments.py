@@ -5,6 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 NAMES = compose.options("experiment")
 WANTED = "demo quickstart needle_grid longbench_table ruler_4k perplexity_pg19 attention_patterns_80k".split()
 WANTED += ["pyramidinfer_throughput", "pyramidinfer_figures", "methods_needle", "methods_needle_agnostic"]
-WANTED += ["methods_perplexity", "methods_ruler"]
+WANTED += ["methods_perplexity", "methods_ruler", "reasoning"]
 
 
 def header(name):
@@ -124,6 +125,16 @@ def test_one_set_of_longbench_in_small(tmp_path):
     more = [f"task.data_dir={data}", "limit=1", "budgets=[128]"]
     result = run_small("longbench_table", tmp_path, *more)
     assert set(result.rows["stratum"]) == {"multi_news"} and set(result.rows["budget"]) == {"1.0", "128"}
+
+
+def test_drawn_answers_in_small_hold_their_size(tmp_path):
+    pytest.importorskip("reasoning_gym")
+    result = run_small("reasoning", tmp_path, "limit=1", "task.max_new_tokens=80", "budgets=[80]")
+    cut = result.rows[result.rows["method"] != "full"]
+    assert set(cut["draw"]) == {0, 1} and cut["problem"].nunique() == 1
+    assert cut["decoding_entries_peak"].max() <= 80 + 64  # budget and interval
+    table = pd.read_csv(result.folder / "answers.csv")
+    assert {"avg@2", "pass@2", "truncated", "looping"} <= set(table) and set(table["lost"]) == {0}
 
 
 def test_ruler_in_small_sees_the_question_after_compression(tmp_path):

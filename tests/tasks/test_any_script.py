@@ -1,7 +1,6 @@
 # ruff: noqa: RUF001 - letters that look like Latin ones are what these tests are about
 """Needles and scores in any script: real depths where they were asked, whole words, exact answers that score 1."""
 
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -120,12 +119,12 @@ def test_a_depth_that_no_place_has_is_refused_by_name(tmp_path):
 
 def committed(run):
     """The prompt hash, depth asked and depth then reached of each sample of a committed run."""
-    rows = [json.loads(line) for line in (ROOT / "results" / run / "rows.jsonl").read_text().splitlines()]
+    rows = read_rows(ROOT / "results" / run)
     return {row["sample"]: (row["prompt_sha256"], row["sample_info"]) for row in rows}
 
 
 def test_committed_prompts_stay_but_for_needles_that_were_more_than_two_points_off(real_prompter):
-    run = "methods_needle/03d590e3da99"
+    run = "needle_grid/2f2f92fbc9d5"
     stored = yaml.safe_load((ROOT / "results" / run / "config.yaml").read_text())["config"]["task"]
     settings = {key: value for key, value in stored.items() if key != "_target_"}
     now, then = Needle(**settings), Needle(**settings, tolerance=100)
@@ -142,7 +141,7 @@ def test_committed_answers_only_lose_what_was_part_of_a_longer_word():
     changed = []
     for folder in sorted((ROOT / "results").glob("*needle*/*")) + sorted((ROOT / "results" / "quickstart").glob("*")):
         task = rescore.task_of(folder)
-        for row in read_rows(folder / "rows.jsonl"):
+        for row in read_rows(folder):
             if row["output"] is not None and row["error"] is None:
                 new = task.score(rescore.sample_of(row), row["output"])["accuracy"]
                 changed += [(row["answers"][0], row["output"])] if new != row["score"] else []

@@ -18,6 +18,7 @@ from pvcbench.engine.prefill import Prefill
 from pvcbench.engine.query_rows import Rows
 from pvcbench.errors import OutOfReach
 from pvcbench.evaluation.cells import OBSERVATION, Point
+from pvcbench.policy import Shape
 from pvcbench.tasks.prompts import Prompt
 
 BINS = 256  # positions of a drawn head are summed in as many bins
@@ -40,12 +41,9 @@ def observe(
     for point in points:
         try:
             if point.method is not None:
-                cells[point] = point.cell(shape, False)
+                cells[point] = _judged(point, shape)
         except OutOfReach as error:
             found[point] = error
-    for point in [point for point, cell in cells.items() if cell.reads is not None]:
-        del cells[point]
-        found[point] = OutOfReach(READS.format(point.name))
     watching = [cell.method for cell in cells.values() if cell.pruner is None]
     prefill = engine.prefill(ids[:, :n], watching, draws=draws, shape=shape, capture=task.rows)
     step(0.6)
@@ -67,6 +65,14 @@ def observe(
         judged = {name: rows for name, rows in looked.items() if name != "mean"}
         found[point] = _cut(cell, kept_entries(own, cell, n), judged, keys, prompt, shape)
     return found
+
+
+def _judged(point: Point, shape: Shape) -> Cell:
+    """The cell of a point; raises OutOfReach, also where the method reads what follows the prompt."""
+    cell = point.cell(shape, False)
+    if cell.reads is not None:
+        raise OutOfReach(READS.format(point.name))
+    return cell
 
 
 def _last_rows(prefill: Prefill, layers: Sequence[int], count: int) -> list[Rows]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pvcbench.errors import UserError
 from pvcbench.places import user_path
-from pvcbench.tasks.base import Sample, Task, choice, listed, number, sample_rng, whole, wholes
+from pvcbench.tasks.base import Sample, Task, Turn, choice, flag, listed, number, sample_rng, whole, wholes
 from pvcbench.tasks.metrics import rouge1_recall, share_found, token_overlap
 from pvcbench.tasks.needle import haystack
 from pvcbench.tasks.needle.words import KEYS, WORDS
@@ -46,6 +46,7 @@ class Needle(Task):
         snap_tokens: int = 100,
         tolerance: float = 2.0,
         questions: int = 1,
+        turns: bool = False,
     ):
         self.lengths, self.repeats = wholes("task.lengths", lengths), whole("task.repeats", repeats)
         self.depths = [number("task.depths", depth, 0, 100) for depth in listed("task.depths", depths)]
@@ -56,6 +57,9 @@ class Needle(Task):
         if whole("task.questions", questions) * asked > needles:
             raise UserError("task.questions times task.asked must be task.needles or less: each asks for its own")
         self.needles, self.asked, self.questions, self.source = needles, asked, questions, haystack
+        self.turns = flag("task.turns", turns)
+        if self.turns and questions == 1:
+            raise UserError("task.turns=true makes turns of a conversation of task.questions: set it to 2 or more")
         self.max_new_tokens = whole("task.max_new_tokens", max_new_tokens)
         self.snap_tokens = whole("task.snap_tokens", snap_tokens, 0)
         self.tolerance = number("task.tolerance", tolerance, 0, 100)
@@ -70,7 +74,12 @@ class Needle(Task):
     def settings(self) -> dict:
         """The haystack by its name alone, since the checksum says what it holds; questions where there are several."""
         known = super().settings() | {"source": user_path(self.source).name}
-        return {key: value for key, value in known.items() if (key, value) != ("questions", 1)}
+        return {key: value for key, value in known.items() if (key, value) not in (("questions", 1), ("turns", False))}
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether the questions on one text are turns of a conversation."""
+        return self.turns
 
     def data_checksum(self) -> str:
         return "" if self.source == "distractors" else haystack.checksum(self.source)
@@ -87,19 +96,22 @@ class Needle(Task):
         for near in (self.tolerance, self.tolerance / 2):  # where the final prompt's tokens differ from the text's
             made, off = self._written(sample, text, offsets, length, depth, needles, near)
             if off <= self.tolerance:
-                return made if self.questions == 1 else self._asked_as(made, which, *asked[which])
+                return made if self.questions == 1 else self._asked_as(made, which, asked)
         raise UserError(
             f"task.haystack: {self.source!r} has no place for the needle of sample {sample.id} at {depth:g}% of "
             f"{length} tokens: the nearest is {off:.1f} points off; raise task.lengths or task.tolerance"
         )
 
-    def _asked_as(self, made, which, question, answers):
+    def _asked_as(self, made, which, questions):
         """A sample with another question on its context: the needle that it asks for is called `needle`."""
+        question, answers = questions[which]
         first, names = which * self.asked, [_name(number) for number in range(len(made.spans))]
         spans = {name: made.spans[names[(first + place) % len(names)]] for place, name in enumerate(names)}
         asked, real = self._asked_depths(made.info["depth"])[first], _depths(self.prompter.encode(made))[first]
         info = {**made.info, "depth": round(asked, 2), "real_depth": round(real, 2)}
         known = {"id": f"{made.id}-{which}", "context_id": made.id, "spans": spans, "info": info}
+        if self.turns:
+            known |= {"turns": tuple(Turn(one, " ".join(found)) for one, found in questions), "turn": which + 1}
         return replace(made, question=question, answers=answers, **known)
 
     def _text(self, length, seed, index):
