@@ -24,9 +24,11 @@ def pass_at(answers: int, right: int, k: int) -> float:
 
 
 def worth_a_table(rows: pd.DataFrame) -> bool:
-    """Whether a run's answers are drawn, or some of them were cut or loop."""
-    drawn = "draw" in rows and rows["draw"].notna().any()
-    return bool(drawn or any(name in rows and rows[name].eq(True).any() for name in ("truncated", "looping")))
+    """Whether a run's answers are drawn, stopped where they repeat, or written while the cache is held."""
+    if "answer_tokens" not in rows or "protocol" not in rows:
+        return False
+    asked = rows["protocol"].map(lambda one: {"sampling", "stop_repeats"} & one.keys() or one.get("decode") == "hold")
+    return bool(rows["answer_tokens"].notna().any() and asked.astype(bool).any())
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:

@@ -61,9 +61,17 @@ def test_an_answer_that_failed_never_improves_anything():
     assert worse["avg@2"] < whole["avg@2"] and worse["pass@2"] == pytest.approx(2 / 3)
 
 
-def test_greedy_answers_get_a_table_only_where_some_were_cut():
+def test_greedy_answers_get_a_table_only_where_they_are_held_or_stopped():
     made = rows([[1], [0]]).drop(columns=["draw", "problem"])
-    assert not drawn_answers.worth_a_table(made)
-    assert drawn_answers.worth_a_table(made.assign(truncated=True))
+    usual = {"decode": "grow"}
+    for more, wanted in (
+        ({}, False),
+        ({"decode": "hold"}, True),
+        ({"stop_repeats": {}}, True),
+        ({"sampling": {}}, True),
+    ):
+        protocol = [usual | more] * len(made)
+        assert drawn_answers.worth_a_table(made.assign(protocol=protocol)) is wanted
+        assert not drawn_answers.worth_a_table(made.assign(protocol=protocol).drop(columns="answer_tokens"))
     [line] = drawn_answers.table(made).to_dict("records")
     assert line["avg@1"] == 0.5 and not any(name.startswith("pass@") for name in line)
