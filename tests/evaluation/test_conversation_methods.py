@@ -2,13 +2,18 @@
 
 import copy
 import json
+from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
 from pvcbench.checks.reference import Dense, dense_masks, positions, ranks_of
 from pvcbench.config import compose
 from pvcbench.engine.engine import Engine
+from pvcbench.errors import UserError
+from pvcbench.evaluation.item import WorkItem
+from pvcbench.evaluation.preflight import check_conversations
 from pvcbench.evaluation.row import Protocol
 from pvcbench.runs import runner
 from pvcbench.runs.spec import RunSpec
@@ -110,6 +115,32 @@ def test_turns_in_runs_of_their_own_give_the_same_rows(tmp_path, monkeypatch, na
     monkeypatch.setattr(Protocol, "shares", lambda self, item: None)
     alone = rows(tmp_path / "alone", name, f"history={history}")
     assert plain(together) == plain(alone)
+
+
+@pytest.mark.parametrize("change", [{"max_new_tokens": 4}, {"stop": ("x",)}, {"turns": ()}, {"context": "other"}])
+def test_turns_that_do_not_fit_together_are_refused(change):
+    (one, prompt), (other, _), _ = Beside("h2o").turns
+    changed = replace(other, **({"turns": other.turns[:2]} if "turns" in change else change))
+    items = [WorkItem(sample, prompt, ()) for sample in (one, other)]
+    check_conversations(items)
+    with pytest.raises(UserError, match=f"{one.id} and {other.id} are turns of .* another {next(iter(change))} each"):
+        check_conversations([items[0], WorkItem(changed, prompt, ())])
+
+
+def test_a_run_says_its_score_by_turn(tmp_path):
+    parts = pd.read_csv(runner.run(composed(tmp_path, "h2o"), figures=False).folder / "summary.csv")
+    found = rows(tmp_path, "h2o")
+    turns = parts[(parts["kind"] == "turn") & (parts["method"] == "h2o")]
+    assert sorted(turns["part"].astype(str)) == ["1", "1", "2", "2", "3", "3"]
+    for line in turns.to_dict("records"):
+        [row] = [
+            row
+            for (_, method, budget), row in found.items()
+            if method == "h2o"
+            and float(budget) == line["budget"]
+            and str(row["sample_info"]["turn"]) == str(line["part"])
+        ]
+        assert line["samples"] == 1 and line["score"] == pytest.approx(row["score"], rel=1e-5)
 
 
 def test_an_interrupted_conversation_goes_on_from_the_same_answers(tmp_path):
