@@ -76,7 +76,7 @@ def main_table(result: Result) -> tuple[Table, list[str]]:
     fewest, scored = clusters_of(rows), summary[summary["samples"] > 0]
     if fewest < FEWEST_CLUSTERS and ("low" not in scored or scored["low"].isna().any()):
         notes.append(
-            f"Fewer than ten clusters ({fewest}{' in a data set' if 'part' in result.parts else ''}): "
+            f"Fewer than ten clusters ({fewest}{' in a data set' if rows['stratum'].nunique() > 1 else ''}): "
             "no intervals of means over clusters."
         )
     return table, [*notes, LEGEND]
@@ -120,7 +120,7 @@ def failures(result: Result) -> list[str]:
 
 
 def parts_table(result: Result) -> Table | None:
-    """Scores of every data set and group, a line each, a column per method and budget."""
+    """Scores of every data set, group and turn, a line each, a column per method and budget."""
     parts = result.parts
     if "part" not in parts or parts["samples"].sum() == 0:
         return None

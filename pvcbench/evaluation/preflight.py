@@ -145,6 +145,7 @@ def check_turns(task: Task, protocol: Protocol, methods: Mapping[str, Method]) -
 def check_prompts(work: Sequence[WorkItem], loaded: LoadedModel, task: Task, protocol: Protocol) -> None:
     """Refuses, before anything runs, prompts longer than the model or without the end of a context that is needed."""
     longest = None if task.beyond else loaded.longest
+    check_conversations(work)
     for item in work:
         sample, prompt, query_aware = item.sample, item.prompt, protocol.query_aware
         if not query_aware and not sample.context:
@@ -161,6 +162,20 @@ def check_prompts(work: Sequence[WorkItem], loaded: LoadedModel, task: Task, pro
                 f"sample {sample.id} has {most - new} prompt tokens and {new} to generate, more than the "
                 f"model's {longest}: {task.shorten}, or use another model"
             )
+
+
+def check_conversations(work: Sequence[WorkItem]) -> None:
+    """Refuses turns of one conversation that do not fit together: each may be answered again for the turns after it."""
+    known = {}
+    for sample in (item.sample for item in work if item.sample.turns):
+        own = {name: getattr(sample, name) for name in ("context", "turns", "max_new_tokens", "stop")}
+        first, other = known.setdefault(sample.context_id, (sample.id, own))
+        for name, value in own.items():
+            if value != other[name]:
+                raise UserError(
+                    f"samples {first} and {sample.id} are turns of the conversation {sample.context_id} with another "
+                    f"{name} each: give them the same, or another context_id"
+                )
 
 
 def check_passes(engine: Engine, work: Sequence[WorkItem], loaded: LoadedModel, task: Task, protocol: Protocol) -> None:

@@ -37,14 +37,15 @@ def headline(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def buckets(rows: pd.DataFrame) -> dict[str, pd.Series]:
-    """The columns of a data set by whose values its samples are reported apart, by name."""
+    """What samples are reported apart by, by name: columns of their data set, and turns of conversations."""
     found = info(rows, "buckets").map(lambda one: one if isinstance(one, dict) else {})
     names = dict.fromkeys(name for one in found for name in one)
-    return {name: found.map(lambda one, name=name: one.get(name)) for name in names}
+    turns = info(rows, "turn").map(lambda one: str(one) if isinstance(one, int) else None)
+    return {name: found.map(lambda one, name=name: one.get(name)) for name in names} | {"turn": turns}
 
 
 def divided(rows: pd.DataFrame) -> bool:
-    """Whether parts of a run are worth a line each: it has several data sets, or columns that it is reported by."""
+    """Whether parts of a run are worth a line each: it has several data sets, turns, or columns to report it by."""
     if rows["stratum"].nunique() > 1:
         return True
     if "sample_info" not in rows:
@@ -53,7 +54,7 @@ def divided(rows: pd.DataFrame) -> bool:
 
 
 def breakdown(rows: pd.DataFrame) -> pd.DataFrame:
-    """Summaries of every stratum, group and bucket of a run and of all together, with `part` and `kind` columns."""
+    """Summaries of every stratum, group, bucket and turn of a run and of all together; `kind` and `part` name them."""
     tables = [summarize(rows).assign(kind="all", part="mean")]
     kinds = {"set": rows["stratum"], "group": info(rows, "group"), "bucket": info(rows, "bucket")} | buckets(rows)
     for kind, labels in kinds.items():
