@@ -12,7 +12,7 @@ from pvcbench.tasks.longbench.task import LongBench
 from pvcbench.tasks.needle.task import Needle
 from pvcbench.tasks.perplexity import Perplexity
 from pvcbench.tasks.prompts import Prompter
-from pvcbench.tasks.ruler import Ruler
+from pvcbench.tasks.ruler.task import Ruler
 
 
 def built(*asked):
