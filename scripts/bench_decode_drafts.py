@@ -152,6 +152,8 @@ def by_draft(curve: Curve, answers: dict, plain: float, steps: list[float], word
 @torch.inference_mode()
 def measure(options: argparse.Namespace) -> dict:
     """Medians over samples, for each length of a draft."""
+    if min(options.drafts) < 2 or max(options.drafts) > options.max_new_tokens:
+        raise UserError("--drafts are at least 2 words and no more than --max-new-tokens")
     torch.set_num_threads(processors.threads_of(options.threads))
     curve, found, plains = Curve(options), {words: [] for words in options.drafts}, []
     for index in range(options.samples + 1):
@@ -178,15 +180,7 @@ def measure(options: argparse.Namespace) -> dict:
 
 def main() -> None:
     """Measures and prints; 2 for a user's error."""
-    options = options_of()
-    try:
-        if min(options.drafts) < 2 or max(options.drafts) > options.max_new_tokens:
-            raise UserError("--drafts are at least 2 words and no more than --max-new-tokens")
-        result = measure(options)
-    except UserError as error:
-        print(f"bench_decode_drafts: {error}", file=sys.stderr)
-        sys.exit(2)
-    bench_document.finish(result, options.out)
+    bench_document.measured(measure, options_of())
 
 
 if __name__ == "__main__":

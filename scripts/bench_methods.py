@@ -104,18 +104,13 @@ def measure(options: argparse.Namespace) -> dict:
         result |= {name: [round(statistics.median(found[n]), 2) for n in counts]}
         result |= {f"{name}_range": [[round(min(found[n]), 2), round(max(found[n]), 2)] for n in counts]}
     ratios = [[one / other for one, other in zip(together[n], alone[n], strict=True)] for n in counts]
-    return result | {"together_over_alone": [round(statistics.median(one), 3) for one in ratios]}
+    result |= {"together_over_alone": [round(statistics.median(one), 3) for one in ratios]}
+    return result | {"threads": torch.get_num_threads()}
 
 
 def main() -> None:
     """Measures and prints; 2 for a user's error."""
-    options = options_of()
-    try:
-        result = measure(options)
-    except UserError as error:
-        print(f"bench_methods: {error}", file=sys.stderr)
-        sys.exit(2)
-    bench_document.finish(result | {"threads": torch.get_num_threads()}, options.out)
+    bench_document.measured(measure, options_of())
 
 
 if __name__ == "__main__":

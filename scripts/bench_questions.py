@@ -23,7 +23,6 @@ import torch
 from pvcbench.config import building, compose, processors
 from pvcbench.costs import bench_document
 from pvcbench.engine.engine import Engine
-from pvcbench.errors import UserError
 from pvcbench.evaluation.cells import points
 from pvcbench.evaluation.generation import Generate
 from pvcbench.evaluation.item import WorkItem
@@ -101,18 +100,12 @@ def measure(options: argparse.Namespace) -> dict:
         "alone_s": round(statistics.median(alone), 2),
         "together_over_alone": round(statistics.median(ratios), 3),
     }
-    return result | {"rows": rows, "rows_that_differ": different}
+    return result | {"rows": rows, "rows_that_differ": different, "threads": torch.get_num_threads()}
 
 
 def main() -> None:
     """Measures and prints; 2 for a user's error."""
-    options = options_of()
-    try:
-        result = measure(options)
-    except UserError as error:
-        print(f"bench_questions: {error}", file=sys.stderr)
-        sys.exit(2)
-    bench_document.finish(result | {"threads": torch.get_num_threads()}, options.out)
+    bench_document.measured(measure, options_of())
 
 
 if __name__ == "__main__":

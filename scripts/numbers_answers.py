@@ -52,3 +52,15 @@ def answers(results: Path = ROOT / "results") -> str:
     told = sorted(cut.loc[cut[f"{average}_high"] < full[f"{average}_low"], "method"].unique())
     said += f" Intervals that lie below the full cache's: {joined(map(called, told)) if told else 'none'}."
     return f"{table(head, lines)}\n\n{paragraph(said)}"
+
+
+def longest(results: Path = ROOT / "results") -> str:
+    """How large the cache was over the longest answer that is committed."""
+    rows = pvcbench.load(results / "reasoning_long")
+    row = rows[rows["method"] != "full"].sort_values("answer_tokens").iloc[-1]
+    interval = row["protocol"]["interval"]
+    return paragraph(
+        f"One answer of {row['answer_tokens']:,.0f} tokens was written by {called(row['method'])} with {row['budget']} "
+        f"entries and an interval of {interval}: no step attended to more than {row['decoding_entries_peak']:.0f} "
+        f"entries (`results/reasoning_long`)."
+    )

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from scripts.numbers_words import paragraph
-from scripts.written_page import ROOT
+from scripts.written_page import ROOT, table
 
 
 def bench(name: str, results: Path) -> dict:
@@ -25,3 +25,33 @@ def speed(results: Path = ROOT / "results") -> str:
         f"ObservedAttention makes it {scoring['peer_ratio'][-1]:.1f} times as long. All of this was measured on "
         f"{scoring['threads']} threads of a CPU with a model of 135M parameters."
     )
+
+
+def drafts(results: Path = ROOT / "results") -> str:
+    """What decoding by drafts could save at best, from the parts that were timed on the real caches."""
+    found = [bench(name, results) for name in ("drafts", "drafts_4096", "drafts_long")]
+    rows = []
+    for one in found:
+        prompt = f"{one['tokens']:,}" + (f", answers of {one['max_new_tokens']} tokens" if one["endless"] else "")
+        for draft in one["drafts"]:
+            ratios = (f"{draft[name]:.2f}" for name in ("best_over_plain", "agreed_over_plain"))
+            rows.append([prompt, str(one["samples"]), str(draft["words"]), f"{draft['agreed_words']:.1f}", *ratios])
+    head = [
+        "prompt",
+        "samples",
+        "words drafted",
+        "words agreed",
+        "best over plain",
+        "were all agreed, over these words",
+    ]
+    one, longest = found[0], found[0]["drafts"][-1]
+    steps, fed = one["max_new_tokens"] - 1, longest["words"] - 1
+    joint, alone = 1000 * one["plain_s"] / (one["cells"] * steps), 1000 * longest["lead_s"] / fed
+    read = 1000 * longest["pass_s"] / ((one["cells"] - 1) * fed)
+    differ = sum(draft["rows_that_differ"] for one in found for draft in one["drafts"])
+    said = (
+        f"At {one['tokens']:,} tokens a token costs {joint:.1f} ms in a joint step of {one['cells']} cells, "
+        f"{read:.1f} ms in the largest pass and {alone:.0f} ms in steps of the full cache alone. In {differ} rows a pass chose other "
+        "words than steps."
+    )
+    return f"{table(head, rows)}\n\n{paragraph(said)}"

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pvcbench.costs.scale_page import filled
 from pvcbench.errors import UserError
-from scripts.numbers_answers import answers
-from scripts.numbers_bench import speed
+from scripts.numbers_answers import answers, longest
+from scripts.numbers_bench import drafts, speed
 from scripts.numbers_committed import committed
 from scripts.numbers_methods import overview, published, sure, tested
 from scripts.numbers_quickstart import Quickstart, coverage
@@ -40,7 +40,8 @@ PAGES: Mapping[str, Mapping[str, Callable[[], str]]] = {
         "coverage": coverage,
     },
     "docs/guide/experiments.md": {"committed": committed},
-    "docs/results/long_answers.md": {"answers": answers},
+    "docs/log.md": {"drafts": drafts, "long": longest},
+    "docs/results/long_answers.md": {"answers": answers, "long": longest},
     "docs/results/which_method.md": {"overview": overview, "tested": tested, "published": published, "sure": sure},
 }
 

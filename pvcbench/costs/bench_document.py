@@ -1,11 +1,23 @@
 """What every benchmark script ends with: one JSON document that says what was measured, how, and on which machine."""
 
+import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from pvcbench.errors import UserError
 from pvcbench.runs import environment
+
+
+def measured(measure: Callable[[argparse.Namespace], Mapping], options: argparse.Namespace) -> None:
+    """Measures, and ends with the document; a user's error is one line and exit code 2."""
+    try:
+        result = measure(options)
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
+        sys.exit(2)
+    finish(result, options.out)
 
 
 def finish(result: Mapping, out: Path | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Row files that `gzip` has packed: a finished run's rows may lie as rows.jsonl.gz, a twentieth of their size.
+"""Row files that `gzip` has packed: a finished run's rows may lie as rows.jsonl.gz, a fraction of their size.
 
 They are read as they lie. Whoever adds to such a file unpacks it first.
 """

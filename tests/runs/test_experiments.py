@@ -51,6 +51,16 @@ def test_each_composes_and_says_what_it_costs_and_compares_with(name):
     assert compose.composed(small_form(name)).experiment == name
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_each_is_a_run_whose_methods_can_do_what_it_asks(name):
+    """What a method cannot do under a protocol is refused: no experiment may ask for such a thing."""
+    if "ruler" in name:
+        pytest.importorskip("lm_eval")
+    if name == "reasoning":
+        pytest.importorskip("reasoning_gym")
+    assert RunSpec.of(compose.composed([f"+experiment={name}", "device=cpu"])).points
+
+
 def test_the_list_and_the_page_name_them(capsys):
     assert main.main(["list"]) == 0
     shown, page = capsys.readouterr().out, (ROOT / "docs" / "reference" / "experiments.md").read_text(encoding="utf-8")

@@ -36,7 +36,7 @@ FRAME = "<|end|><|assistant|>"
 OWN = [name for name in SETS if name not in DEFAULT]
 NEEDLES = [name for name in OWN if name.startswith("niah")]
 ASK = "Answer the question based on the given documents. Only give me the answer and do not output any other words.\n\n"
-SIX = {  # hashes of samples and tokens of before the seven sets were added; lm-eval 0.4.13, wonderwords 3.0.1
+SIX = {  # hashes of samples and tokens before the seven sets were added (lm-eval 0.4.13, wonderwords 3.0.1)
     "niah_single_1": ("2295256a9a53dbe9", "fc28dcff409b515f"),
     "niah_multikey_2": ("ba93fccee3be783f", "fa6feffe5ffb9031"),
     "niah_multikey_3": ("9e104e565d89e873", "b5fc47a4cbf38005"),
@@ -164,18 +164,20 @@ def test_needle_prompts_are_rulers(folder, name, count):
     asked = [next(key for key, value in needles if value == answer) for answer in sample.answers]
     assert len(asked) == (1 if name in NEEDLES[:3] else 4)
     if name in NEEDLES[:3]:
-        head = f"A special magic {kind} is hidden within the following text. Make sure to memorize it. "
-        head += f"I will quiz you about the {kind} afterwards.\n"
-        tail = f"What is the special magic {kind} for {asked[0]} mentioned in the provided text? "
-        tail += f"The special magic {kind} for {asked[0]} mentioned in the provided text is"
+        asks, told = f"What is the special magic {kind}", f"The special magic {kind}"
+        head, verb, query = f"A special magic {kind} is hidden", "is", asked[0]
     else:
         keys = list(dict.fromkeys(asked))
         assert len(keys) == (4 if name == "niah_multiquery" else 1)
+        asks, told = "What are all the special magic numbers", "The special magic numbers"
+        head, verb = "Some special magic numbers are hidden", "are"
         query = f"{keys[0]}, {keys[1]}, {keys[2]}, and {keys[3]}" if len(keys) > 1 else keys[0]
-        head = "Some special magic numbers are hidden within the following text. Make sure to memorize it. "
-        head += "I will quiz you about the numbers afterwards.\n"
-        tail = f"What are all the special magic numbers for {query} mentioned in the provided text? "
-        tail += f"The special magic numbers for {query} mentioned in the provided text are"
+    plural = "numbers" if verb == "are" else kind
+    head += " within the following text. Make sure to memorize it. "
+    head += f"I will quiz you about the {plural} afterwards.\n"
+    tail = (
+        f"{asks} for {query} mentioned in the provided text? {told} for {query} mentioned in the provided text {verb}"
+    )
     assert sample.context.startswith(head) and sample.context.endswith("\n") and sample.question == tail
     for place, answer in zip(sample.spans.values(), sample.answers, strict=True):
         assert re.fullmatch(
@@ -207,26 +209,13 @@ def test_depths_are_spread(folder):
     assert min(shares) < 0.25 and max(shares) > 0.75 and len({round(share, 2) for share in shares}) > 15
 
 
-@pytest.mark.parametrize(
-    ("word", "following", "ends"),
-    [
-        ("end.", "The", True),
-        ("end.", "the", False),
-        ("Mr.", "Ames", False),
-        ("U.S.", "They", False),
-        ("I.", "But", True),
-        ("why?", "asked", True),
-        ('no."', "He", True),
-        ("done.)", "He", True),
-        ("J.", "Smith", False),
-        ("3.5", "A", False),
-        ("end", "The", False),
-        ("so!", "it", True),
-        ("etc.", "They", False),
-        ("said...", "Then", True),
-        ("", "A", False),
-    ],
-)
+ENDS = {True: [("end.", "The"), ("I.", "But"), ("why?", "asked"), ('no."', "He"), ("done.)", "He"), ("so!", "it")]}
+ENDS[True].append(("said...", "Then"))
+ENDS[False] = [("end.", "the"), ("Mr.", "Ames"), ("U.S.", "They"), ("J.", "Smith"), ("3.5", "A"), ("end", "The")]
+ENDS[False] += [("etc.", "They"), ("", "A")]
+
+
+@pytest.mark.parametrize(("word", "following", "ends"), [(*pair, ends) for ends in ENDS for pair in ENDS[ends]])
 def test_ends_of_sentences(word, following, ends):
     assert ends_sentence(word, following) is ends
 
@@ -321,12 +310,12 @@ def test_forms_join_question_frame_and_prefix(folder, form, chat, between, in_co
     seen = task.prompter.decode(list(prompt.ids[: prompt.context_tokens]))
     assert seen == task.prompter.before + sample.context
     assert seen.endswith("text? " if in_context else "\n") and FRAME not in seen
-    assert task.protocol_record() == ({"question": "compressed with the context"} if in_context else {})
+    assert task.protocol_record() == ({"name": "question compressed"} if in_context else {})
 
 
 def test_only_lm_evals_form_leaves_out_the_example_and_the_last_blank():
     for form in FORMS:
-        task = Ruler(sets=["cwe", "vt"], lengths=[12000], form=form)
+        task = Ruler(sets=["cwe", "vt"], lengths=[9000], form=form)
         task.prepare(Prompter(tokenizer()))
         words, chain = task.sample(0, 0), task.sample(0, 1)
         example = re.match(
@@ -401,7 +390,7 @@ def test_the_protocol_end_to_end(folder, tmp_path, form):
     ).rows
     assert len(rows) == 14 and rows["error"].isna().all() and set(rows["stratum"]) == set(OWN)
     assert all(list(metrics) == ["string_match"] for metrics in rows["metrics"])
-    assert all(("question" in protocol) is (form == "kvpress_aware") for protocol in rows["protocol"])
+    assert all(("name" in protocol) is (form == "kvpress_aware") for protocol in rows["protocol"])
 
 
 def test_kvpress_own_samples_run_from_a_file_of_their_shape(tmp_path):

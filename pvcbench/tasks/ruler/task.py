@@ -79,7 +79,7 @@ class Ruler(Task):
         return ", ".join([*packages, *(f"{name} {data.checksum(name, self._folder)}" for name in self._files())])
 
     def protocol_record(self) -> dict:
-        return {"question": "compressed with the context"} if FORMS[self.form].aware else {}
+        return {"name": "question compressed"} if FORMS[self.form].aware else {}
 
     def sample(self, seed: int, index: int) -> Sample:
         rest, place = divmod(index, len(self.sets))
