@@ -51,7 +51,7 @@ def drafts(results: Path = ROOT / "results") -> str:
     differ = sum(draft["rows_that_differ"] for one in found for draft in one["drafts"])
     said = (
         f"At {one['tokens']:,} tokens a token costs {joint:.1f} ms in a joint step of {one['cells']} cells, "
-        f"{read:.1f} ms in the largest pass and {alone:.0f} ms in steps of the full cache alone. In {differ} rows a pass chose other "
-        "words than steps."
+        f"{read:.1f} ms in the largest pass and {alone:.0f} ms in steps of the full cache alone. "
+        f"In {differ} rows a pass chose other words than steps."
     )
     return f"{table(head, rows)}\n\n{paragraph(said)}"
