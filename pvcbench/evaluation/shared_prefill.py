@@ -1,8 +1,8 @@
 """Runs some cells of a batch once: each distinct prefill once, forks of it, a row per sample and cell.
 
 Questions on one context share its prefill and its compressed caches as well, and so do several sampled answers to one
-prompt: each goes through copies. What happens
-on the forked caches is the kind's: `generation.py` decodes, `likelihood.py` scores given tokens.
+prompt: each goes through copies. What happens on the forked caches is the kind's: `generation.py` decodes,
+`likelihood.py` scores given tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence

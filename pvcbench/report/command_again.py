@@ -49,7 +49,8 @@ def from_python(config: Mapping, identity: Mapping) -> str | None:
     given = objects(config)
     if given:
         return "; ".join(f"{where}: {what}" for where, what in given.items())
-    if identity["task"]["name"] != named(config["task"]["_target_"]):
+    known = named(config["task"]["_target_"])
+    if known and identity["task"]["name"] != known:
         return "a task of its own"
     own, name = own_name(config["model"]), identity.get("model", {}).get("name")
     if name not in (None, own, PurePath(own).name):
@@ -70,8 +71,14 @@ def describes(node: Mapping | None, made: Mapping) -> bool:
     if node is None:
         return False
     settings = made.get("settings", {})
-    same = all(settings[key] == value for key, value in node.items() if key in settings and key != "base")
+    same = all(alike(settings[key], value) for key, value in node.items() if key in settings and key != "base")
     return same and made.get("class") in (None, node["_target_"].rpartition(".")[2])
+
+
+def alike(setting: object, value: object) -> bool:
+    """Whether a configured value is the setting of the identity, which keeps of a file its name and its hash."""
+    of_file = isinstance(setting, list) and len(setting) == 2 and isinstance(value, str)
+    return setting == value or (of_file and setting[0] == PurePath(value).name)
 
 
 @cache
@@ -97,7 +104,7 @@ def group(kind: str, node: Mapping) -> str:
 
 
 def named(target: str) -> str | None:
-    """The name that a task class goes by."""
+    """The name that a task class goes by; empty where each task of the class has its own, by its data."""
     module, _, kind = target.rpartition(".")
     return getattr(getattr(importlib.import_module(module), kind), "name", None)
 
@@ -114,7 +121,7 @@ def differences(config: Mapping, base: Mapping) -> list[str]:
     """Overrides that turn one configuration into another, in the order of the keys."""
     nodes = {key: value for key, value in config.items() if key not in OWN}
     nodes |= {"methods": config["methods"]}
-    return [f"{key}={spelled(value)}" for key, value in leaves(nodes) if found(base, key) != value]
+    return [f"{key}={spelled(value)}" for key, value in leaves(nodes, base=base) if found(base, key) != value]
 
 
 def spelled(value: object) -> str:
@@ -127,11 +134,15 @@ def spelled(value: object) -> str:
     return value if plain and value.lower() not in WORDS else configuration.written(value)
 
 
-def leaves(node: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted keys and values that are no mappings; not `_target_`, which a choice sets."""
+def leaves(node: Mapping, prefix: str = "", base: Mapping | None = None) -> Iterator[tuple[str, object]]:
+    """Dotted keys and values that are no mappings; not `_target_`, which a choice sets.
+
+    A mapping stays whole where `base` has none, or an empty one: its keys are data, such as settings of a generator.
+    """
     for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
+        known = value if base is None else found(base, f"{prefix}{key}")
+        if isinstance(value, Mapping) and isinstance(known, Mapping) and known:
+            yield from leaves(value, f"{prefix}{key}.", base)
         elif key != "_target_":
             yield f"{prefix}{key}", value
 

@@ -22,6 +22,7 @@ from tiny import (
     cell_of,
     dense,
     dense_masks,
+    distinct,
     engine,
     exact_rotary,
     fork,
@@ -201,7 +202,7 @@ def test_greedy_stops_each_row_for_itself(samples, hold):
     end = max(sorted({token for rows in alone.values() for row in rows for token in row}), key=ends_apart)
     assert ends_apart(end) > 2  # some cells do end before others
     assert together(ends=(end,)) == upto(end, 0)
-    assert together(ends=(), stopped=lambda tokens: tokens[-1] == end) == upto(end, 1)
+    assert together(ends=(), stopped=lambda row, tokens: tokens[-1] == end) == upto(end, 1)
 
 
 # ---------------------------------------------------------------------------------------------- cache positions
@@ -309,7 +310,7 @@ def test_cells_step_together_as_alone(hold):
 @pytest.mark.parametrize("chunk", [17, 5])
 def test_chunked_prefill_equals_whole(family, tokens, chunk):
     """Scores, totals, logits and kept sets of all post-prefill methods, with chunks that do not divide the prompt."""
-    whole, parts, ids = engine(family), engine(family, chunk), prompt(tokens, 2, seed=13)
+    whole, parts, ids = engine(family), engine(family, chunk), distinct(tokens, 2)
     shape = whole.shape(tokens)
     cells = [cell for cell in cells_of(shape, True) if cell.pruner is None]
     methods = [cell.method for cell in cells if not cell.everything]

@@ -158,7 +158,7 @@ def test_groups_that_leave_take_their_states_along(name):
     cells = [FULL, Cell("16", method, BUDGET), Cell("8", method, BUDGET // 2)]
     prefill = engine.prefill(ids, [method], draws=torch.arange(2))
     for divisor in range(2, 12):  # until some cells end before others
-        options = {"feed": None, "new_tokens": STEPS, "ends": (), "stopped": lambda own: sum(own) % divisor == 0}  # noqa: B023
+        options = {"feed": None, "new_tokens": STEPS, "ends": (), "stopped": lambda row, own: sum(own) % divisor == 0}  # noqa: B023
         alone = [engine.greedy(engine.fork(prefill, [cell], STEPS), **options)[0][0] for cell in cells]
         if len({max(map(len, rows)) for rows in alone}) > 1:
             break

@@ -16,6 +16,7 @@ from pvcbench.engine.model_check import check
 from pvcbench.errors import Inexact, UserError
 from pvcbench.evaluation.item import WorkItem
 from pvcbench.evaluation.preflight import check_reach
+from pvcbench.evaluation.row import Protocol
 from pvcbench.policy import Method
 from pvcbench.tasks.base import Sample, Task
 from pvcbench.tasks.prompts import Prompt
@@ -101,9 +102,16 @@ def test_an_answer_that_crosses_a_change_of_tables_is_refused(name, prompt):
     with pytest.raises(Inexact, match=rf"changes beyond {last} tokens"):
         engine.greedy(groups, feed=None, new_tokens=16, ends=())
     with pytest.raises(UserError, match=rf"sample s: .* changes beyond {last} tokens, so a cache of {prompt} tokens"):
-        check_reach(engine, [WorkItem(sample, Prompt(tuple(range(prompt)), prompt), ())], Task())
+        check_reach(
+            engine,
+            [WorkItem(sample, Prompt(tuple(range(prompt)), prompt), ())],
+            Task(),
+            Protocol(True, False, "grow", 0),
+        )
     fits = SWITCH - 15
-    check_reach(engine, [WorkItem(sample, Prompt(tuple(range(fits)), fits), ())], Task())
+    check_reach(
+        engine, [WorkItem(sample, Prompt(tuple(range(fits)), fits), ())], Task(), Protocol(True, False, "grow", 0)
+    )
 
 
 @pytest.mark.parametrize("name", ["longrope", "dynamic", "yarn", "llama"])

@@ -90,8 +90,8 @@ def run_small(name, tmp_path, *more):
     common = ["threads=1", "wandb.mode=disabled", f"results={tmp_path / 'results'}"]
     result = runner.run(compose.composed([*asked, *common, *more]), figures=False)
     assert result.folder.parent == tmp_path / "results" / name and result.measured == len(result.rows) > 0
-    lost = result.rows["error"].dropna()
-    assert lost.map(lambda error: "reach" in error).all(), lost.unique()
+    lost = result.rows[result.rows["error"].notna()]
+    assert lost["reason"].eq("out of reach").all(), lost["error"].unique()
     return result
 
 

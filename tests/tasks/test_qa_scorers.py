@@ -55,6 +55,9 @@ RESULTS = [  # metric, output, gold answers, what it reads, ours, the original's
     ("substring", "mary", ("Mary",), {}, 0, 0),
     ("substring_caseless", "MARY", ("Mary",), {}, 1, 1),
     ("substring_all", "a b", ("A", "b", "c"), {}, 2 / 3, 0.67),
+    ("ruler_kvpress_all", "a\x00b c", ("AB", "d"), {}, 1 / 2, 1 / 2),  # a control character joins what it stood between
+    ("ruler_kvpress_part", "a\nb", ("AB", "d"), {}, 1, 1),
+    ("ruler_kvpress_part", "a b", ("AB", "d"), {}, 0, 0),
     ("substring_squad", "them ill", ("The Mill",), {}, 0, 0),
     ("substring_squad", "A mill, old", ("the mill",), {}, 1, 1),
     ("last_integer", "The value is -7.", ("-7",), {}, 1, 1),
