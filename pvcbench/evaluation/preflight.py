@@ -111,6 +111,8 @@ def check_question(task: Task, protocol: Protocol, answers: bool, methods: Mappi
             raise UserError(f"{name} ranks entries by the question: {why}, or choose other methods by method=[...]")
     if not task.has_question and not protocol.query_aware:
         raise UserError(f"task={task.name} does not tell a context from a question: leave query_aware=true")
+    if task.agnostic and protocol.query_aware:
+        raise UserError(f"task={task.name} needs query_aware=false: {task.agnostic}")
     if protocol.refeed_last and not answers:
         raise UserError(f"task={task.name} generates nothing to score: leave refeed_last=false")
     check_turns(task, protocol, methods)

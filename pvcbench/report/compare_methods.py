@@ -22,6 +22,7 @@ def compare(folders: Sequence[Path], method: str, against: Sequence[str]) -> pd.
         for name, rows in settings.groups(table):
             for pair in against:
                 other, _, budget = pair.partition("@")
+                refuse_reference(rows, (method, other))
                 if not (other and budget):
                     raise UserError(f"--against {pair}: write METHOD@BUDGET, for instance {other or 'METHOD'}@0.5")
                 if lacking := {method, other} - set(rows["method"]):
@@ -35,6 +36,16 @@ def compare(folders: Sequence[Path], method: str, against: Sequence[str]) -> pd.
                 lines.append({"run": name, **line})
     table = pd.DataFrame(lines)
     return table.assign(p_holm=significance.holm(table["p"]))
+
+
+def refuse_reference(rows: pd.DataFrame, names: Sequence[str]) -> None:
+    """Raises UserError where one of these is the full cache, which has no size in common with any method."""
+    for name in names:
+        if rows.loc[rows["method"] == name, "reference"].eq(True).any():
+            raise UserError(
+                f"{name} is the full cache, against which every run's table and summary.csv show each method: name "
+                "two methods that were cut to one size"
+            )
 
 
 def refuse_other_sizes(folder: Path, line: dict) -> None:

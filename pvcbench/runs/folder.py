@@ -101,7 +101,7 @@ class RunFolder:
         """Unpacks the file that rows are added to, where it lies packed."""
         packed_file = path.with_name(path.name + packed.SUFFIX)
         if packed_file.exists() and not path.exists():
-            packed.unpacked(packed_file)
+            _untear(packed.unpacked(packed_file))
 
     def close(self) -> None:
         """Releases the locks."""

@@ -20,7 +20,7 @@ def plain(path: Path) -> Path:
 
 def content(path: Path) -> bytes:
     """What a row file holds, packed or not; raises UserError where it cannot be read."""
-    advice = "row files are files that a run wrote; put the first one back, or move it out of the results"
+    advice = "put a whole copy of it in its place, or move it out of the results"
     try:
         raw = path.read_bytes()
         if not path.name.endswith(SUFFIX):

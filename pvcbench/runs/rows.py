@@ -50,7 +50,7 @@ def row_files(folder: Path) -> list[Path]:
 
 def read_rows(path: Path) -> list[dict]:
     """The rows of a file, or of all row files of a run's folder; an unreadable line is an error that names it."""
-    if path.is_dir() and not ROWS.fullmatch(path.name):
+    if path.is_dir() and not ROWS.fullmatch(plain(path).name):
         return in_sample_order(rows_by_file(path))
     text, rows = content(path).decode("utf-8", errors="replace"), []
     lines = re.findall(r"[^\n]*\n|[^\n]+$", text)
@@ -102,13 +102,19 @@ def rows_by_file(folder: Path, identity: Mapping | None = None) -> dict[Path, li
         refuse_foreign(path, rows, identity)
         found[path] = newest(rows)
         for row in found[path]:
-            sample, method, budget = key = key_of(row)
-            if homes.setdefault(key, path) != path:
-                raise UserError(
-                    f"{homes[key]} and {path} both have a row of sample {sample}, {method} at {budget}: "
-                    "delete that line in one of them"
-                )
+            key = key_of(row)
+            refuse_twice(homes.setdefault(key, path), path, key)
     return found
+
+
+def refuse_twice(one: Path, other: Path, key: Key) -> None:
+    """Refuses a sample and cell that two row files of a run have."""
+    if one != other:
+        sample, method, budget = key
+        raise UserError(
+            f"{one} and {other} both have a row of sample {sample}, {method} at {budget}: delete that line in one of "
+            "them, or move the file that is not needed out of the folder"
+        )
 
 
 def refuse_foreign(path: Path, rows: Sequence[Mapping], identity: Mapping) -> None:
@@ -249,9 +255,10 @@ class Stored:
 
 def stored_rows(folder: Path) -> dict[Key, Stored]:
     """The newest row of every sample and cell."""
-    found = {}
+    found, homes = {}, {}
     for path in sorted(row_files(folder)):
         for line, row in enumerate(read_rows(path)):
             one = Stored(row, plain(path).name, line)
+            refuse_twice(homes.setdefault(one.key, path), path, one.key)
             found[one.key] = one
     return found

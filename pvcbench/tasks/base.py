@@ -67,6 +67,7 @@ class Task(metaclass=Made):
     protocols: tuple[str, ...] = ("generate",)  # what methods must support: also continuation, streaming, blockwise
     has_question: bool = True  # whether context and question can be told apart, which query_aware=false needs
     has_turns: bool = False  # whether samples are turns of conversations
+    agnostic: str = ""  # why its prompts need query_aware=false, as the end of a sentence; empty where they do not
     reads_on: bool = False  # whether later tokens are read after a prompt with parts of it hidden, many at once
     beyond: bool = False  # whether samples may be longer than the model was made for
     shorten: str = "lower task.lengths"  # what to do about samples that are too long

@@ -57,7 +57,8 @@ def test_the_script_corrects_over_all_folders(made, tmp_path, capsys):
 
 @pytest.mark.parametrize("against, said", [
     ("h2p@0.1", "no method h2p here"),
-    ("full@0.1", "no sample has a score of both"),
+    ("full@0.1", "full is the full cache"),
+    ("full", "full is the full cache"),
     ("random", "write METHOD@BUDGET"),
 ])  # fmt: skip
 def test_what_cannot_be_compared_is_one_line(made, tmp_path, capsys, against, said):

@@ -70,3 +70,34 @@ def test_a_broken_file_is_named(tmp_path):
         path.write_bytes(broken)
         with pytest.raises(UserError, match="not a whole gzip file"):
             read_rows(folder)
+
+
+def test_a_line_that_a_kill_tore_is_measured_again_though_it_was_packed(tmp_path):
+    folder = measured(tmp_path, 2)
+    whole, plain_file = read_rows(folder), folder / "rows.jsonl"
+    plain_file.write_bytes(plain_file.read_bytes()[:-100])
+    pack(folder)
+    measured(tmp_path, 3)
+    rows = read_rows(folder)
+    assert len(rows) == len(whole) // 2 * 3 and len({(row["sample"], row["method"]) for row in rows}) == len(rows)
+
+
+def test_two_files_of_the_same_rows_are_refused_by_every_reader(tmp_path, capsys):
+    folder = measured(tmp_path, 1)
+    content = (folder / "rows.jsonl").read_bytes()
+    pack(folder)
+    (folder / "rows.jsonl").write_bytes(content)
+    out = ["--out", str(tmp_path / "out")]
+    readers = (["verify", str(folder)], ["rescore", str(folder)], ["report", str(tmp_path), *out])
+    for asked in (*readers, ["submit", str(folder), "--by", "Somebody", *out]):
+        capsys.readouterr()
+        assert command(asked) == 2, asked
+        assert "both have a row of sample" in capsys.readouterr().err, asked
+
+
+def test_a_folder_in_the_place_of_rows_is_named(tmp_path):
+    folder = measured(tmp_path, 1)
+    pack(folder).unlink()
+    (folder / "rows.jsonl.gz").mkdir()
+    with pytest.raises(UserError, match=r"rows\.jsonl\.gz cannot be read"):
+        read_rows(folder)

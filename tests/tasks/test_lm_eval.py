@@ -193,6 +193,11 @@ def test_special_tokens_stop_as_stock():
     assert found[0] == found[1] and len(found[0]) < len(whole)
 
 
+def test_one_beam_is_greedy_as_stock():
+    asked = {"max_gen_toks": 4, "num_beams": 1}
+    assert ask(ours(), "generate_until", "a", asked) == ask(stock(), "generate_until", "a", asked)
+
+
 @pytest.mark.parametrize("settings", [{"do_sample": True}, {"temperature": 0.7}, {"num_beams": 2}])
 def test_only_greedy(settings):
     with pytest.raises(UserError, match="greedy decoding only"):

@@ -14,6 +14,7 @@ from pvcbench.config import compose, moved
 from pvcbench.errors import UserError
 from pvcbench.models.random_weights import byte_tokenizer
 from pvcbench.runs import runner
+from pvcbench.runs.spec import RunSpec
 from pvcbench.tasks.base import Sample
 from pvcbench.tasks.prompts import Prompter
 from pvcbench.tasks.qa.task import Qa
@@ -379,6 +380,21 @@ def test_the_files_are_in_the_checksum(folder, tmp_path):
     (tmp_path / data.ESSAYS).write_text(json.dumps({"text": "Another text."}))
     told = {Ruler(sets=["niah_single_2"], data_dir=one).data_checksum() for one in (folder, tmp_path)}
     assert len(told) == 2 and all(data.ESSAYS in one for one in told)
+
+
+def test_the_aware_form_is_refused_where_the_whole_prompt_is_compressed():
+    asked = ["task=ruler", "task.sets=[vt]", "method=h2o", "model=random"]
+    for form, agnostic, fits in (
+        ("kvpress_aware", "true", False),
+        ("kvpress_aware", "false", True),
+        ("kvpress", "true", True),
+    ):
+        config = compose.composed([*asked, f"task.form={form}", f"query_aware={agnostic}"])
+        if fits:
+            assert RunSpec.of(config).task.form == form
+        else:
+            with pytest.raises(UserError, match=r"needs query_aware=false: task\.form=kvpress_aware"):
+                RunSpec.of(config)
 
 
 @pytest.mark.parametrize("form", ["kvpress", "kvpress_aware"])

@@ -13,6 +13,7 @@ from pvcbench.errors import UserError
 from pvcbench.tasks.lm_eval.requests import Part
 
 SETTINGS = {"attention_mask", "do_sample", "temperature", "top_p", "top_k"}  # of generation that greedy may ignore
+GREEDY = {"num_beams": 1}  # what asks for no more than greedy decoding is
 
 
 class Tokens(HFLM):
@@ -39,7 +40,7 @@ class Tokens(HFLM):
         return Part(protocol, tuple(whole[: -len(continuation)]), tuple(continuation))
 
     def _model_generate(self, context, max_length, stop, **settings):
-        others = sorted(set(settings) - SETTINGS)
+        others = sorted({name for name, value in settings.items() if (name, value) not in GREEDY.items()} - SETTINGS)
         if settings.get("do_sample") or others:
             raise UserError(f"greedy decoding only: {', '.join(others) or 'do_sample=true'} cannot be asked for")
         part = Part("generate", tuple(context[0].tolist()), (), tuple(stop), max_length - context.shape[1])

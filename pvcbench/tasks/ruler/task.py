@@ -78,6 +78,11 @@ class Ruler(Task):
         packages = (f"{name} {importlib.metadata.version(name)}" for name in ("lm-eval", "wonderwords", "nltk"))
         return ", ".join([*packages, *(f"{name} {data.checksum(name, self._folder)}" for name in self._files())])
 
+    @property
+    def agnostic(self) -> str:
+        """The aware form puts the question into the context itself, and leaves what follows it uncompressed."""
+        return f"task.form={self.form} moves the question into the context" if FORMS[self.form].aware else ""
+
     def protocol_record(self) -> dict:
         return {"name": "question compressed"} if FORMS[self.form].aware else {}
 
