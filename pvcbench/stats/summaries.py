@@ -37,10 +37,12 @@ def headline(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def buckets(rows: pd.DataFrame) -> dict[str, pd.Series]:
-    """The columns of a data set by whose values its samples are reported apart, by name."""
+    """The columns of a data set by whose values its samples are reported apart, by name; of conversations the turn."""
     found = info(rows, "buckets").map(lambda one: one if isinstance(one, dict) else {})
     names = dict.fromkeys(name for one in found for name in one)
-    return {name: found.map(lambda one, name=name: one.get(name)) for name in names}
+    named = {name: found.map(lambda one, name=name: one.get(name)) for name in names}
+    turns = info(rows, "turn")
+    return named | ({"turn": turns.map(lambda turn: f"{turn:g}", na_action="ignore")} if turns.notna().any() else {})
 
 
 def divided(rows: pd.DataFrame) -> bool:
