@@ -23,7 +23,7 @@ class Row(TypedDict, total=False):
     schema: int  # the version of this schema; rows of before it have none
     task: str  # the task's name
     sample: str  # the id of the sample within its run
-    sample_info: dict[str, object]  # what the task says of the sample: its depth, length, language, ...
+    sample_info: dict[str, object]  # what the task says of the sample: its depth, length, language, ...; the turn
     cluster: str  # samples of one cluster are drawn together when intervals are computed
     stratum: str  # the data set of the sample; means are taken within a stratum first
     prompt_sha256: str  # a hash of the prompt's token ids
