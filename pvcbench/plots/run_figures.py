@@ -37,6 +37,7 @@ from pvcbench.plots.style import (
     score_label,
     subject,
 )
+from pvcbench.plots.turns import curve_by_turn
 from pvcbench.stats import floor, perplexity, ranking, sizes, summaries
 from pvcbench.stats.failures import reach
 
@@ -268,4 +269,4 @@ def likelihood_cost(rows: pd.DataFrame, table: pd.DataFrame | None = None) -> Fi
     return figure
 
 
-OF_ROWS = (likelihood_by_position, needle_grid, needle_survival, survival_accuracy)
+OF_ROWS = (likelihood_by_position, curve_by_turn, needle_grid, needle_survival, survival_accuracy)

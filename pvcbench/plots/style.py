@@ -117,7 +117,17 @@ def measured(rows: pd.DataFrame) -> str:
         decode = f", {decoding(protocol)}" if protocol["name"] == "continuation" else ""
         return f"{what}\nprotocol: {protocol['name']}{every}{decode}"
     when = "before" if protocol["query_aware"] else "only after"
+    if "history" in protocol:
+        return f"{what}\n{conversation(protocol, when)}"
     return f"{what}\nthe question is seen {when} the cache is cut; {decoding(protocol)}"
+
+
+def conversation(protocol: dict, when: str) -> str:
+    """How the turns of a conversation met the cache."""
+    before = "golden answers" if protocol["history"] == "golden" else "the model's own answers"
+    if protocol["recompress"]:
+        return f"every turn is cut anew, its question seen {when} that; later turns follow {before}"
+    return f"the first question is seen {when} the cache is cut, later ones follow uncut after {before}"
 
 
 def decoding(protocol: dict) -> str:

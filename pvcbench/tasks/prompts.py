@@ -111,7 +111,7 @@ class Prompter:
         Of a later turn of a conversation the ids are those of all turns up to this one.
         """
         if sample.turns:
-            return self.continued(self.encode(first_of(sample)), sample, self.chat, self.after)
+            return self.continued(self.encode(first_of(sample)), self.following(sample, self.chat, self.after))
         start = len(self.before)
         spans = {name: (start + first, start + last) for name, (first, last) in sample.spans.items()}
         return self.tokens(self.text(sample), start + len(sample.context), spans, not self.chat, start)
@@ -143,11 +143,15 @@ class Prompter:
         """What the chat template writes between an answer and the next one; refuses templates that rewrite turns."""
         return Joint.of(self.template)
 
-    def continued(self, first: Prompt, sample: Sample, chat: bool, after: str) -> Prompt:
-        """A turn of a conversation behind its first turn's prompt; `after` follows a question without a chat."""
+    def following(self, sample: Sample, chat: bool, after: str) -> list[Exchange]:
+        """What a conversation's turns add to its first, up to this one; `after` follows a question without a chat."""
         joint = self.joint if chat else Joint("\n\n", after)
-        exchanges = later(sample, joint, self.tokenizer, self.template if chat else None)
-        return replace(first, ids=joined(first.ids, exchanges), first_tokens=len(first.ids), exchanges=tuple(exchanges))
+        return later(sample, joint, self.tokenizer, self.template if chat else None)
+
+    def continued(self, first: Prompt, exchanges: Sequence[Exchange]) -> Prompt:
+        """The prompt of a turn behind that of its conversation's first."""
+        ids = joined(first.ids, exchanges)
+        return replace(first, ids=ids, first_tokens=len(first.ids), exchanges=tuple(exchanges))
 
     def _check_span(self, name: str, text: str, span: tuple[int, int], ids: Sequence[int]) -> None:
         """Refuses a span that is no part of the text, or is not in what its tokens decode to."""

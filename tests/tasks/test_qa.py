@@ -94,6 +94,13 @@ MADE = {  # the rows of every shipped data set, or of its sets
     "aime25": {"problem": "x?", "answer": "2"},
 }
 MADE["infinitebench_yarn"] = MADE["infinitebench"]
+MADE["scbench_turns"] = MADE["scbench"] | {
+    "mf": {
+        "context": [1, 2, 3],
+        "multi_turns": [{"input": f"The {which} number is:", "answer": 3} for which in ("largest", "smallest")],
+    },
+    "vt": {"context": TEXT, "multi_turns": [{"input": one, "answer": ["AB", "CD"]} for one in ("Which?", "What?")]},
+}
 SMALL = {  # settings of what is made here
     "lost_in_the_middle_kv": "{pairs: 4}",
     "passkey": "{lengths: [300]}",
@@ -190,6 +197,12 @@ def described(tmp_path, lines=(PLAIN,), **change):
         ({"prompt": {"text": "{input} {context}"}}, "prompt: wanted {input} after {context}, or asks_first: true"),
         ({"prompt": {"text": "{context}{context}"}}, "prompt: wanted {context} once"),
         ({"sets": {"a": {"metrc": 1}}}, "sets.a: metrc: unknown key; did you mean metric?"),
+        ({"rows": {"turns": "turns"}}, "wanted rows.turns and prompt.next together"),
+        ({"prompt": {"text": "{context}{input}", "next": "{context}"}}, "prompt: wanted next without {context}"),
+        (
+            {"prompt": {"text": "{context}{input}", "next": "{input}"}, "rows": {"turns": "a", "explode": "b"}},
+            "without",
+        ),
         ({"sets": []}, "sets: found [], wanted a mapping"),
     ],
 )

@@ -56,6 +56,7 @@ class Rows(Part):
 
     field: str | None = Field(None, description="the key of a JSON file that holds the list")
     explode: Texts = Field([], description="a column that holds a list of objects, or columns that hold lists")
+    turns: str | None = Field(None, description="a column that holds a list of objects: the turns of a conversation")
     parse: Literal["python_literal"] | None = Field(None, description="python_literal, or leave it out")
     keep: dict[str, Any] = Field({}, description="a mapping of columns to the values of which rows are kept")
     derive: Texts = Field([], description="names of functions that add columns")
@@ -73,6 +74,7 @@ class Prompt(Part):
     """The prompt; `{context}` divides what is compressed alone from the question."""
 
     text: str | None = Field(None, description="text with {context}, {input} and other places that columns fill")
+    next: str | None = Field(None, description="text of what later turns of a conversation ask, such as {input}")
     messages: str | None = Field(None, description="a column that holds a conversation as JSON messages")
     system: str | None = Field(None, description="the text of a system message")
     answer_prefix: str = Field("", description="text with which the answer begins")
@@ -90,6 +92,8 @@ class Prompt(Part):
         head, found, _ = (self.text or "").partition("{context}")
         if found and "{input}" in head and not self.asks_first:
             raise ValueError("wanted {input} after {context}, or asks_first: true, which refuses query_aware=false")
+        if self.next is not None and (self.messages or self.system or self.answer_prefix or "{context}" in self.next):
+            raise ValueError("wanted next without {context}, and no messages, system or answer_prefix beside it")
         return self
 
 
@@ -128,6 +132,14 @@ class Description(Part):
     group_by: str = Field("context", description="a column: samples of one value count as one in intervals")
     headline: Literal["items", "strata", "none"] | None = Field(None, description="items, strata or none")
 
+    @model_validator(mode="after")
+    def _turns(self):
+        if (self.rows.turns is None) != (self.prompt.next is None):
+            raise ValueError("wanted rows.turns and prompt.next together: where turns are, and what later ones ask")
+        if self.rows.turns is not None and (self.rows.explode or self.source.generator is not None):
+            raise ValueError("wanted rows.turns without rows.explode, and rows of a file or of the hub")
+        return self
+
     @property
     def variants(self) -> list[tuple[str, dict]]:
         """The metrics with their options; the first is the score."""
@@ -154,5 +166,5 @@ class Description(Part):
     @property
     def read(self) -> list[str]:
         """The names of columns that the prompt asks for, beside those of choices."""
-        texts = (self.prompt.text or "", self.prompt.system or "", self.prompt.answer_prefix)
+        texts = (self.prompt.text or "", self.prompt.next or "", self.prompt.system or "", self.prompt.answer_prefix)
         return list(dict.fromkeys(found[2] for text in texts for found in PLACE.finditer(text) if found[2]))

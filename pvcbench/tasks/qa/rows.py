@@ -4,9 +4,10 @@ import ast
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pvcbench.tasks import files
+from pvcbench.tasks.base import Turn
 from pvcbench.tasks.qa.derived import DERIVED, value_of
 from pvcbench.tasks.qa.description import PLACE, Description
 from pvcbench.tasks.qa.finding import json_of
@@ -33,10 +34,15 @@ class Item:
     buckets: Mapping[str, str] = field(default_factory=dict)
     given: Mapping[str, object] = field(default_factory=dict)  # what its metrics read beside the answers
     messages: tuple[Mapping, ...] = ()
+    conversation: str = ""  # the name of the conversation that it is a turn of
+    turns: tuple[Turn, ...] = ()  # all turns of that
+    turn: int = 0  # which of them it is, counted from 1
 
 
 def items_of(one: Description, rows: Sequence[Mapping]) -> tuple[list[Item], list[str]]:
     """The questions of a data set, each with a name of its own, and what is wrong with rows that are none."""
+    if one.rows.turns is not None:
+        return turns_of(one, rows)
     made, wrong, seen = [], [], set()
     for place, row in exploded(one, rows):
         if any(text_of(row.get(name)) not in _values(values) for name, values in one.rows.keep.items()):
@@ -51,6 +57,38 @@ def items_of(one: Description, rows: Sequence[Mapping]) -> tuple[list[Item], lis
         seen.add(item.id)
         made.append(item)
     return made, wrong
+
+
+def turns_of(one: Description, rows: Sequence[Mapping]) -> tuple[list[Item], list[str]]:
+    """The turns of a data set's conversations, each a question, and what is wrong with rows that are none."""
+    made, wrong, seen = [], [], set()
+    for place, row in enumerate(rows, start=1):
+        if any(text_of(row.get(name)) not in _values(values) for name, values in one.rows.keep.items()):
+            continue
+        try:
+            items = conversation_of(one, row, str(place))
+        except files.Refused as error:
+            wrong.append(f"row {place}: {error}")
+            continue
+        name = items[0].conversation
+        name = f"{name}#{place}" if name in seen else name
+        seen.add(name)
+        made += [replace(item, id=f"{name}-{item.turn}", conversation=name) for item in items]
+    return made, wrong
+
+
+def conversation_of(one: Description, row: Mapping, place: str) -> list[Item]:
+    """A row's turns: the first is asked behind the context by `prompt.text`, the later ones by `prompt.next`."""
+    column = one.rows.turns
+    found = value_of(row, column)
+    if not isinstance(found, list | tuple) or not found or not all(isinstance(turn, Mapping) for turn in found):
+        raise files.Refused(f"{column}: wanted a list of objects, one for each turn")
+    rest = {key: value for key, value in row.items() if key != column}
+    items = [item_of(one, {**rest, **turn}, place, number > 0) for number, turn in enumerate(found)]
+    first, golden = items[0], [text_of(value_of({**rest, **turn}, one.columns["answers"])).strip() for turn in found]
+    turns = tuple(Turn(item.question, answer) for item, answer in zip(items, golden, strict=True))
+    shared = {"head": first.head, "cluster": first.cluster or first.id, "conversation": first.id, "turns": turns}
+    return [replace(item, turn=number, **shared) for number, item in enumerate(items, start=1)]
 
 
 def _values(values: object) -> list[str]:
@@ -85,13 +123,14 @@ def listed(value: object, parse: str | None) -> list | None:
     return list(value) if isinstance(value, list | tuple) else None
 
 
-def item_of(one: Description, row: Mapping, place: str) -> Item:
-    """One row as a question; raises `Refused` for what is missing in it."""
+def item_of(one: Description, row: Mapping, place: str, later: bool = False) -> Item:
+    """One row as a question, or as a later turn's of a conversation; raises `Refused` for what is missing in it."""
     for name in one.rows.derive:
         row = {**row, **DERIVED[name](row)}
     options = choices_of(one, row)
     values = values_of(one, row, options)
     head, tail = (filled(part, values) for part in one.parts)
+    tail = filled(one.prompt.next, values).strip() if later else tail
     context = values.get("context", "") if one.has_context else ""
     messages = messages_of(row, one.prompt.messages) if one.prompt.messages else ()
     if messages:

@@ -19,6 +19,7 @@ from pvcbench.places import user_path
 from pvcbench.tasks import files
 from pvcbench.tasks.base import Sample, Task, choice, flag, whole, words
 from pvcbench.tasks.chat import MARKER
+from pvcbench.tasks.conversation import first_of
 from pvcbench.tasks.prompts import Prompt
 from pvcbench.tasks.qa.description import Description
 from pvcbench.tasks.qa.finding import describe, told
@@ -93,6 +94,8 @@ class Qa(Task):
         self.parity = flag("task.parity", parity)
         self.described = told(list(self._about.values()))
         self._suite, self._own = len(self._about) > 1, dict(settings or {})
+        if self.has_turns and not all(one.rows.turns is not None for one in self._about.values()):
+            raise UserError(f"task.sets: some sets of {name} are conversations and some are not: choose one kind")
         self.has_question = any(one.has_context for one in self._about.values())
         self._generators = {
             one: generator_of(about, self._own)
@@ -103,6 +106,11 @@ class Qa(Task):
             raise UserError(f"task.settings: {name} is read, not made: it has no generator with settings")
         self._path, self._loaded, self._order = path, None, []
         self._beside: dict[str, Item] = {}  # questions by sample, for what a prompt needs and a row does not
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether its questions are turns of conversations."""
+        return any(one.rows.turns is not None for one in self._about.values())
 
     def validate(self) -> None:
         """Reads and checks all questions, and whether the packages that their metrics need are installed."""
@@ -152,10 +160,13 @@ class Qa(Task):
         label = f"{name}/{item.id}" if self._suite else item.id
         self._beside[label] = item
         cluster = f"{name}/{item.cluster}" if self._suite and item.cluster else item.cluster
+        conversation = f"{name}/{item.conversation}" if self._suite and item.turn else item.conversation
         return Sample(
             id=label,
             cluster=cluster,
-            context_id=cluster if about.group_by == "context" else "",
+            context_id=conversation or (cluster if about.group_by == "context" else ""),
+            turns=item.turns,
+            turn=item.turn,
             stratum=self._stratum(about, item),
             context=item.head + item.context if about.has_context else "",
             question=item.question,
@@ -187,6 +198,8 @@ class Qa(Task):
     def encode(self, sample: Sample) -> Prompt:
         """The sample as tokens; `context_tokens` is 0 where the cut left no exact end of the context."""
         about, prompter = self._about[sample.info["set"]], self.prompter
+        if sample.turns:
+            return self._turn(about, sample)
         frame = self._frame(about, sample)
         if about.cut is None:
             return self._tokens(about, frame, sample.context, sample.question, sample)
@@ -204,6 +217,15 @@ class Qa(Task):
                 return prompt
             limit -= len(prompt.ids) - room
         raise UserError(f"the model's {prompter.longest} tokens leave no room for a prompt of {about.name}")
+
+    def _turn(self, about: Description, sample: Sample) -> Prompt:
+        """A turn of a conversation; a cut of the first turn's prompt leaves room for all that may follow it."""
+        prompter, chat, new = self.prompter, self.prompter.chat and about.chat, sample.max_new_tokens
+        last = replace(sample, turn=len(sample.turns), question=sample.turns[-1].question)
+        whole = prompter.following(last, chat, "")
+        room = new + sum(len(one.asked) + max(new, len(one.answer)) for one in whole)
+        first = self.encode(replace(first_of(sample), max_new_tokens=room))
+        return prompter.continued(first, whole[: sample.turn - 1])
 
     def _frame(self, about: Description, sample: Sample) -> tuple[str, str]:
         """What stands before and after the prompt: chat template, system message, and the answer's prefix."""
