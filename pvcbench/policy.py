@@ -154,6 +154,7 @@ class Method:
     needs_output: ClassVar[bool] = False  # each query head's matrix, [heads, value_dim, hidden], by which it writes
     needs_hidden: ClassVar[bool] = False  # the hidden states of the prompt as the attention module is given them
     needs_module: ClassVar[bool] = False  # each layer's attention module, for code that reads its weights
+    ends_at_budget: ClassVar[bool] = False  # nothing is evicted: the answer ends when the cache has come to the budget
     reads: str | None = None  # "answer" or "future": a leaking reference, whose prefill sees what follows the prompt
     files: ClassVar[tuple[str, ...]] = ()  # its settings that are files, None where the user has to name one
 

@@ -39,6 +39,8 @@ def covered(method: Method) -> str | None:
     """Why the cases cannot tell what a method keeps; None where they can, but for what its draws decide."""
     if method.reference or method.own_budget is not None:
         return "they take no budget"
+    if method.ends_at_budget:
+        return "they evict nothing"
     if method.prunes:
         return "they drop tokens between the layers of a whole model"
     if method.reads is not None:

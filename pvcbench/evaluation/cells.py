@@ -47,6 +47,13 @@ class Point:
         return Cell(f"{self.name}@{self.label}", method, entries, hold, share=share, interval=interval, stays=stays)
 
 
+def answer_room(cell: Cell, prompt: int) -> int | None:
+    """The longest answer to a prompt of so many tokens where its method ends it at the budget; None: no such end."""
+    if not cell.method.ends_at_budget:
+        return None
+    return cell.budget - (0 if cell.stays else prompt)
+
+
 OBSERVATION = Point(None, None, None, None)  # no cell: what a sample shows by itself, in tasks that observe
 
 
@@ -115,6 +122,11 @@ def points(
             found.append(Point(name, method, method.own_budget, None))
             continue
         for budget in dict.fromkeys(budgets):
+            if method.ends_at_budget and isinstance(budget, float):
+                raise UserError(
+                    f"budgets: {name} needs sizes in entries, which a prompt and its answer fill together, and not the "
+                    f"share {budget!r}: for example budgets=[1024]"
+                )
             first = method.protects(2**31, Shape(2**31, 1, (0,)))[0]
             if isinstance(budget, int) and budget < first + 4:
                 hint = " Did you mean 1.0?" if budget == 1 else ""

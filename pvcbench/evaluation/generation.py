@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from functools import partial
 
+from pvcbench.engine.evict import Group
 from pvcbench.engine.sampling import Sampled, greedy
+from pvcbench.evaluation.cells import answer_room
 from pvcbench.evaluation.conversation import OwnHistory
 from pvcbench.evaluation.endings import Ending, Repeats
 from pvcbench.evaluation.row import broken
@@ -46,10 +48,11 @@ class Generate(Attempt):
             stopped=Ending(prompter.decode, self.samples[0].stop, protocol.stop_repeats),
             barred=ends if own_ends else (),
             choose=choose,
-            limits=[sample.max_new_tokens for sample, _ in rows],
+            limits=(limits := self.longest_answers(groups)),
         )
         self.said = dict(zip((cell for group in groups for cell in group.cells), answers, strict=True))
-        for (sample, row), tokens in zip(rows, (tokens for cell in answers for tokens in cell), strict=True):
+        said = (tokens for cell in answers for tokens in cell)
+        for (sample, row), tokens, most in zip(rows, said, limits, strict=True):
             if tokens is None:
                 row.update(broken(row))
                 continue
@@ -57,8 +60,20 @@ class Generate(Attempt):
             output = cut(whole, sample.stop)
             metrics = self.task.score(sample, output)
             row |= {"score": next(iter(metrics.values())), "metrics": metrics, "output": output}
-            row.update(length(tokens, sample.max_new_tokens, whole != output, protocol.stop_repeats))
+            row.update(length(tokens, most, whole != output, protocol.stop_repeats))
             row["decode_s"] = seconds if len(rows) == 1 else None
+
+    def longest_answers(self, groups: Sequence[Group]) -> list[int]:
+        """The most tokens of each row's answer: what the task allows, or fewer where the method ends it before."""
+        prompt, limits = self.context.shape[1] + self.rest.shape[1], []
+        for cell in (cell for group in groups for cell in group.cells):
+            room = answer_room(cell, prompt)
+            limits += [most if room is None else min(most, room) for most in self.allowed()]
+        return limits
+
+    def allowed(self) -> list[int]:
+        """The most tokens of each sample's answer."""
+        return [sample.max_new_tokens for sample in self.samples]
 
     def kept(self, tokens: list[int] | None) -> list[int] | None:
         """An answer as later turns of its conversation have it before them: without what its stop string cut off."""

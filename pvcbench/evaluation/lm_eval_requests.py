@@ -96,6 +96,9 @@ class Written(Generate):
     def compressed(protocol, prompt):
         return max(1, len(prompt.ids) - int(protocol.refeed_last))
 
+    def allowed(self):
+        return [self.samples[0].parts[0].new_tokens]
+
     def answer(self, groups, rows):
         tokenizer, parts = self.loaded.tokenizer, self.samples[0].parts
         answers, seconds = self.engine.greedy(
@@ -104,6 +107,7 @@ class Written(Generate):
             new_tokens=parts[0].new_tokens,
             ends=self.loaded.ends,
             stopped=Ending(tokenizer.decode, parts[0].stop),
+            limits=self.longest_answers(groups),
         )
         for (_, row), [tokens] in zip(rows, answers, strict=True):
             if tokens is None:

@@ -8,7 +8,7 @@ from typing import TypedDict
 from pvcbench.engine.evict import Cell
 from pvcbench.engine.sampling import Sampling
 from pvcbench.errors import NOT_FINITE, NotFinite, OutOfReach
-from pvcbench.evaluation.cells import Point
+from pvcbench.evaluation.cells import Point, answer_room
 from pvcbench.evaluation.endings import Repeats
 from pvcbench.evaluation.item import WorkItem
 from pvcbench.policy import Shape
@@ -153,7 +153,14 @@ class Protocol:
 
     def cell(self, point: Point, shape: Shape, of: int | None = None) -> Cell:
         """A point under this protocol, shares being those `of` so many tokens; raises OutOfReach."""
-        return point.cell(shape, self.decode == "hold", self.interval, self.prompt == "protected", of)
+        cell = point.cell(shape, self.decode == "hold", self.interval, self.prompt == "protected", of)
+        prompt = shape.tokens + self.refeed_last
+        room = answer_room(cell, prompt)
+        if room is not None and room < 1:
+            raise OutOfReach(
+                f"{cell.budget} entries are too few: the prompt alone has {prompt} tokens, and nothing of it is evicted"
+            )
+        return cell
 
     def record(self, task: Task, fed: int) -> dict:
         """What a row says of its protocol."""
