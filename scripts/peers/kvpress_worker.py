@@ -3,6 +3,7 @@
 Runs in the environment that `setup.sh` makes, where pvcbench is not installed. Requests:
 
     {"do": "generate", "context": "...", "question": "...", "press": "StreamingLLM", "ratio": 0.5, "new_tokens": 32}
+    {"do": "group", "context": "...", "questions": ["...", "..."], "press": null, "ratio": 0, "new_tokens": 32}
     {"do": "prefill", "press": null, "length": 1024, "repeats": 1}
     {"do": "keep", "press": "SnapKV", "ids": [5, 17, 9, ...], "ratio": 0.5, "options": {"window_size": 32}, "seed": 0}
     {"do": "where"}
@@ -123,6 +124,17 @@ class Worker:
             "prompt_sha256": hashlib.sha256(whole).hexdigest(),
         }
 
+    def group(self, context: str, questions: list[str], press: str | None, ratio: float, new_tokens: int) -> dict:
+        """Questions on one context that is compressed once, as kvpress's pipeline groups them."""
+        chosen = self.press(press, ratio)
+        started = time.perf_counter()
+        said = self.pipeline(context, questions=questions, press=chosen, max_new_tokens=new_tokens)
+        seconds = time.perf_counter() - started
+        parts = self.pipeline.preprocess(context, questions, "", sys.maxsize)
+        wholes = [torch.cat((parts["context_ids"][0], asked[0])) for asked in parts["questions_ids"]]
+        hashes = [hashlib.sha256(whole.to(torch.int64).numpy().tobytes()).hexdigest() for whole in wholes]
+        return {"answers": said["answers"], "seconds": seconds, "prompts_sha256": hashes}
+
     def prefill(self, press: str | None, length: int, repeats: int = 1, ratio: float = 0.5) -> dict:
         """Seconds of prefills of random tokens, as the pipeline does them: compressed layer by layer, no head."""
         ids = torch.randint(
@@ -193,7 +205,13 @@ class Worker:
     def answer(self, request: dict) -> dict:
         """The reply to one request; a failure is a reply too, and the worker goes on."""
         try:
-            known = {"generate": self.generate, "prefill": self.prefill, "keep": self.keep, "where": self.where}
+            known = {
+                "generate": self.generate,
+                "group": self.group,
+                "prefill": self.prefill,
+                "keep": self.keep,
+                "where": self.where,
+            }
             return known[request.pop("do")](**request)
         except Exception as error:
             return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}

@@ -21,15 +21,25 @@ NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. The
 
 
 class Pairs(Generator):
-    """Lost in the middle: pairs of UUIDs, one a line; the pair that is asked for stands at each position in turn."""
+    """Lost in the middle: pairs of UUIDs, one a line; the pair that is asked for stands at each position in turn.
+
+    With `questions` the pairs are left as they are made, and so many of one text are asked for, spread evenly.
+    """
 
     pairs: int = Field(140, ge=2, description="a whole number, 2 or more")
     positions: list[int] | None = Field(None, description="a list of whole numbers from 0; null: five spread evenly")
     samples: int = Field(100, ge=1, description="a whole number, 1 or more: samples of each position")
+    questions: int | None = Field(None, ge=1, description="a whole number: questions on one text; null: one")
 
     @cached_property
     def places(self) -> list[int]:
         """The positions of the pair that is asked for."""
+        if self.questions is not None:
+            if self.positions is not None or self.questions > self.pairs:
+                raise UserError(
+                    f"settings.questions: wanted at most {self.pairs}, the pairs of a text, and no positions"
+                )
+            return [(2 * number + 1) * self.pairs // (2 * self.questions) for number in range(self.questions)]
         if self.positions is None:
             return sorted({round(share * (self.pairs - 1) / 4) for share in range(5)})
         if not self.positions or not all(0 <= one < self.pairs for one in self.positions):
@@ -44,8 +54,10 @@ class Pairs(Generator):
         repeat, place = divmod(index, len(self.places))
         rng = sample_rng(seed, repeat)
         pairs = [(_uuid(rng), _uuid(rng)) for _ in range(self.pairs)]
-        gold, position = pairs.pop(int(rng.integers(self.pairs))), self.places[place]
-        pairs.insert(position, gold)
+        position = self.places[place]
+        gold = pairs[position] if self.questions else pairs.pop(int(rng.integers(self.pairs)))
+        if not self.questions:
+            pairs.insert(position, gold)
         text = "{" + ",\n ".join(f'"{key}": "{value}"' for key, value in pairs) + "}"
         return {
             "id": f"{seed}-{repeat}-{position}",

@@ -38,6 +38,11 @@ class Item:
     turns: tuple[Turn, ...] = ()  # all turns of that
     turn: int = 0  # which of them it is, counted from 1
 
+    @property
+    def text_sha256(self) -> str:
+        """A hash of the context and what stands before it, which questions may share; empty without one."""
+        return hashlib.sha256(f"{self.head}{self.context}".encode()).hexdigest()[:16] if self.context else ""
+
 
 def items_of(one: Description, rows: Sequence[Mapping]) -> tuple[list[Item], list[str]]:
     """The questions of a data set, each with a name of its own, and what is wrong with rows that are none."""

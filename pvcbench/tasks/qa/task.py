@@ -160,11 +160,11 @@ class Qa(Task):
         label = f"{name}/{item.id}" if self._suite else item.id
         self._beside[label] = item
         cluster = f"{name}/{item.cluster}" if self._suite and item.cluster else item.cluster
-        conversation = f"{name}/{item.conversation}" if self._suite and item.turn else item.conversation
+        shared = item.conversation if item.turn else item.text_sha256
         return Sample(
             id=label,
             cluster=cluster,
-            context_id=conversation or (cluster if about.group_by == "context" else ""),
+            context_id=f"{name}/{shared}" if self._suite and shared else shared,
             turns=item.turns,
             turn=item.turn,
             stratum=self._stratum(about, item),
