@@ -1,12 +1,13 @@
 """Rewrites docs/results/performance.md's tables and figures from results/bench alone: python scripts/performance.py
 
-Needs results/bench/{scoring,curve,decode,methods,questions}.json, which the benchmark scripts write by `--out`,
+Needs the JSON files of results/bench named below, which the benchmark scripts write by `--out`,
 and the rows of results/pyramidinfer_throughput. The same files give the same bytes.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -27,7 +28,7 @@ from scripts.numbers_words import paragraph, span
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("scoring", "curve", "decode", "methods")  # with a picture each
-TABLES = ("questions",)
+TABLES = ("questions", "questions_pairs", "questions_2048", "questions_4096")
 CURVES = (("seconds", "peer_over_ours"), ("seconds_without_observed", "peer_over_ours_without_observed"))
 SIDES = {"ours": ("pvcbench, one shared prefill", BLUE, -0.2), "peer": ("kvpress, point by point", ORANGE, 0.2)}
 COLUMNS = {  # of the scoring benchmark: key, words, colour, marker
@@ -137,13 +138,27 @@ def curve(one: dict) -> str:
     return f"{table(head, rows)}\n\n{paragraph(text)}"
 
 
-def questions(one: dict) -> str:
-    """Questions on one context together against one at a time."""
-    head = ["tokens", "contexts", "questions on each", "cells", "together, s", "one at a time, s", "ratio"]
-    alike = f"{one['rows'] - one['rows_that_differ']:,} of {one['rows']:,}"
-    row = [f"{one['tokens']:,}", *(str(one[key]) for key in ("contexts", "questions", "cells"))]
-    row += [f"{one['together_s']:.1f}", f"{one['alone_s']:.1f}", f"{one['together_over_alone']:.2f}", alike]
-    return table([*head, "rows alike"], [row])
+def questions(several: Sequence[dict]) -> str:
+    """Questions on one context together, against one at a time and against kvpress' own grouping."""
+    head = ["contexts of", "tokens", "contexts", "questions on each", "cells"]
+    head += ["together, s", "one at a time, s", "ratio", "rows alike"]
+    rows, beside = [], []
+    for one in several:
+        row = [one["task"], f"{one['tokens']:,}", *(str(one[key]) for key in ("contexts", "questions", "cells"))]
+        row += [f"{one['together_s']:.1f}", f"{one['alone_s']:.1f}", f"{one['together_over_alone']:.2f}"]
+        rows.append([*row, f"{one['rows'] - one['rows_that_differ']:,} of {one['rows']:,}"])
+        if "peer" in one:
+            peer, count = one["peer"], f"{one['peer']['answers']:,}"
+            row = [one["task"], f"{one['tokens']:,}", str(peer["contexts"]), f"{peer['ours_s']:.1f}"]
+            row += [f"{peer['peer_s']:.1f}", f"{peer['peer_over_ours']:.1f}", f"{peer['same_answers']:,} of {count}"]
+            beside.append([*row, *(f"{right:,} of {count}" for right in peer["right"].values())])
+    text = (
+        "kvpress' own grouping compresses a context once for each cell and answers its questions one after the other. "
+        "On the first contexts, the same tokens and methods (StreamingLLM at original positions, SnapKV at kvpress' "
+        "settings):"
+    )
+    names = ["contexts of", "tokens", "contexts", "ours, s", "kvpress, s", "ratio", "same answers"]
+    return f"{table(head, rows)}\n\n{paragraph(text)}\n\n{table([*names, 'ours right', 'kvpress right'], beside)}"
 
 
 def methods(one: dict) -> str:
@@ -318,7 +333,7 @@ def main() -> int:
         parts = {"machine": machine(found), "scoring": scoring(found["scoring"]), "curve": curve(found["curve"])}
         parts |= {
             "methods": methods(found["methods"]),
-            "questions": questions(found["questions"]),
+            "questions": questions([found[name] for name in TABLES]),
             "decode": decode(found["decode"]),
             "throughput": throughput(rows),
             "bound": bound(),

@@ -20,7 +20,15 @@ ROOT = Path(__file__).parents[2]
 NAMES = compose.options("experiment")
 WANTED = "demo quickstart needle_grid longbench_table ruler_4k perplexity_pg19 attention_patterns_80k".split()
 WANTED += ["pyramidinfer_throughput", "pyramidinfer_figures", "methods_needle", "methods_needle_agnostic"]
-WANTED += ["methods_perplexity", "methods_ruler", "reasoning", "ruler_4k_aware", "ruler_4k_hub"]
+WANTED += [
+    "methods_perplexity",
+    "methods_ruler",
+    "reasoning",
+    "ruler_4k_aware",
+    "ruler_4k_hub",
+    "ruler_8k",
+    "ruler_16k",
+]
 
 
 def header(name):
