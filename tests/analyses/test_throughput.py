@@ -295,6 +295,7 @@ def test_the_peak_is_that_of_the_process():
 
 
 @LINUX
+@pytest.mark.slow
 def test_the_largest_batch_for_real(tmp_path):
     """32 MiB beyond what the process holds: some prompts of 64 tokens fit, more do not, and each cell runs its own."""
     run(tmp_path / "warm", "method=h2o")
@@ -389,6 +390,7 @@ def test_tracking_takes_the_summary():
 # -------------------------------------------------------------------------------------------------- the experiment
 
 
+@pytest.mark.slow
 def test_the_experiment_in_small(tmp_path):
     """As in the README: from the command line, with its table, its figures, its W&B run and its end."""
     small = ["task.prompts=[128]", "task.new_tokens=[8]", "budgets=[0.9]", "threads=1", "task.repeats=3"]
@@ -439,6 +441,7 @@ def test_wrong_experiments_get_one_line(override, expected, more, capsys, tmp_pa
     assert code == 2 and len(said) == 1 and expected in said[0]
 
 
+@pytest.mark.slow
 def test_a_multirun_names_its_folder(tmp_path):
     short = ["method=full", "task.repeats=1", "seed=0,1", "experiment=demo"]
     command = [sys.executable, "-m", "pvcbench", "--multirun", *SMALL, *short]

@@ -318,6 +318,7 @@ def test_folders_named_as_settings_are_no_groups(own):
 
 
 @pytest.mark.parametrize("several", [[], ["--multirun"]], ids=["run", "multirun"])
+@pytest.mark.slow
 def test_own_choices_run(own, several):
     command = [sys.executable, "-m", "pvcbench", *several, "--config-dir", "conf", "+experiment=trial", "threads=1"]
     command += ["wandb.mode=disabled", "results=out (1)/é=1"]

@@ -18,6 +18,7 @@ GROUPS = {group: compose.options(group) for group in ("model", "task", "method")
 
 
 @pytest.mark.parametrize("model,task", list(itertools.product(GROUPS["model"], GROUPS["task"])))
+@pytest.mark.sampled(24)
 def test_every_combination_composes(model, task):
     made = compose.composed([f"model={model}", f"task={task}", f"method=[{','.join(GROUPS['method'])}]"])
     assert set(made.methods) == set(GROUPS["method"]) and made.task._target_ and made.model._target_

@@ -90,6 +90,7 @@ def attended(monkeypatch, run):
 
 
 @pytest.mark.parametrize("name", tiny.METHODS)
+@pytest.mark.sampled(12)
 def test_work_is_that_of_a_real_prefill(monkeypatch, name):
     engine, tokens = tiny.engine("llama_deep"), 90
     model, shape = Architecture.of(engine.config), engine.shape(tokens)
@@ -261,6 +262,7 @@ def test_the_tables_of_the_document_come_from_its_measured_file(tmp_path):
     assert found.read_bytes() == (ROOT / "docs/results/scale.md").read_bytes()
 
 
+@pytest.mark.slow
 def test_measuring_and_fitting_run_end_to_end(tmp_path, monkeypatch):
     """Toy sizes: every kind of point is measured, and a document is written from it, twice the same."""
     measured = tmp_path / "costs.json"

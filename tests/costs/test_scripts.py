@@ -24,6 +24,7 @@ PROGRAMS = [path for path in SCRIPTS if "__main__" in path.read_text(encoding="u
 
 
 @pytest.mark.parametrize("script", PROGRAMS, ids=lambda path: path.name)
+@pytest.mark.sampled(4)
 def test_scripts_tell_their_options(script):
     done = run(script, "--help")
     assert done.returncode == 0 and "usage:" in done.stdout
@@ -71,6 +72,7 @@ def test_drafts_are_measured_end_to_end():
     assert all(line["rows_that_differ"] == 0 and line["best_over_plain"] > 0 for line in report["drafts"])
 
 
+@pytest.mark.slow
 def test_the_gpu_check_runs_on_a_bare_machine():
     """All its sections at toy size, where nothing but torch, transformers, triton and jaxtyping can be imported."""
     pytest.importorskip("triton")
@@ -98,6 +100,7 @@ def test_the_gpu_check_needs_a_gpu():
     assert done.returncode == 2 and "--small" in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_scoring_is_measured_end_to_end(tmp_path):
     build("llama").config.save_pretrained(tmp_path)
     options = ["--model", tmp_path / "config.json", "--device", "cpu", "--lengths", "256", "--repeats", "2"]

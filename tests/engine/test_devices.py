@@ -58,6 +58,7 @@ def answers(engine, method, hold):
 @pytest.mark.parametrize("placed", [(0, 3)], indirect=True, ids=["ends on disk"])
 @pytest.mark.parametrize("hold", [False, True], ids=["grow", "hold"])
 @pytest.mark.parametrize("name", tiny.METHODS)
+@pytest.mark.sampled(12)
 def test_offloaded_layers_answer_as_the_whole_model(placed, inference, name, hold):
     method = tiny.METHODS[name]
     if hold and "hold" not in method.decodes:
@@ -185,6 +186,7 @@ def test_pretended_devices_refuse_to_meet():
 
 
 @pytest.mark.parametrize("name, hold", pairs(tiny.METHODS, [False, True]))
+@pytest.mark.sampled(10)
 def test_two_devices_answer_as_one(apart, inference, name, hold):
     method = tiny.METHODS[name]
     if hold and "hold" not in method.decodes:

@@ -472,6 +472,7 @@ def test_cache_positions_of_the_shortest_prompts(name, tokens):
 
 @every_method
 @pytest.mark.parametrize("family", ["llama", "mistral_sliding"])
+@pytest.mark.sampled(12)
 def test_observing_memory_grows_linearly(family, name, monkeypatch):
     """The largest tensor of a prefill doubles, not quadruples, when the prompt does."""
     # small blocks, or they hide the rest; the mask as SDPA materialises it on a CPU, which the counting mode cannot do

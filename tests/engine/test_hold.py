@@ -19,6 +19,7 @@ def test_the_methods_that_evict_while_decoding():
 
 
 @pytest.mark.parametrize("name", HOLDING)
+@pytest.mark.sampled(5)
 def test_two_hundred_steps(name):
     """Sinks survive, the window is contiguous, nothing is held twice, and logits are dense attention's to the end."""
     method, host = METHODS[name], engine("llama")

@@ -139,6 +139,7 @@ def compare(name, ids, tokens, groups, trace, sizes) -> None:
 
 
 @every
+@pytest.mark.sampled(2)
 def test_at_full_budget_every_method_computes_what_the_model_does(name):
     """Property 1: the prompt in chunks, then one token, three at once, and two."""
     ids, engine, sizes = families.prompt(LONG + STEPS, 2), host(name), [1, 3, 2]
@@ -157,6 +158,7 @@ def test_at_full_budget_every_method_computes_what_the_model_does(name):
 @both
 @every
 @pytest.mark.parametrize("tokens", [SHORT, LONG])
+@pytest.mark.sampled(4)
 def test_at_any_budget_every_method_computes_dense_attention_under_its_mask(name, tokens, hold):
     """Property 2, all methods in one batch; under hold the mask changes with every token."""
     ids, engine, sizes = families.prompt(tokens + STEPS, 2, seed=1), host(name), [1] * STEPS if hold else [1, 3, 2]
@@ -181,6 +183,7 @@ def by_cell(name, prefill, cells, fed, sizes) -> dict[Cell, torch.Tensor]:
 
 
 @every
+@pytest.mark.sampled(1)
 def test_batches_chunks_and_forks_change_nothing(name):
     """Property 5: the logits of every method from a prompt in chunks, from a second fork, and of one sample alone."""
     ids, engine = families.prompt(LONG + STEPS, 2, seed=2), host(name)
@@ -239,6 +242,7 @@ def test_steps_of_one_shape(name, method):
 @shared
 @pytest.mark.parametrize("method", [H2O(), Random()], ids=["h2o", "random"])
 @pytest.mark.parametrize("each", [1, 3])
+@pytest.mark.sampled(3)
 def test_a_stream_is_decoding_under_hold(name, method, each):
     """Streams go token by token here: the same logits as a fork that holds, which dense attention is beside above."""
     ids, engine, budget = families.prompt(LONG, 2, seed=6), host(name), 16

@@ -99,6 +99,7 @@ def test_a_prompt_attends_by_its_rule(shape, dtype, cap, sinks):
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow), torch.bfloat16])
 @pytest.mark.parametrize("group", ["none", "sum", "mean"])
 @pytest.mark.parametrize("shape", ["whole", "later"])
+@pytest.mark.sampled(12)
 def test_the_kernels_sum_columns_by_the_rule(shape, group, dtype, cap, sinks):
     """Output and mass of the backends; the reduced mass is a sum of the query heads' own."""
     query, key, value = tensors(shape, dtype)
@@ -267,6 +268,7 @@ def test_a_prefill_scores_by_every_backend_alike(hosts, chunk):
 
 @pytest.mark.usefixtures("inference")
 @pytest.mark.parametrize("method", [H2O(), TOVA()])
+@pytest.mark.sampled(3)
 def test_static_steps_by_the_kernel_equal_steps_in_blocks(hosts, method):
     """Under hold, by attention weights: the decoding kernel where it covers a layer, torch where it does not."""
     fed, logits = prompt(8, 2, seed=5), {}

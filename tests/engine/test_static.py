@@ -53,6 +53,7 @@ def test_the_decoding_kernel_gives_the_same_logits(name, hold, family):
 
 
 @pytest.mark.parametrize("name", STEADY)
+@pytest.mark.sampled(6)
 def test_finish_leaves_what_any_decoder_leaves(name):
     """After `finish`, slots are filled from the left, and an ordinary decoder goes on with the same numbers."""
     host, fed = engine("llama"), prompt(STEPS, 2, seed=3)
@@ -98,6 +99,7 @@ def recorded(decoder, ids):
 
 @pytest.mark.parametrize("name", STEADY)
 @pytest.mark.parametrize("hold", [False, True], ids=["grow", "hold"])
+@pytest.mark.sampled(6)
 def test_every_step_runs_the_same_operations(name, hold):
     """Operations, shapes and numbers of the 2nd and the 20th step are equal; none reads a value back to the host.
 
@@ -144,6 +146,7 @@ def owned(entries):
     return [part for part in (entries.keys, entries.values, entries.totals) if part is not None]
 
 
+@pytest.mark.slow
 def test_a_trial_step_leaves_no_trace():
     """What capturing runs beforehand changes nothing: the steps after it are those without it."""
     host, fed = engine("llama"), prompt(STEPS, 2, seed=3)

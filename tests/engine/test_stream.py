@@ -35,6 +35,7 @@ def exact(method):
 
 @pytest.mark.parametrize("every", [1, 5])
 @pytest.mark.parametrize("name, family", pairs(STREAMS, list(FAMILIES), ["llama"]))
+@pytest.mark.sampled(12)
 def test_layer_by_layer_equals_token_by_token(name, family, every):
     method, ids = STREAMS[name], prompt(57, batch=2)
     fast, mine = engine(family).stream(ids, cell(method), every, DRAWS)
@@ -50,6 +51,7 @@ def test_layer_by_layer_equals_token_by_token(name, family, every):
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mistral_sliding"])
 @pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.sampled(10)
 def test_streaming_equals_dense_attention_under_its_kept_sets(name, family):
     """The kept sets come from decoding; the logits from the unmodified model under the equivalent mask."""
     method, ids, budget = original(STREAMS[name]), prompt(41), 16
@@ -152,6 +154,7 @@ def test_segments_change_nothing(monkeypatch):
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("hold", [False, True])
+@pytest.mark.sampled(14)
 def test_a_scored_continuation_equals_decoding_it_token_by_token(name, hold):
     """Every method: the continuation in one call gives the likelihoods that single steps give."""
     host, method, ids = engine("llama"), METHODS[name], prompt(60, batch=1)

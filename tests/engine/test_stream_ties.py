@@ -38,6 +38,7 @@ def repeating(tokens, seed):
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("budget, every", [(5, 1), (16, 1), (31, 1), (16, 5)])
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.sampled(6)
 def test_equal_scores_stream_as_token_by_token(name, budget, every, seed):
     method, ids = coarse(name), repeating(61, seed)
     fast, mine = engine("llama").stream(ids, cell(method, budget), every, DRAWS)
@@ -62,6 +63,7 @@ def test_equal_scores_stream_as_dense_attention_under_the_kept_sets(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.sampled(2)
 def test_equal_scores_are_held_alike_in_static_steps(name):
     fed, one = prompt(24, 2, seed=3), Cell("20", coarse(name), 20, True)
     expected, sets, _, _ = decoded(Decoder, "llama", [one], fed)

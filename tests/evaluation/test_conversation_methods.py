@@ -94,6 +94,7 @@ class Beside:
 
 @pytest.mark.parametrize("history", HISTORIES)
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.sampled(6)
 def test_what_the_first_turn_evicted_stays_away_and_all_later_is_seen(tmp_path, left, name, history):
     found, beside, said = rows(tmp_path, name, f"history={history}"), Beside(name, f"history={history}"), []
     reached = [cell for cell in left if cell.startswith(f"{name}@")]

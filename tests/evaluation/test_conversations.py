@@ -77,6 +77,7 @@ def test_the_full_cache_answers_as_the_unmodified_model_does(tmp_path, history, 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("history", ["golden", "model"])
+@pytest.mark.sampled(5)
 def test_a_cell_answers_from_what_the_first_turn_left(tmp_path, name, history):
     """Beside its own rule: the first turn is compressed once, and everything after it goes through and stays."""
     own = [f"method={name}", *(["budgets=[0.9]"] if name == "pvc" else [])]  # it cannot keep less of so few layers
@@ -113,6 +114,7 @@ def _draw(asked):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.sampled(3)
 def test_turns_together_are_turns_alone(tmp_path, monkeypatch, name):
     """So an answer leaves no trace in the turns after it: alone, no earlier turn is answered at all."""
     together = rows(tmp_path / "together", f"method={name}")

@@ -91,6 +91,7 @@ def held_by(model, tokens: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("name", KINDS)
+@pytest.mark.sampled(3)
 def test_a_streamed_document_is_read_as_token_by_token(name, folder_of, tmp_path):
     """The full cache's likelihoods are the unmodified model's, and H2O's those of decoding step by step under hold."""
     settings = ["task=perplexity", "task.protocol=streaming", "task.tokens=140", "task.documents=1"]
@@ -120,6 +121,7 @@ def read_documents(loaded, settings) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", KINDS)
+@pytest.mark.sampled(3)
 def test_throughput_counts_the_bytes_that_a_cache_holds(name, folder_of, tmp_path):
     """The full cache's are those of transformers' own; half of the entries take half of their bytes, of two rows."""
     settings = ["task=throughput", "task.prompts=[96]", "task.new_tokens=[4]", "task.batches=[2]", "task.repeats=1"]

@@ -31,6 +31,7 @@ def test_there_are_three():
     assert set(EXAMPLES) == {"compare_two_methods", "own_method", "own_task"}
 
 
+@pytest.mark.slow
 def test_two_methods_are_compared(tmp_path):
     lines = printed("compare_two_methods", tmp_path)
     table = cells(lines[: lines.index("")])

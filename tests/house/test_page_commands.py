@@ -106,6 +106,7 @@ def python_blocks(path):
     return re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
 
 
+@pytest.mark.slow
 def test_readmes_method_is_short_and_runs(tmp_path):
     [block] = python_blocks(ROOT / "README.md")
     assert len([line for line in block.splitlines() if line.strip()]) <= 15

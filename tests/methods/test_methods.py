@@ -26,6 +26,7 @@ every_method = pytest.mark.parametrize("name", METHODS)
 
 @both
 @every_method
+@pytest.mark.sampled(12)
 def test_the_realised_size_is_the_requested_one(name, hold):
     """Entries per KV head, mean over the layers that evict: exactly, or to 1% of the prompt where a solver sets it."""
     for family, tokens in (("llama_deep", 120), ("gemma3", 90), ("llama", 33)):
@@ -55,6 +56,7 @@ def test_the_realised_size_is_the_requested_one(name, hold):
 
 
 @every_method
+@pytest.mark.sampled(8)
 def test_what_is_protected_survives_64_steps(name):
     """First and last tokens that a method declares it protects are there after every step, and nothing twice."""
     for family, tokens, steps in (("llama", 48, 64), ("gemma3", 20, 24)):
@@ -73,6 +75,7 @@ def test_what_is_protected_survives_64_steps(name):
 
 
 @every_method
+@pytest.mark.sampled(4)
 def test_the_size_holds_while_decoding(name):
     """Under hold a budget is met in every step, from prompts longer and shorter than it."""
     host = engine("llama")
@@ -93,6 +96,7 @@ def test_the_size_holds_while_decoding(name):
 
 
 @every_method
+@pytest.mark.sampled(12)
 def test_a_budget_out_of_reach_is_said_so(name):
     """A budget is met or refused, never missed in silence."""
     host, method = engine("llama_deep"), METHODS[name]
@@ -140,6 +144,7 @@ def test_h2o_keeps_what_the_naive_one_keeps(normalize):
     ("qwen3", 12, 20, [1] * 30),
     ("mistral_sliding", 40, 15, [1] * 10 + [7] + [1] * 10),
 ], ids=["steps", "chunk", "short", "window"])  # fmt: skip
+@pytest.mark.sampled(3)
 def test_h2o_evicts_what_the_naive_one_evicts(normalize, family, tokens, budget, chunks):
     """Under hold, every eviction equals the running-sum simulation."""
 

@@ -152,6 +152,7 @@ def assert_sessions_tell_all(path):
     assert {session["environment"]["threads"] for session in noted} == {1}
 
 
+@pytest.mark.long
 def test_a_kill_while_figures_are_drawn(server, tmp_path):
     marker = tmp_path / "drawing"
     command = server.start(*one(tmp_path, "limit=2"), pause=("pvcbench.plots.run_figures.save", str(marker)))
@@ -184,6 +185,7 @@ def assert_full(command, results, reason):
     assert rows_file(results).read_bytes().endswith(b"\n")
 
 
+@pytest.mark.long
 def test_a_file_that_may_not_grow(server, whole, tmp_path):
     """A limit on the size of files stops a write half way, as a full disk does."""
     code, command = server.run(*one(tmp_path, UNDRAWN), file_limit=20_000)
@@ -348,6 +350,7 @@ def test_a_signal_leaves_one_line_wherever_it_comes(server, tmp_path, number, pl
     assert command.lines() == [stopping.LINE]
 
 
+@pytest.mark.long
 def test_signals_at_random_moments_leave_a_run_that_goes_on(server, uninterrupted, tmp_path):
     """Moments are shares of a run's processor time; one that ends before its signal makes room for a new one."""
     (whole, seconds), rng, results, stopped = uninterrupted, random.Random(7), tmp_path / "0", 0

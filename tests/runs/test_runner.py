@@ -89,6 +89,7 @@ def test_identity_changes_with_what_changes_numbers(tmp_path):
 
 @pytest.mark.parametrize("decode", ["grow", "hold"])
 @pytest.mark.parametrize("aware", ["query_aware=true", "query_aware=false", "refeed_last=true"])
+@pytest.mark.sampled(2)
 def test_protocols_answer_like_full_at_full_budget(tmp_path, decode, aware):
     methods = building.build_methods(compose.composed([f"method=[{','.join(compose.complete('method'))}]"]).methods)
     suits = {name for name, m in methods.items() if decode in m.decodes and "generate" in m.protocols}

@@ -51,6 +51,7 @@ def without_times(path):
     return sorted(rows, key=lambda row: (row["sample"], row["method"], row["budget"]))
 
 
+@pytest.mark.long
 def test_kill_and_resume_equals_an_uninterrupted_run(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen(

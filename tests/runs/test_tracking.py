@@ -396,6 +396,7 @@ def test_a_killed_wandb_is_one_line_and_no_failure(tmp_path, when):
     assert seconds < 110  # less than the wait for W&B's end, imports included
 
 
+@pytest.mark.slow
 def test_an_unreachable_server_is_one_line_and_a_bounded_wait(tmp_path):
     """With a key, so that it is the server that is missed."""
     known = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}

@@ -80,6 +80,7 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.sampled(2)
 def test_every_kind_repeats_exactly_and_nothing_is_written(run, kind):
     folder = run(kind)
     before = contents(folder)

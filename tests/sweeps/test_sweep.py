@@ -274,6 +274,7 @@ def test_a_task_that_did_nothing_before_its_limit_is_not_requeued(tmp_path, caps
     assert progress.state == "failed" and "give more --time" in progress.reason
 
 
+@pytest.mark.long
 def test_the_array_script_stops_in_time_and_asks_for_another_turn(fake):
     assert submit("method=h2o", "limit=40", "task.repeats=40", "experiment=cut") == 0
     here = sweep(fake)

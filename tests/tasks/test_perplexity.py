@@ -138,6 +138,7 @@ def run(folder, tmp_path, protocol, methods=("h2o", "streaming_llm"), **settings
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.sampled(1)
 def test_rows_and_tables_add_up(folder, tmp_path, protocol):
     rows, summary, path = run(folder, tmp_path / protocol, protocol)
     assert len(rows) == 11 * 5 and rows["error"].isna().all()
@@ -322,6 +323,7 @@ def test_a_likelihood_that_is_none_is_its_own_rows_error(folder, tmp_path, monke
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.sampled(1)
 def test_batches_and_resumed_runs_equal_single_samples(folder, tmp_path, protocol):
     single, _, _ = run(folder, tmp_path / "a", protocol, limit=4)
     run(folder, tmp_path / "b", protocol, limit=2, batch=2)
