@@ -121,22 +121,12 @@ PAIRS = (
 )
 
 
-def overlaps(ours: list[list[set[int]]], theirs: list[list[list[int]]]) -> list[float]:
-    """Per layer the share of their kept entries that ours keeps, mean over heads."""
-    layers = []
-    for own, other in zip(ours, theirs, strict=True):
-        shares = [len(a & set(b)) / len(b) for a, b in zip(own, other, strict=True) if b]
-        layers.append(sum(shares) / len(shares))
-    return layers
-
-
-def kept_by_us(engine: Engine, ids: torch.Tensor, head: int, method: Method, budget: int) -> list[list[set[int]]]:
-    """What a method of ours keeps at a budget, as [layer][head]; `head` tokens stand for those before a context."""
+def kept_by_us(engine: Engine, ids: torch.Tensor, head: int, method: Method, budget: int) -> presses.Kept:
+    """What a method of ours keeps at a budget; `head` tokens stand for those before a context."""
     shape = engine.shape(ids.shape[1], head)
     method = method.resolve(budget, shape)
     prefill = engine.prefill(ids, [method], shape=shape)
-    [group] = engine.fork(prefill, [Cell("x", method, budget)], 0)
-    return [[{p for p in head.tolist() if p >= 0} for head in layer.positions[0]] for layer in group.layers]
+    return presses.kept_of(engine, prefill, Cell("x", method, budget))
 
 
 def measure(engine, peer, ids, head, ratio) -> list[dict]:
@@ -148,13 +138,12 @@ def measure(engine, peer, ids, head, ratio) -> list[dict]:
         sizes = [len(head) for layer in theirs for head in layer]
         budget = round(sum(sizes) / len(sizes))
         try:
-            shares = overlaps(kept_by_us(engine, ids, head, pair.method, budget), theirs)
+            ours = kept_by_us(engine, ids, head, pair.method, budget)
         except OutOfReach as reason:
             print(f"{pair.ours}: not compared at {budget} entries, {reason}", file=sys.stderr)
             continue
-        line = {"ours": pair.ours, "kvpress": pair.press, "kept": budget, "mean": sum(shares) / len(shares)}
-        line |= {"least": min(shares), "layers": [round(share, 4) for share in shares], "why": pair.why}
-        lines.append({name: round(value, 4) if isinstance(value, float) else value for name, value in line.items()})
+        line = {"ours": pair.ours, "kvpress": pair.press, "kept": budget, **presses.measures(ours, theirs, True)}
+        lines.append(line | {"layers": [round(share, 4) for share in ours.overlaps(theirs)], "why": pair.why})
         print(f"{pair.ours}: {line['mean']:.3f}", file=sys.stderr)
     return lines
 
@@ -185,7 +174,7 @@ def run(options) -> None:
         for tokens, ratio in itertools.product(options.tokens, options.ratio):
             setting, part = {"tokens": tokens, "ratio": ratio}, ids[:, :tokens]
             if options.presses:
-                settings.append({**setting, "presses": presses.compared(engine, peer, part, ratio, known, overlaps)})
+                settings.append({**setting, "presses": presses.compared(engine, peer, part, ratio, known)})
                 continue
             lines = measure(engine, peer, part, head, ratio)
             show(lines, tokens, ratio)

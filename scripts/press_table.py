@@ -26,7 +26,8 @@ Each press below ran twice on the embedded model, unchanged: in kvpress {version
 `method=kvpress` with transformers {ours}. The overlap is the share of the entries that kvpress keeps which pvcbench
 keeps too, mean over KV heads and layers, at {settings}; 1.000 is the same set. Where the least layer is a little below
 1, entries of nearly equal score have changed places: the two sides sum attention in another order. What is drawn at
-random was drawn from the same seeds on both sides. "Chosen by" says whether the press gives its scores to pvcbench's
+random was drawn from the same seeds on both sides. "But for ties" counts an entry as kept that scores as much as the
+worst one kept: no score says which of them stay. "Chosen by" says whether the press gives its scores to pvcbench's
 evictor or runs its own hook, and whether its options fix its size.
 """
 REFUSED = """## Not supported, and why
@@ -58,7 +59,9 @@ def compared(settings: list) -> list[list[str]]:
             ends = dict.fromkeys((f"{min(means):.3f}", f"{max(means):.3f}"))
             short = [one["reason"] for one in known if one["reason"]]
             note = line.get("why") or (f"not at every setting: {short[0]}" if short else "")
-            rows.append([line["press"], options_of(line), ran[0]["by"], " to ".join(ends), f"{least:.3f}", note])
+            untied = min((one["mean_but_for_ties"] for one in ran if "mean_but_for_ties" in one), default=None)
+            shares = [" to ".join(ends), f"{least:.3f}", "" if untied is None else f"{untied:.3f}"]
+            rows.append([line["press"], options_of(line), ran[0]["by"], *shares, note])
     return rows
 
 
@@ -89,7 +92,7 @@ def page() -> str:
         ours=measured["machine"]["packages"]["transformers"],
         settings=" and ".join(cases),
     )
-    names = ["press", "options", "chosen by", "overlap", "least layer", "why they differ"]
+    names = ["press", "options", "chosen by", "overlap", "least layer", "but for ties", "why they differ"]
     parts, others = [head.rstrip(), table(names, compared(settings))], refused(settings)
     for text, missing in ((REFUSED, False), (WITHOUT, True)):
         own = [[name, reason] for name, reason in others if untried(reason) == missing]

@@ -33,7 +33,7 @@ def own_methods() -> dict[str, Method]:
     """Every method of conf/method that runs as it stands, without a file that would fit one model only."""
     names = compose.complete("method")
     methods = building.build_methods(compose.composed([f"method=[{','.join(names)}]"]).methods)
-    return {name: methods[name] for name in names if not methods[name].unnamed}
+    return {name: methods[name] for name in names if not (methods[name].unnamed or methods[name].ends_at_budget)}
 
 
 def said(error: Exception) -> str:

@@ -64,6 +64,7 @@ class Config:
     limit: int | None = None
     shard: str | None = None  # 2/4: the samples whose index % 4 is 1, in a row file of their own
     retry_failed: bool = False
+    reuse: bool = True
     figures: bool = True
     device: str = "auto"
     threads: int | None = None

@@ -19,13 +19,13 @@ from pvcbench.evaluation.item import WorkItem
 from pvcbench.models.loaded import LoadedModel
 from pvcbench.places import marks
 from pvcbench.policy import Method
-from pvcbench.runs import code_hash, environment, locks, prompt_excerpts, receipts
+from pvcbench.runs import code_hash, environment, known_rows, locks, prompt_excerpts, receipts
 from pvcbench.runs.folder import RunFolder
 from pvcbench.runs.identity import told
 from pvcbench.runs.measuring import measured
 from pvcbench.runs.plan import Plan
 from pvcbench.runs.result import Mirror, Result, kept_config, report
-from pvcbench.runs.rows import key_of, read_rows, stored_rows
+from pvcbench.runs.rows import Key, key_of, read_rows, stored_rows
 from pvcbench.runs.spec import RunSpec
 from pvcbench.runs.wandb_mirror import Live
 from pvcbench.stats.running import RunningMeans
@@ -42,12 +42,13 @@ class Extent:
     limit: int | None
     shard: Shard | None
     retry_failed: bool
+    reuse: bool
 
     @classmethod
     def of(cls, config: DictConfig) -> "Extent":
         """What a configuration says of it."""
         shard = Shard.parse(config.shard)
-        return cls(config.results, config.experiment, config.limit, shard, config.retry_failed)
+        return cls(config.results, config.experiment, config.limit, shard, config.retry_failed, config.reuse)
 
 
 def run(
@@ -75,8 +76,11 @@ def run(
     existing = folder.open(kept_config(config), environment.of_run(known, loaded.model))
     with _live(spec, folder, mirror) as live:
         try:
-            plan, work = _planned(spec, extent, loaded, folder, existing)
+            plan, work, taken = _planned(spec, extent, loaded, folder, existing)
             planned(plan)
+            folder.append(taken)
+            known_rows.tell(taken)
+            existing = [*existing, *taken]
             added = _measure(spec, loaded, folder, existing, plan, work, live) if work else 0
         finally:
             folder.close()
@@ -91,28 +95,36 @@ def run(
 
 def _planned(
     spec: RunSpec, extent: Extent, loaded: LoadedModel, folder: RunFolder, existing: Sequence[Mapping]
-) -> tuple[Plan, list[WorkItem]]:
-    """All samples and cells that are asked for, and those that have no row yet."""
+) -> tuple[Plan, list[WorkItem], list[dict]]:
+    """All samples and cells that are asked for, those that have no row yet, and rows that another run has of some."""
     task, seed = spec.task, spec.protocol.seed
     task.prepare(loaded.prompter())
     total = min(extent.limit or task.size(seed), task.size(seed))
     again = [row for row in existing if row["error"] is not None and folder.writes(row)] if extent.retry_failed else []
     answered = {key_of(row) for row in existing} - {key_of(row) for row in again}
     refuse_cells(folder.path, existing, spec)
-    work, names = [], []
+    elsewhere = taken_from(spec, folder) if extent.reuse else {}
+    work, names, taken = [], [], []
     for index in range(total):
         if folder.shard is not None and not folder.shard.owns(index):
             continue
         prompt = None  # of all draws, written where one of them lacks a cell
         for sample in samples_of(task, seed, index, spec.protocol.draws):
             names.append(sample.id)
-            missing = tuple(point for point in spec.points if (sample.id, point.name, point.label) not in answered)
+            missing = [point for point in spec.points if (sample.id, point.name, point.label) not in answered]
+            taken += [elsewhere[key] for point in missing if (key := (sample.id, point.name, point.label)) in elsewhere]
+            missing = tuple(point for point in missing if (sample.id, point.name, point.label) not in elsewhere)
             if missing:
                 prompt = prompt or task.encode(problem_of(sample))
                 work.append(WorkItem(sample, prompt, missing))
     refuse_samples(folder, existing, spec, names, total)
     cells = tuple((point.name, point.label) for point in spec.points)
-    return Plan(folder.path, tuple(names), cells, total, spec.protocol.draws), work
+    return Plan(folder.path, tuple(names), cells, total, spec.protocol.draws), work, taken
+
+
+def taken_from(spec: RunSpec, folder: RunFolder) -> dict[Key, dict]:
+    """Rows that other runs of the experiment have; none of speeds, which are the hour's as well."""
+    return {} if spec.kind.speeds else known_rows.known_rows(folder.path, folder.identity, spec.task.counted)
 
 
 def refuse_cells(folder: Path, rows: Sequence[Mapping], spec: RunSpec) -> None:

@@ -1,7 +1,7 @@
 """Every press of a kvpress under `method=kvpress` beside kvpress' own run: who can be compared, and the kept sets."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,10 @@ OPTIONS = {  # of presses whose defaults keep everything, or that need more than
 }
 ABSTRACT = ("BasePress", "ScorerPress")
 FILES = "reads files that kvpress loads from a hub when it meets a model"
-WHY = {"LagKVPress": "where ranks tie between partitions, the earlier stays here, any of them there"}
+WHY = {
+    "LagKVPress": "ties: of equal scores the earlier stays here, any there; below the size that it always keeps, "
+    "all of that ties"
+}
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,36 @@ def asked(method: Method, budget: int) -> int | None:
     return None if method.own_budget is not None else budget
 
 
-def kept_by_us(engine: Engine, ids: torch.Tensor, presses: Sequence[Named], budget: int) -> dict[str, list]:
-    """What our run of each press keeps, as [layer][head], out of one prefill; or in its place why there is none."""
+@dataclass(frozen=True)
+class Kept:
+    """What a method of ours keeps, as [layer][head], and by which scores, where it ranks by some."""
+
+    entries: list[list[set[int]]]
+    scores: Sequence[torch.Tensor] = ()  # of each layer, [1, kv_heads, tokens]
+
+    def overlaps(self, theirs: Sequence[Sequence[Sequence[int]]], ties: bool = False) -> list[float]:
+        """Per layer the share of their kept entries that ours keeps, mean over heads.
+
+        With `ties` an entry counts as kept that scores as much as the worst that is: which of them stay, no score says.
+        """
+        layers = []
+        for layer, (own, other) in enumerate(zip(self.entries, theirs, strict=True)):
+            shares = []
+            for head, (mine, kept) in enumerate(zip(own, map(set, other), strict=True)):
+                if kept:
+                    alike = mine | (self.tied(layer, head, mine) if ties else set())
+                    shares.append(len(alike & kept) / len(kept))
+            layers.append(sum(shares) / len(shares))
+        return layers
+
+    def tied(self, layer: int, head: int, mine: set[int]) -> set[int]:
+        """Entries of a head that score as much as the worst one kept."""
+        worth = self.scores[layer][0, head]
+        return set((worth == worth[sorted(mine)].min()).nonzero().flatten().tolist())
+
+
+def kept_by_us(engine: Engine, ids: torch.Tensor, presses: Sequence[Named], budget: int) -> dict[str, Kept | str]:
+    """What our run of each press keeps, out of one prefill; or in its place why there is none."""
     shape, methods, found = engine.shape(ids.shape[1]), {}, {}
     for one in presses:
         try:
@@ -93,15 +124,14 @@ def kept_by_us(engine: Engine, ids: torch.Tensor, presses: Sequence[Named], budg
     return found
 
 
-def kept_of(engine: Engine, prefill: Prefill, cell: Cell) -> list[list[set[int]]]:
-    """What a cell keeps of a prefill, as [layer][head]."""
+def kept_of(engine: Engine, prefill: Prefill, cell: Cell) -> Kept:
+    """What a cell keeps of a prefill."""
     [group] = engine.fork(prefill, [cell], 0)
-    return [[set(head) - {-1} for head in layer.positions[0].tolist()] for layer in group.layers]
+    entries = [[set(head) - {-1} for head in layer.positions[0].tolist()] for layer in group.layers]
+    return Kept(entries, prefill.observer.scores[cell.method])
 
 
-def compared(
-    engine: Engine, peer: Peer, ids: torch.Tensor, ratio: float, presses: Sequence[Named], overlaps: Callable
-) -> list[dict]:
+def compared(engine: Engine, peer: Peer, ids: torch.Tensor, ratio: float, presses: Sequence[Named]) -> list[dict]:
     """One line for every press that runs on both sides, and one with the reason for every other."""
     lines = []
     ours = kept_by_us(engine, ids, [one for one in presses if one.method], int(ids.shape[1] * (1 - ratio)))
@@ -112,7 +142,7 @@ def compared(
         elif own is not None:
             try:
                 wanted = {"ids": ids[0].tolist(), "ratio": ratio, "seed": 0}
-                line |= beside(one, own, peer.ask("keep", press=one.request, **wanted)["kept"], overlaps)
+                line |= beside(one, own, peer.ask("keep", press=one.request, **wanted)["kept"])
             except PeerFailed as error:
                 line["reason"] = str(error)
         lines.append(line)
@@ -120,13 +150,22 @@ def compared(
     return lines
 
 
-def beside(one: Named, ours: list, theirs: list, overlaps: Callable) -> dict:
+def beside(one: Named, ours: Kept, theirs: list) -> dict:
     """The kept sets of both sides: sizes, and the overlap by layer."""
-    facts, shares = one.method.facts, overlaps(ours, theirs)
+    facts = one.method.facts
     chosen = "its hook, its own size" if facts.own_size else "its scores" if facts.by_scores else "its hook"
+    sizes = {"kept": mean_size(ours.entries), "kept_there": mean_size(theirs)}
+    return {"by": chosen, **sizes, **measures(ours, theirs, facts.by_scores), "why": WHY.get(one.name, "")}
+
+
+def measures(ours: Kept, theirs: list, by_scores: bool) -> dict:
+    """The overlap, mean and least of the layers, and what it is where ties count as alike."""
+    shares = ours.overlaps(theirs)
     numbers = {"mean": round(sum(shares) / len(shares), 4), "least": round(min(shares), 4)}
-    sizes = {"kept": mean_size(ours), "kept_there": mean_size(theirs)}
-    return {"by": chosen, **sizes, **numbers, "why": WHY.get(one.name, "")}
+    if by_scores:
+        shares = ours.overlaps(theirs, ties=True)
+        numbers["mean_but_for_ties"] = round(sum(shares) / len(shares), 4)
+    return numbers
 
 
 def mean_size(kept) -> float:

@@ -59,6 +59,7 @@ def test_a_name_is_taken_as_it_stands(name):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "," not in name])
+@pytest.mark.sampled(8)
 def test_names_in_a_multirun(name):
     runs = manifest.combinations(["task=jsonl", f"task.path={name}", "seed=0,1"])
     assert [(compose.composed(run).task.path, compose.composed(run).seed) for run in runs] == [(name, 0), (name, 1)]

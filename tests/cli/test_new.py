@@ -66,6 +66,7 @@ WAYS = [way if way == ("data", "sources") else pytest.param(*way, marks=pytest.m
 
 
 @pytest.mark.parametrize("kind, how", WAYS)
+@pytest.mark.slow
 def test_the_printed_commands_work(kind, how, tmp_path):
     """From the sources in the user's own folder; from a wheel in another folder, and with a blank in the name."""
     place = ROOT if how == "sources" else installed(tmp_path)

@@ -24,7 +24,7 @@ PROGRAMS = [path for path in SCRIPTS if "__main__" in path.read_text(encoding="u
 
 
 @pytest.mark.parametrize("script", PROGRAMS, ids=lambda path: path.name)
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 def test_scripts_tell_their_options(script):
     done = run(script, "--help")
     assert done.returncode == 0 and "usage:" in done.stdout
@@ -118,6 +118,7 @@ def test_scoring_is_measured_end_to_end(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["bench_curve.py", "bench_scoring.py"])
+@pytest.mark.sampled(1)
 def test_a_peer_that_is_not_there_is_told_in_one_line(name, tmp_path):
     done = run(script(name), "--peer", tmp_path / "python")
     assert done.returncode == 2 and "setup.sh" in done.stderr and len(done.stderr.splitlines()) == 1

@@ -216,6 +216,7 @@ at_cache_positions = pytest.mark.parametrize(
 @at_cache_positions
 @pytest.mark.parametrize("exact", [True, False], ids=["float64", "own"])
 @pytest.mark.parametrize("family", ["llama", "llama_yarn", "phi3", "qwen3", "gemma3"])
+@pytest.mark.sampled(10)
 def test_cache_positions_equal_a_reference_before_rope(family, name, exact):
     """Keys taken before RoPE and rotated at their index in the cache, over 34 steps with a chunk among them."""
     tokens, chunks, host = 60, [1] * 20 + [7] + [1] * 14, engine(family)
@@ -266,6 +267,7 @@ def cells_of(shape, hold, shares=(0.3, 0.5, 0.7, 0.85, 0.9)):
 
 @both
 @every_method
+@pytest.mark.sampled(15)
 def test_batched_equals_single(name, hold):
     """Three samples of equal length keep and compute what each does alone."""
     host, ids, fed = engine("llama"), prompt(60, 3, seed=9), prompt(10, 3, seed=10)
@@ -289,6 +291,7 @@ def test_batched_equals_single(name, hold):
 
 
 @both
+@pytest.mark.sampled(1)
 def test_cells_step_together_as_alone(hold):
     """All methods at two budgets in one batch compute what each computes alone, each in a row of its own."""
     host, ids, fed, samples = engine("llama"), prompt(60, 2, seed=11), prompt(8, 2, seed=12), 2
@@ -308,6 +311,7 @@ def test_cells_step_together_as_alone(hold):
 
 @pytest.mark.parametrize("family, tokens", [("llama", 64), ("gemma3", 64), ("mistral_sliding", 64), ("gemma3", 20)])
 @pytest.mark.parametrize("chunk", [17, 5])
+@pytest.mark.sampled(3)
 def test_chunked_prefill_equals_whole(family, tokens, chunk):
     """Scores, totals, logits and kept sets of all post-prefill methods, with chunks that do not divide the prompt."""
     whole, parts, ids = engine(family), engine(family, chunk), distinct(tokens, 2)

@@ -179,6 +179,7 @@ def test_steps_of_one_shape_equal_any_others(name):
 
 
 @tiers(STREAMED)
+@pytest.mark.sampled(5)
 def test_a_stream_equals_steps_under_hold(name):
     ids, engine = families.prompt(TOKENS + STEPS, 2, seed=6), host(name)
     for cell in (Cell("hold", TOVA(), BUDGET), Cell("hold", Random(), BUDGET)):

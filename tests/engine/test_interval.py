@@ -50,6 +50,7 @@ def decoded(exact):
 
 
 @pytest.mark.parametrize("name, stays", CASES)
+@pytest.mark.sampled(4)
 def test_two_hundred_steps(name, stays):
     """Logits are dense attention's under the mask of what was kept; sizes rise by the interval and fall to the budget.
 

@@ -77,6 +77,7 @@ def test_tokens_are_not_dropped_before_a_model_that_counts_them():
 
 
 @pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.sampled(15)
 def test_rows_of_a_batch_do_not_depend_on_each_other(name):
     """Cells of a batch of two samples, together and each alone; in float64, where rounding moves no token elsewhere."""
     engine, ids, method = Engine(families.build(name, torch.float64)), families.prompt(TOKENS + STEPS, 2), Random()

@@ -37,6 +37,7 @@ def shares_of(method, host, hold=False):
 
 
 @pytest.mark.parametrize("name", SCORED)
+@pytest.mark.sampled(12)
 def test_what_is_kept_is_seen_by_the_next_token(host, name):
     """Every kept entry of a sliding layer lies in the next token's window, and bytes are at most the full cache's."""
     engine, _ = host
@@ -64,7 +65,7 @@ def test_a_share_is_one_of_what_the_full_cache_stores(host, share):
 
 
 @pytest.mark.parametrize("name", HOLDING)
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(3)
 def test_under_hold_what_nobody_sees_goes_first(host, name):
     """After every step the layer holds its budget, all of it seen by the next token; logits equal dense masks."""
     engine, family = host
@@ -95,7 +96,7 @@ def test_streaming_llm_has_no_sinks_in_a_sliding_layer(host, at):
 
 
 @pytest.mark.parametrize("name", HOLDING)
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(3)
 def test_streaming_equals_decoding_token_by_token(host, name):
     """The scan and the slow path agree where sliding layers evict, and no layer holds more than it may."""
     engine, _ = host

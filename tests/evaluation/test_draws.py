@@ -49,6 +49,7 @@ def prefills(monkeypatch):
 
 
 @pytest.mark.parametrize("more", [[], HOLD, ["query_aware=false"]], ids=["grow", "hold", "agnostic"])
+@pytest.mark.sampled(1)
 def test_draws_share_a_prefill_and_are_those_of_each_alone(tmp_path, monkeypatch, prefills, more):
     together = run(tmp_path / "together", *DRAWN, *more)
     assert prefills == [1, 1]

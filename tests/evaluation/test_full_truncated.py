@@ -22,6 +22,7 @@ def budgets(lengths, *more):
 
 
 @pytest.mark.parametrize("more", [[], ["interval=4"], DRAWN], ids=["every_token", "interval", "drawn"])
+@pytest.mark.sampled(1)
 def test_answers_are_the_full_caches_up_to_the_budget(tmp_path, more):
     lengths = [row["prompt_tokens"] for row in run(tmp_path / "lengths", "budgets=[1000]")]
     rows = run(tmp_path, budgets(lengths), *more)

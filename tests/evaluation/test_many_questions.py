@@ -47,6 +47,7 @@ def rows(folder, *overrides):
 
 
 @pytest.mark.parametrize("more", [[METHODS], [HOLDING, "decode=hold"]], ids=["grow", "hold"])
+@pytest.mark.sampled(1)
 def test_rows_are_those_of_asking_one_at_a_time(tmp_path, monkeypatch, calls, more):
     together = rows(tmp_path / "together", *more)
     shared, calls["prefills"] = calls["prefills"], 0

@@ -58,6 +58,7 @@ TASKS = {
 
 @pytest.mark.parametrize("value", BAD)
 @pytest.mark.parametrize("name", TASKS)
+@pytest.mark.sampled(3)
 def test_every_kind_of_task_gives_error_rows(tmp_path, name, value):
     """A letter that every prompt holds is not finite: no cell has a score, the full cache's least of all."""
     task, loaded = "needle" if "needle" in name else "perplexity", broken(value, token_of("e"))

@@ -42,12 +42,14 @@ def test_two_methods_are_compared(tmp_path):
     assert len([line for line in lines if line.startswith("0-")]) == 3
 
 
+@pytest.mark.slow
 def test_a_method_of_your_own_is_measured(tmp_path):
     table = cells(printed("own_method", tmp_path))
     assert {method for method, _ in table} == {"full", "large_values", "h2o"} and len(table) == 5
     assert all(abs(kept - float(budget)) < 0.01 for (_, budget), (kept, *_) in table.items())
 
 
+@pytest.mark.slow
 def test_a_task_of_your_own_is_measured(tmp_path):
     lines = printed("own_task", tmp_path)
     table = cells(lines[: lines.index("")])

@@ -49,6 +49,7 @@ def test_there_are_many():
 
 
 @pytest.mark.parametrize(("page", "words"), COMMANDS, ids=[f"{page}: {' '.join(words)}" for page, words in COMMANDS])
+@pytest.mark.sampled(30)
 def test_a_command_can_be_given(page, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check(words, tmp_path)
@@ -119,6 +120,7 @@ def test_readmes_method_is_short_and_runs(tmp_path):
     assert "large_values" in done.stdout and "full" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_guides_task_runs(tmp_path):
     [block] = python_blocks(ROOT / "docs/guide/own_task.md")
     (tmp_path / "mine.py").write_text(block)

@@ -26,7 +26,7 @@ every_method = pytest.mark.parametrize("name", METHODS)
 
 @both
 @every_method
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(6)
 def test_the_realised_size_is_the_requested_one(name, hold):
     """Entries per KV head, mean over the layers that evict: exactly, or to 1% of the prompt where a solver sets it."""
     for family, tokens in (("llama_deep", 120), ("gemma3", 90), ("llama", 33)):
@@ -56,7 +56,7 @@ def test_the_realised_size_is_the_requested_one(name, hold):
 
 
 @every_method
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(4)
 def test_what_is_protected_survives_64_steps(name):
     """First and last tokens that a method declares it protects are there after every step, and nothing twice."""
     for family, tokens, steps in (("llama", 48, 64), ("gemma3", 20, 24)):
@@ -96,7 +96,7 @@ def test_the_size_holds_while_decoding(name):
 
 
 @every_method
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(6)
 def test_a_budget_out_of_reach_is_said_so(name):
     """A budget is met or refused, never missed in silence."""
     host, method = engine("llama_deep"), METHODS[name]
@@ -144,7 +144,7 @@ def test_h2o_keeps_what_the_naive_one_keeps(normalize):
     ("qwen3", 12, 20, [1] * 30),
     ("mistral_sliding", 40, 15, [1] * 10 + [7] + [1] * 10),
 ], ids=["steps", "chunk", "short", "window"])  # fmt: skip
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_h2o_evicts_what_the_naive_one_evicts(normalize, family, tokens, budget, chunks):
     """Under hold, every eviction equals the running-sum simulation."""
 
@@ -172,6 +172,7 @@ def test_uneven_plans_evict_what_a_naive_one_evicts(method, family):
 
 @both
 @pytest.mark.parametrize("at", ["cache", "original"])
+@pytest.mark.sampled(2)
 def test_streaming_llm_keeps_sinks_and_the_newest(at, hold):
     """The first `sinks` and the newest `budget - sinks`, after the prefill and, under hold, after every step."""
 

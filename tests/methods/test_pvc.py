@@ -134,6 +134,7 @@ def test_the_solver_meets_every_budget_within_1_percent(name, tokens, layers):
 
 @pytest.mark.parametrize("tokens", [82, 90, 200, 512, 2048])
 @pytest.mark.parametrize("name, layers", [("pyramidinfer_7b", 32), ("pyramidinfer_13b", 40), ("pyramidinfer_70b", 80)])
+@pytest.mark.sampled(5)
 def test_published_counts_by_layer(name, layers, tokens):
     """What the engine keeps under the published settings is the official rule's count, in every layer."""
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": layers}
@@ -286,6 +287,7 @@ GENERATIONS = {
 
 @pytest.mark.parametrize("setting", GENERATIONS)
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.sampled(4)
 def test_blocks_are_compressed_as_by_a_ring_of_rows(family, setting):
     """Entries held before every step, and the logits, equal a simulation that stores the last R + 1 rows whole."""
     options, chunks = GENERATIONS[setting]

@@ -97,6 +97,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.sampled(4)
 def test_official_blocks_equal_the_official_code(family, setting):
     """Entries held before every step, and the logits, equal the twin's, over several blocks."""
     options, tokens, steps = SETTINGS[setting]

@@ -87,6 +87,7 @@ def solved(method, budget, shape):
 
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.sampled(8)
 def test_the_solver_equals_the_search(setting, shape):
     """Budgets within reach and out of it, to the last bit of both ratios and of the message."""
     for share in (0.05, 0.3, 0.45, 0.6, 0.9):

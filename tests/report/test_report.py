@@ -219,6 +219,7 @@ def test_runs_without_rows_are_found(made, tmp_path):
 
 
 @pytest.mark.parametrize("folder", sorted(path.parent for path in RESULTS.rglob("config.yaml")), ids=lambda p: p.name)
+@pytest.mark.sampled(7)
 def test_commands_ask_for_the_same_again(folder):
     stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     found, problem = command_again.command(stored)

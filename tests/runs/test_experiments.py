@@ -117,6 +117,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", SMALL)
+@pytest.mark.sampled(4)
 def test_each_runs_in_small(name, tmp_path):
     result = run_small(name, tmp_path, *SMALL[name])
     methods = set(compose.composed([f"+experiment={name}"]).methods)

@@ -211,6 +211,7 @@ def remount(folder, options):
     subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
 
 
+@pytest.mark.long
 def test_a_full_disk(server, whole, tmp_path):
     disk = tmp_path / "disk"
     with small_disk(disk, "size=64k"):

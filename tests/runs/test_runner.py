@@ -94,7 +94,8 @@ def test_protocols_answer_like_full_at_full_budget(tmp_path, decode, aware):
     methods = building.build_methods(compose.composed([f"method=[{','.join(compose.complete('method'))}]"]).methods)
     suits = {name for name, m in methods.items() if decode in m.decodes and "generate" in m.protocols}
     unasked = {name for name in suits if aware == "query_aware=false" and methods[name].needs_question}
-    names = [name for name in suits - unasked if methods[name].own_budget is None and not methods[name].unnamed]
+    fit = {name for name in suits if methods[name].own_budget is None and not methods[name].ends_at_budget}
+    names = [name for name in fit - unasked if not methods[name].unnamed]
     names.sort()
     result = run(tmp_path, f"method=[{','.join(names)}]", "budgets=[1.0]", f"decode={decode}", aware)
     assert result.rows["error"].isna().all()
@@ -108,6 +109,7 @@ def test_protocols_answer_like_full_at_full_budget(tmp_path, decode, aware):
 
 
 @pytest.mark.parametrize("decode", ["grow", "hold"])
+@pytest.mark.sampled(1)
 def test_batches_equal_single_samples(tmp_path, decode):
     methods = ["method=[h2o,streaming_llm,random,pvc_kv,pvc]", "budgets=[0.3,0.9]", f"decode={decode}", "limit=3"]
     haystack = ["task.haystack=noise", "query_aware=false", "task.lengths=[300]", "task.max_new_tokens=8"]

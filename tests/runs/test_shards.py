@@ -101,6 +101,7 @@ def test_a_plain_run_goes_on_where_shards_and_it_left_off(tmp_path):
     assert run(tmp_path, "shard=2/2").measured == 0  # it sees what the others have
 
 
+@pytest.mark.long
 def test_shards_at_the_same_time(tmp_path):
     command = [sys.executable, "-m", "pvcbench", *TINY, "limit=8", f"results={tmp_path / 'cut'}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -387,6 +387,7 @@ def broken(folder, mode, when, **environment):
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.sampled(1)
 def test_a_killed_wandb_is_one_line_and_no_failure(tmp_path, when):
     """Its service process dies before the curve is logged, or after it; the next run of the process has a mirror."""
     done, seconds = broken(tmp_path, "offline", when)

@@ -95,6 +95,7 @@ def test_it_is_best_of_nothing(given):
     assert given.method in aside and given.method not in [one.method for one in (*found.leading, *found.behind)]
 
 
+@pytest.mark.sampled(2)
 def test_it_is_on_no_front_and_in_no_test(given):
     compared = significance.compared(given.rows)
     assert np.isnan(line_of(compared, given.method).p) and np.isnan(line_of(compared, given.method).p_holm)
@@ -170,6 +171,7 @@ def test_no_shared_sample_is_said():
     assert "At 40% no sample was answered by every method: nothing can be compared there." in said
 
 
+@pytest.mark.sampled(2)
 def test_the_end_of_a_run_says_it(given, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(closing, "floors_of", lambda rows: {"random"})  # these rows have no folder
     summary = perplexity.shown(given.rows)

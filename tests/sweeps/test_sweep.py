@@ -334,6 +334,7 @@ def test_a_multirun_goes_on_after_a_failure(tmp_path):
     assert len(run_folders(tmp_path / "out")) == 1
 
 
+@pytest.mark.slow
 def test_submitits_launcher_runs_the_jobs(tmp_path):
     done = multirun(tmp_path, "hydra/launcher=submitit_local", "seed=0,1", "experiment=jobs")
     assert done.returncode == 0, done.stderr

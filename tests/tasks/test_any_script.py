@@ -64,6 +64,7 @@ def measured(prompter, sample):
 
 @pytest.mark.parametrize("kind", TEXTS)
 @pytest.mark.parametrize("bytes_only", [True, False])
+@pytest.mark.sampled(10)
 def test_needles_stand_where_they_were_asked(kind, bytes_only, tmp_path, real_prompter):
     prompter = Prompter(byte_tokenizer()) if bytes_only else real_prompter
     (tmp_path / "text.txt").write_text(TEXTS[kind], encoding="utf-8")

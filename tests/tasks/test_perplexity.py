@@ -162,6 +162,7 @@ def test_rows_and_tables_add_up(folder, tmp_path, protocol):
     assert (path / "summary.csv").is_file()
 
 
+@pytest.mark.slow
 def test_after_the_budget_is_what_lies_behind_it(folder, tmp_path):
     rows, summary, _ = run(folder, tmp_path, "streaming")
     line = summary.set_index(["method", "budget"]).loc[("h2o", "16")]
@@ -309,6 +310,7 @@ def test_a_failing_cell_sinks_no_other_and_its_memory_is_free(folder, tmp_path, 
 
 
 @pytest.mark.parametrize("protocol", ["continuation", "streaming"])
+@pytest.mark.sampled(1)
 def test_a_likelihood_that_is_none_is_its_own_rows_error(folder, tmp_path, monkeypatch, protocol):
     real = Perplexity.measured
 

@@ -151,6 +151,7 @@ ELSEWHERE = {"reasoning_gym", "ruler_kvpress"}  # needs a package; beside the ta
 
 
 @pytest.mark.parametrize("name", sorted(set(names()) - ELSEWHERE))
+@pytest.mark.sampled(8)
 def test_every_shipped_data_set_runs_on_files_of_its_shape(name, tmp_path, tiny):
     written(tmp_path, name)
     sets = list(describe(name)[0])

@@ -101,6 +101,7 @@ def text_of(task, sample):
 
 @pytest.mark.parametrize("chat", [0, 1])
 @pytest.mark.parametrize("name", DEFAULT)
+@pytest.mark.sampled(4)
 def test_the_six_old_sets_are_what_they_were(name, chat):
     hashed = hashlib.sha256()
     for length in (3000, 9000) if name == "cwe" else (3000, 4500):

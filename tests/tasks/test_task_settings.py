@@ -100,6 +100,7 @@ def test_a_haystack_of_files_is_known_by_its_name_and_content(tmp_path):
         ("task=pivotal_roles task.share=null", "task.share must be a number from 0 to 1, not None"),
     ],
 )
+@pytest.mark.sampled(20)
 def test_what_means_nothing_is_one_line(asked, expected):
     with pytest.raises(UserError) as caught:
         built(*asked.split())

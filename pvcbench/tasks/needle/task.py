@@ -30,7 +30,7 @@ class Needle(Task):
     percentage points off the depth asked for; a sample for which no such place is found is refused.
     """
 
-    name, version = "needle", 2
+    name, version, counted = "needle", 2, ("repeats",)
 
     def __init__(
         self,

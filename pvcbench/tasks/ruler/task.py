@@ -27,6 +27,7 @@ class Ruler(Task):
     """Samples cycle through the sets, then the lengths; `samples` per set and length."""
 
     name, version, primary = "ruler", 1, "string_match_all"
+    counted = ("samples",)
 
     def __init__(
         self,
