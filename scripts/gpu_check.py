@@ -1,6 +1,7 @@
 """Checks and measures the engine on a GPU and prints one JSON document; needs torch, transformers, triton, jaxtyping.
 
     python scripts/gpu_check.py --out results/bench/gpu_check.json
+    python scripts/gpu_check.py --quick    # in 90 seconds: what is right, and one length
     python scripts/gpu_check.py --small    # everything at toy size; without a GPU in Triton's interpreter
 
 The model has the shape of an 8B Llama and random weights. A section that fails or runs out of time becomes an `error`
@@ -37,9 +38,12 @@ from pvcbench.engine.evict import Cell
 from pvcbench.engine.kernels import interface
 from pvcbench.engine.observer import clock
 from pvcbench.policy import Method
+from scripts import gpu_agreement
 
-SECONDS = {"copy": 20, "correct": 120, "tune": 60, "prefill": 160, "decode": 90, "long": 90}  # at most, per section
-TOTAL = 470
+SECONDS = {"copy": 20, "correct": 120, "methods": 40, "families": 40, "protocols": 20}  # at most, per section
+SECONDS |= {"tune": 60, "prefill": 140, "decode": 80, "long": 80}
+TOTAL, QUICK = 470, 88  # seconds for all of them
+QUICK_SECTIONS = ("copy", "correct", "methods", "families", "protocols", "prefill")
 TARGETS = {  # what a ratio or a size must stay below
     "h2o_prefill_ratio": 1.3,
     "window_prefill_ratio": 1.03,
@@ -70,12 +74,12 @@ class LastRows(Method):
 class Setup:
     """The sizes of a check and what sections share."""
 
-    def __init__(self, small: bool):
-        self.small, self.cuda = small, torch.cuda.is_available()
+    def __init__(self, small: bool, quick: bool = False):
+        self.small, self.quick, self.cuda = small, quick, torch.cuda.is_available()
         self.device = torch.device("cuda" if self.cuda else "cpu")
         self.dtype = torch.bfloat16 if self.cuda else torch.float32
-        self.lengths, self.long = ((96,), 130) if small else ((8192, 32768), 131072)
-        self.repeats = 1 if small else 3
+        self.lengths, self.long = ((96,), 130) if small else ((8192,) if quick else (8192, 32768), 131072)
+        self.repeats = 1 if small or quick else 3
         self.made: Engine | None = None
         self.bandwidth: float | None = None  # bytes per second of a copy, reads and writes
 
@@ -238,7 +242,8 @@ def engine_agreement(setup, name):
 
 def correct(setup, result):
     """Kernels against float64, the flash forward's LSE, run-to-run equality, and the engine against itself."""
-    cases = [(name, dim, setup.device.type) for name in DTYPES for dim in (64, 80, 96, 128, 256)]
+    dims = (64, 128) if setup.quick else (64, 80, 96, 128, 256)
+    cases = [(name, dim, setup.device.type) for name in DTYPES for dim in dims]
     cases = (
         [(name, dim, setup.device.type) for name, dim in zip(DTYPES, (64, 80, 96), strict=True)]
         if setup.small
@@ -373,7 +378,9 @@ def long(setup, result):
         result[name] = {"s": round(setup.engine.prefill(ids, methods).seconds, 3), "peak_gb": setup.peak_gb()}
 
 
-SECTIONS = {section.__name__: section for section in (copy, correct, tune, prefill, decode, long)}
+SECTIONS = {"copy": copy, "correct": correct, "methods": gpu_agreement.every_method}
+SECTIONS |= {"families": gpu_agreement.every_family, "protocols": gpu_agreement.every_protocol}
+SECTIONS |= {section.__name__: section for section in (tune, prefill, decode, long)}
 
 
 # ---------------------------------------------------------------------------------------------- the check
@@ -412,22 +419,25 @@ def judged(result, longest):
 def main():
     """Checks, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=None)
+    parser.add_argument("--quick", action="store_true", help="in 90 seconds: what is right, and prefills of one length")
     parser.add_argument("--small", action="store_true", help="toy sizes, on a CPU too")
     parser.add_argument("--out", type=Path, default=None, help="also write the JSON document to this file")
     options = parser.parse_args()
     if not options.small and not torch.cuda.is_available():
         print("gpu_check needs a GPU; --small runs it at toy size on a CPU", file=sys.stderr)
         sys.exit(2)
-    setup, result, end = Setup(options.small), {"small": options.small}, time.monotonic() + TOTAL
+    chosen = options.only or (QUICK_SECTIONS if options.quick else list(SECTIONS))
+    setup, result = Setup(options.small, options.quick), {"small": options.small, "quick": options.quick}
+    end = time.monotonic() + (QUICK if options.quick else TOTAL)
     for name, section in SECTIONS.items():
-        if name in options.only:
+        if name in chosen:
             own = result.setdefault(name, {})
             attempt(section, setup, own, min(SECONDS[name], end - time.monotonic()))
             print(name, json.dumps(own), file=sys.stderr, flush=True)
     result["targets"] = judged(result, setup.lengths[-1])
     bench_document.finish(result, options.out)
-    failed = [name for name in options.only if "error" in result[name] or not result[name].get("passed", True)]
+    failed = [name for name in chosen if "error" in result[name] or not result[name].get("passed", True)]
     sys.exit(1 if failed else 0)
 
 

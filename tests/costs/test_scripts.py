@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from scripts import gpu_agreement
 from tiny import build
 
 SCRIPTS = sorted((Path(__file__).parents[2] / "scripts").glob("*.py"))
@@ -87,10 +89,26 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["correct"]["passed"] and report["copy"]["copy_gb_per_s"] > 0
+    assert report["methods"]["passed"] and report["methods"]["compared"] > 40
+    assert report["families"]["llama"]["passed"] and report["protocols"]["passed"]
     assert {"plain", "h2o", "window", "pvc_76", "pvc_50"} == set(report["prefill"]["96"]["ratio"])
     assert report["prefill"]["96"]["eager"]["s"] > 0 and report["long"]["h2o"]["s"] > 0
     assert all(part["step_ms"] > 0 for name, part in report["decode"].items() if name.startswith("rows"))
     assert report["targets"]["h2o_prefill_ratio"]["value"] == report["prefill"]["96"]["ratio"]["h2o"]
+
+
+def test_the_gpu_check_finds_a_device_that_differs(monkeypatch):
+    """Another model on the device is told: in kept sets, in logits, and in every protocol."""
+    real, cpu = gpu_agreement.model_of, torch.device("cpu")
+    setup = SimpleNamespace(device=torch.device("meta"), small=True)
+    monkeypatch.setattr(gpu_agreement, "model_of", lambda name, device: real(name, cpu, seed=int(device != cpu)))
+    for section in (gpu_agreement.every_method, gpu_agreement.every_protocol):
+        result = {}
+        section(setup, result)
+        assert result["passed"] is False, section
+        setup_again, again = SimpleNamespace(device=cpu, small=True), {}
+        section(setup_again, again)
+        assert again["passed"] is True, section
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
