@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 import pvcbench
-from pvcbench.stats import ranking, significance, summaries
+from pvcbench.stats import perplexity, ranking, significance, summaries, ties
 from scripts.numbers_words import called, joined, paragraph, pvalue
 from scripts.written_page import ROOT, table
 
@@ -43,6 +43,14 @@ def rows_of(results: Path, experiment: str) -> pd.DataFrame:
     return rows if chosen is None else rows[rows["stratum"] == chosen]
 
 
+@cache
+def leaders(results: Path, experiment: str, size: str) -> set[str]:
+    """The best method of an experiment at a size, and those that no paired test tells from it."""
+    rows = rows_of(results, experiment)
+    part = rows[(rows["budget"] == size) | rows["reference"].eq(True)]
+    return ties.with_the_best(part, perplexity.shown(part), size)
+
+
 def cells(results: Path, experiment: str) -> tuple[dict[str, list[str]], str]:
     """What the column of an experiment shows of each method at every size, and its head."""
     rows = rows_of(results, experiment)
@@ -56,6 +64,7 @@ def cells(results: Path, experiment: str) -> tuple[dict[str, list[str]], str]:
         for size in SIZES:
             score = lines["score"].get(size, float("nan"))
             known = f"{score * samples:.0f}" if counted else f"{full - score:.3f}"
+            known = f"**{known}**" if name in leaders(results, experiment, size) else known
             said.append("-" if isnan(score) else known)
         shown[LEAKING if name in ranking.leaking(rows) else name] = said
     shown["full"] = [f"{full * samples:.0f}" if counted else "0"]
@@ -68,7 +77,7 @@ def overview(results: Path = ROOT / "results") -> str:
     first = columns[0][0]
 
     def rank(name: str) -> tuple:
-        scores = [-1.0 if one == "-" else float(one) for one in first[name]]
+        scores = [-1.0 if one == "-" else float(one.strip("*")) for one in first[name]]
         return name == LEAKING, name == "random", *(-one for one in scores[::-1])
 
     names = sorted((name for name in first if name != "full"), key=rank)
@@ -78,7 +87,11 @@ def overview(results: Path = ROOT / "results") -> str:
         for name in names
     ]
     sizes = joined(f"{float(size):.0%}" for size in SIZES)
-    note = f"The numbers are at {sizes} of the cache. A dash: the method cannot keep so little, or was not run."
+    note = (
+        f"The numbers are at {sizes} of the cache. A dash: the method cannot keep so little, or was not run. Bold: the "
+        "best of its column at that size, and every method that is not told apart from it (paired tests against the "
+        "best, Holm's correction over them; that few samples tell few apart is why many are bold)."
+    )
     return f"{table(['method', *(head for _, head in columns)], rows)}\n\n{paragraph(note)}"
 
 
