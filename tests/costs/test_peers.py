@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import bench_scoring
-from peers import curve, scoring
+from peers import curve, presses, questions, scoring
 from peers.client import WORKER, Peer, PeerDied, PeerFailed, peak_of
 from pvcbench.config import building, compose
 from pvcbench.engine.engine import Engine
@@ -206,3 +206,45 @@ def test_kvpress_says_what_we_say(tmp_path):
 
 def test_the_worker_needs_nothing_of_ours():
     assert not [name for name in imports(WORKER) if name.split(".")[0] in ("pvcbench", "methods", "peers")]
+
+
+def test_overlaps_count_ties_as_alike_only_where_scores_tie():
+    """Which of equal scores stay is nobody's choice; a better entry that was dropped is a difference."""
+    scores = [torch.tensor([[[1.0, 1.0, 1.0, 0.5, 2.0]]])]
+    ours = presses.Kept([[{0, 4}]], scores)
+    assert ours.overlaps([[[2, 4]]]) == [0.5] and ours.overlaps([[[2, 4]]], ties=True) == [1.0]
+    assert ours.overlaps([[[3, 4]]], ties=True) == [0.5]
+    assert presses.measures(ours, [[[1, 4]]], True) == {"mean": 0.5, "least": 0.5, "mean_but_for_ties": 1.0}
+
+
+class Grouping:
+    """A peer that answers questions in groups, as it is told."""
+
+    def __init__(self, answers, hashes):
+        self.answers, self.hashes, self.asked = answers, hashes, []
+
+    def ask(self, do, **request):
+        self.asked.append((do, request["press"], round(request["ratio"], 3), request["questions"]))
+        return {"answers": self.answers, "prompts_sha256": self.hashes, "seconds": 2.0}
+
+
+def test_questions_are_asked_in_one_group_for_each_cell():
+    task = Needle(lengths=[300], needles=2, questions=2, max_new_tokens=4)
+    task.prepare(Prompter(random_weights.byte_tokenizer()))
+    methods = building.build_methods(compose.composed(["method=h2o"]).methods)
+    cells = tuple(points(methods, [0.25], "grow"))
+    batch = [WorkItem(sample, task.encode(sample), cells) for sample in (task.sample(0, 0), task.sample(0, 1))]
+    rows = {
+        (item.sample.id, point.name, point.label): {"output": " x", "score": 0.0} for item in batch for point in cells
+    }
+    peer, beside = Grouping(["x", "y"], [item.prompt.sha256 for item in batch]), questions.Grouped(task, cells, 1)
+    for _ in range(2):  # the second context is not asked for
+        beside.ask(peer, batch, 0.5, rows)
+    asked = [f"\n\n{item.sample.question}" for item in batch]
+    assert peer.asked == [("group", None, 0.0, asked), ("group", "ObservedAttention", 0.75, asked)]
+    found = beside.report()
+    assert (found["contexts"], found["peer_s"], found["peer_over_ours"]) == (1, 4.0, 8.0)
+    assert (found["answers"], found["same_answers"]) == (4, 2)
+    peer.hashes = peer.hashes[::-1]
+    with pytest.raises(PeerFailed, match="other tokens"):
+        questions.Grouped(task, cells, 1).ask(peer, batch, 0.5, rows)
