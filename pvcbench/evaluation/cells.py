@@ -51,7 +51,7 @@ def answer_room(cell: Cell, prompt: int) -> int | None:
     """The longest answer to a prompt of so many tokens where its method ends it at the budget; None: no such end."""
     if not cell.method.ends_at_budget:
         return None
-    return cell.budget - (0 if cell.stays else prompt)
+    return cell.budget - prompt
 
 
 OBSERVATION = Point(None, None, None, None)  # no cell: what a sample shows by itself, in tasks that observe

@@ -55,7 +55,7 @@ class Row(TypedDict, total=False):
     peak_bytes: int | None  # the largest memory in use, where it is measured
     answers: list[str]  # the right answers
     prefill_s: float | None  # seconds of the prefill: its share, where a batch or questions on one context share it
-    measured_in: str  # copied rows: the id of the run that measured it, alike in all but methods and budgets (`reuse`)
+    measured_in: str  # copied rows: the id of the run that measured it, alike in all that changes the number (`reuse`)
     error: str | None  # why there is no result, in a sentence
     reason: str | None  # the same as a word: "out of reach" or "failed"
     reach: float | None  # the smallest share of the cache that the method can keep, where that is the reason

@@ -34,7 +34,7 @@ class RunFolder:
         self.rows_path = self.path / ("rows.jsonl" if shard is None else f"rows-{shard.label}.jsonl")
         self._locks: list[TextIO] = []
         self._homes: dict[tuple, Path] = {}
-        self._environment: dict = {}
+        self.environment: dict = {}
         self._noted: set[Path] = set()  # row files whose lines of sessions.jsonl tell of this session
 
     def open(self, config: Mapping, environment: Mapping) -> list[dict]:
@@ -50,7 +50,7 @@ class RunFolder:
                     _untear(path)
             found = rows_by_file(self.path, self.identity)
             self._homes = {key_of(row): packed.plain(path) for path, rows in found.items() for row in rows}
-            self._environment = dict(environment)
+            self.environment = dict(environment)
             self._describe(config)
         except BaseException:
             self.close()
@@ -63,8 +63,8 @@ class RunFolder:
         Raises UserError where config.yaml is another run's.
         """
         if not (self.path / "environment.json").exists():
-            _first(self.path / "environment.json", json.dumps(self._environment, indent=1) + "\n")
-        refuse_other_weights(self.path, self._environment)
+            _first(self.path / "environment.json", json.dumps(self.environment, indent=1) + "\n")
+        refuse_other_weights(self.path, self.environment)
         path = self.path / "config.yaml"
         known = stored.read(path)
         if known is not None:
@@ -93,7 +93,7 @@ class RunFolder:
             with _written(path):
                 self._unpack(path)
                 if path not in self._noted:
-                    sessions.add(path, self._environment)
+                    sessions.add(path, self.environment)
                     self._noted.add(path)
                 _append(path, "".join(lines))
 

@@ -81,7 +81,7 @@ def run(
             folder.append(taken)
             known_rows.tell(taken)
             existing = [*existing, *taken]
-            added = _measure(spec, loaded, folder, existing, plan, work, live) if work else 0
+            added = len(taken) + (_measure(spec, loaded, folder, existing, plan, work, live) if work else 0)
         finally:
             folder.close()
         if extent.shard is not None:
@@ -111,12 +111,12 @@ def _planned(
         prompt = None  # of all draws, written where one of them lacks a cell
         for sample in samples_of(task, seed, index, spec.protocol.draws):
             names.append(sample.id)
-            missing = [point for point in spec.points if (sample.id, point.name, point.label) not in answered]
-            taken += [elsewhere[key] for point in missing if (key := (sample.id, point.name, point.label)) in elsewhere]
-            missing = tuple(point for point in missing if (sample.id, point.name, point.label) not in elsewhere)
+            missing = tuple(point for point in spec.points if (sample.id, point.name, point.label) not in answered)
             if missing:
                 prompt = prompt or task.encode(problem_of(sample))
-                work.append(WorkItem(sample, prompt, missing))
+                item, rows = known_rows.shared(WorkItem(sample, prompt, missing), elsewhere)
+                work += [item] if item.points else []
+                taken += rows
     refuse_samples(folder, existing, spec, names, total)
     cells = tuple((point.name, point.label) for point in spec.points)
     return Plan(folder.path, tuple(names), cells, total, spec.protocol.draws), work, taken
@@ -124,7 +124,10 @@ def _planned(
 
 def taken_from(spec: RunSpec, folder: RunFolder) -> dict[Key, dict]:
     """Rows that other runs of the experiment have; none of speeds, which are the hour's as well."""
-    return {} if spec.kind.speeds else known_rows.known_rows(folder.path, folder.identity, spec.task.counted)
+    if spec.kind.speeds:
+        return {}
+    counted = known_rows.counts_of(spec.task)
+    return known_rows.known_rows(folder.path, folder.identity, folder.environment, counted)
 
 
 def refuse_cells(folder: Path, rows: Sequence[Mapping], spec: RunSpec) -> None:

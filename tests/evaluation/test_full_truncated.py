@@ -44,18 +44,13 @@ def test_answers_are_the_full_caches_up_to_the_budget(tmp_path, more):
     assert ended == {True, False}
 
 
-def test_a_protected_prompt_leaves_the_whole_budget_to_the_answer(tmp_path):
-    rows = run(tmp_path, "prompt=protected", "budgets=[5,40]")
-    found = {(row["budget"], row["answer_tokens"]) for row in rows if row["method"] == "full_truncated"}
-    assert found == {("5", 5), ("40", 12)}
-
-
 @pytest.mark.parametrize(
     "more, told",
     [
         (["budgets=[0.5]"], "needs sizes in entries"),
         (["budgets=[300]", "decode=grow"], "supports decode=hold"),
         (["budgets=[300]", "query_aware=false"], "leave query_aware=true"),
+        (["budgets=[300]", "prompt=protected"], "leave prompt=counted"),
     ],
 )
 def test_what_is_no_control_is_refused(tmp_path, more, told):

@@ -1,6 +1,7 @@
 """Rows of another run: taken where its identity says that they are equal, and from nowhere else."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,7 @@ from pvcbench.evaluation.kinds import KINDS
 from pvcbench.runs import runner
 from pvcbench.runs.row_comparison import row_differences
 from pvcbench.runs.rows import key_of, read_rows
+from pvcbench.tasks.needle.task import Needle
 
 SETTINGS = ["model=random", "dtype=float64", "threads=1", "wandb.mode=disabled", "task.lengths=[300]"]
 SETTINGS += ["task.max_new_tokens=6", "limit=2", "budgets=[0.2,0.5]"]
@@ -104,7 +106,7 @@ def test_rows_that_are_no_results_are_not_taken_and_broken_runs_are_passed_over(
     "asked",
     [
         ["task=needle", "task.lengths=[300,400]"],
-        ["task=ruler", "task.sets=[niah_single_1]", "task.lengths=[1024,1200]"],
+        pytest.param(["task=ruler", "task.sets=[niah_single_1]", "task.lengths=[1024,1200]"], marks=pytest.mark.slow),
     ],
     ids=["needle", "ruler"],
 )
@@ -130,3 +132,55 @@ def test_speeds_are_measured_anew(tmp_path):
         asked = [*short, *few, f"method=[{methods}]", f"results={tmp_path}"]
         done = runner.run(compose.composed(asked), figures=False)
         assert not any("measured_in" in row for row in read_rows(done.folder))
+
+
+class Numbered(Needle):
+    """A task of one's own that asks something else where there are more repeats."""
+
+    def sample(self, seed, index):
+        made = super().sample(seed, index)
+        return replace(made, question=f"{made.question} ({self.repeats})")
+
+
+def test_a_task_that_derives_from_another_declares_for_itself(tmp_path):
+    """What a setting changes in a class of one's own is not known from its base."""
+    rows = []
+    for repeats, methods in ((1, "h2o"), (3, "h2o,random")):
+        task = Numbered(lengths=[300], repeats=repeats, max_new_tokens=4)
+        asked = compose.composed([*SETTINGS, f"method=[{methods}]", f"results={tmp_path}"])
+        rows.append(read_rows(runner.run(asked, task=task, figures=False).folder))
+    assert not any("measured_in" in row for row in rows[1])
+
+
+def test_other_weights_and_altered_runs_give_nothing(tmp_path, capsys):
+    first, _ = run(tmp_path, "h2o")
+    path = first / "environment.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps(whole | {"model": whole["model"] | {"loaded_sha256": "0" * 64}}))
+    _, after = run(tmp_path, "h2o,random")
+    assert not any("measured_in" in row for row in after.values())
+    assert "was measured with other weights" in capsys.readouterr().err
+    path.write_text(json.dumps(whole))
+    config = (first / "config.yaml").read_text()
+    (first / "config.yaml").write_text(config.replace("refeed_last: false", "refeed_last: true", 1))
+    _, after = run(tmp_path, "h2o,knorm", "refeed_last=true")
+    assert not any("measured_in" in row for row in after.values())
+    assert "was altered" in capsys.readouterr().err
+
+
+def test_rows_of_other_prompts_are_not_taken(tmp_path, measured):
+    first, _ = run(tmp_path, "h2o")
+    rows = [json.loads(line) for line in (first / "rows.jsonl").read_text().splitlines()]
+    rows[0]["prompt_sha256"] = "0" * 64
+    (first / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    measured.clear()
+    run(tmp_path, "h2o,random")
+    assert key_of(rows[0]) in measured and len(measured) == 4 + 1
+
+
+def test_a_run_of_taken_rows_alone_says_what_it_did(tmp_path, measured):
+    run(tmp_path, "h2o,random")
+    measured.clear()
+    config = compose.composed([*SETTINGS, "method=[h2o]", f"results={tmp_path}"])
+    assert runner.run(config, figures=False).measured == 2 * 3 and not measured
+    assert runner.run(config, figures=False).measured == 0
