@@ -28,7 +28,7 @@ from scripts.numbers_words import paragraph, span
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("scoring", "curve", "decode", "methods")  # with a picture each
-TABLES = ("questions", "questions_pairs", "questions_2048")
+TABLES = ("questions", "questions_pairs", "questions_2048", "questions_4096")
 CURVES = (("seconds", "peer_over_ours"), ("seconds_without_observed", "peer_over_ours_without_observed"))
 SIDES = {"ours": ("pvcbench, one shared prefill", BLUE, -0.2), "peer": ("kvpress, point by point", ORANGE, 0.2)}
 COLUMNS = {  # of the scoring benchmark: key, words, colour, marker
