@@ -1,5 +1,6 @@
 """What the documents say of the committed runs: a table of all of them, from their rows."""
 
+import re
 from pathlib import Path
 
 import pvcbench
@@ -7,9 +8,11 @@ from scripts.written_page import ROOT, table
 
 
 def committed(results: Path = ROOT / "results") -> str:
-    """Every run: its experiment, task, samples, methods and budgets."""
+    """Every committed run: its experiment, task, samples, methods and budgets; .gitignore names their experiments."""
+    kept = re.findall(r"^!results/(\w+)/$", (ROOT / ".gitignore").read_text(encoding="utf-8"), re.MULTILINE)
     lines = []
-    for _, rows in pvcbench.load(results).groupby("folder"):
+    every = pvcbench.load(results)
+    for _, rows in every[every["experiment"].isin(kept)].groupby("folder"):
         first, own = rows.iloc[0], rows[~rows["reference"].astype(bool)]
         counts = [rows["sample"].nunique(), own["method"].nunique(), own["budget"].nunique()]
         lines.append([f"`{first['experiment']}`", f"`{first['run']}`", f"`{first['task']}`", *map(str, counts)])
