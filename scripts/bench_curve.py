@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from peers import curve as peers
-from peers.client import Peer, PeerFailed
+from peers.client import Peer, PeerFailed, check_methods
 from pvcbench.config import building, compose, processors
 from pvcbench.costs import bench_document
 from pvcbench.engine.engine import Engine
@@ -153,7 +153,7 @@ def arguments():
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     if options.peer:
-        peers.check(options.methods, options.peer)
+        check_methods(options.methods, peers.PRESSES, options.peer)
         if options.model != "smollm2":
             raise UserError("--peer compares on the embedded model only: leave out --model")
     return options

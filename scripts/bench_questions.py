@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from peers import questions as peers
-from peers.client import Peer, PeerFailed
+from peers.client import Peer, PeerFailed, check_methods
+from peers.curve import OVERRIDES
 from pvcbench.config import building, compose, processors
 from pvcbench.costs import bench_document
 from pvcbench.engine.engine import Engine
@@ -76,7 +77,7 @@ def options_of(arguments=None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="write the JSON document here as well")
     options = parser.parse_args(arguments)
     if options.peer:
-        peers.check(options.methods, options.peer)
+        check_methods(options.methods, peers.PRESSES, options.peer)
         if options.model != "smollm2":
             raise UserError("--peer compares on the embedded model only: leave out --model")
     return options
@@ -86,7 +87,7 @@ class Side:
     """A model, its contexts and the cells that both sides run."""
 
     def __init__(self, options: argparse.Namespace):
-        overrides = peers.OVERRIDES if "streaming_llm" in options.methods else ()
+        overrides = OVERRIDES if "streaming_llm" in options.methods else ()
         asked = [*TASKS[options.task](options), f"task.max_new_tokens={options.max_new_tokens}", *overrides]
         config = compose.composed([f"model={options.model}", f"method=[{','.join(options.methods)}]", *asked])
         self.loaded = building.build(config.model, "the model", device="cpu", dtype=None)

@@ -39,8 +39,8 @@ def covered(method: Method) -> str | None:
     """Why the cases cannot tell what a method keeps; None where they can, but for what its draws decide."""
     if method.reference or method.own_budget is not None:
         return "they take no budget"
-    if method.prunes or method.ends_at_budget:
-        return "they drop tokens between the layers of a whole model" if method.prunes else "they evict nothing"
+    if method.prunes:
+        return "they drop tokens between the layers of a whole model"
     if method.reads is not None:
         return "they look at what follows the prompt"
     if method.unnamed:

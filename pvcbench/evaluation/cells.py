@@ -49,9 +49,7 @@ class Point:
 
 def answer_room(cell: Cell, prompt: int) -> int | None:
     """The longest answer to a prompt of so many tokens where its method ends it at the budget; None: no such end."""
-    if not cell.method.ends_at_budget:
-        return None
-    return cell.budget - prompt
+    return cell.budget - prompt if cell.method.ends_at_budget else None
 
 
 OBSERVATION = Point(None, None, None, None)  # no cell: what a sample shows by itself, in tasks that observe
@@ -102,6 +100,8 @@ def require_interval(name: str, method: Method, stays: bool, usual: str) -> None
             f"{name} at positions=cache keeps first tokens and one window, which prompt=protected breaks up: leave "
             f"prompt=counted, or set methods.{name}.positions=original"
         )
+    if stays and method.ends_at_budget:
+        raise UserError(f"{name} counts the prompt in its budget, and keeps all of it: leave prompt=counted")
     if stays and method.prunes:
         raise UserError(f"{name} drops tokens of the prompt between layers: leave prompt=counted")
 

@@ -111,8 +111,6 @@ def check_question(task: Task, protocol: Protocol, answers: bool, methods: Mappi
             raise UserError(f"{name} ranks entries by the question: {why}, or choose other methods by method=[...]")
         if getattr(method, "ends_at_budget", False) and not protocol.query_aware:
             raise UserError(f"{name} counts prompt and answer against one budget: leave query_aware=true")
-        if getattr(method, "ends_at_budget", False) and protocol.prompt == "protected":
-            raise UserError(f"{name} counts the prompt in its budget, and keeps all of it: leave prompt=counted")
     if not task.has_question and not protocol.query_aware:
         raise UserError(f"task={task.name} does not tell a context from a question: leave query_aware=true")
     if task.agnostic and protocol.query_aware:

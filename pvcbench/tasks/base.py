@@ -72,9 +72,7 @@ class Task(metaclass=Made):
     beyond: bool = False  # whether samples may be longer than the model was made for
     shorten: str = "lower task.lengths"  # what to do about samples that are too long
     version: int = 1  # raised whenever a change of the task changes a number
-    counted: tuple[
-        str, ...
-    ] = ()  # settings that only say how many samples there are: each is the same with any of them
+    counted: tuple[str, ...] = ()  # settings that only say how many samples there are, and change none of them
     primary: str = "accuracy"  # the label of the score
     every: int = 1  # of kind `streaming`: tokens between two evictions
     uses_methods: bool = False  # of kind `observe`: whether eviction methods are looked at too

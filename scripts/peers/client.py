@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pvcbench.errors import UserError
@@ -103,6 +103,14 @@ def check_python(python: Path) -> None:
     """Refuses an environment that is not there."""
     if not Path(python).is_file():
         raise UserError(f"--peer: there is no {python}; scripts/peers/setup.sh makes the environment")
+
+
+def check_methods(methods: Sequence[str], presses: Mapping[str, str], python: Path) -> None:
+    """Refuses methods that have no press among these, and an environment that is not there."""
+    check_python(python)
+    unknown = [name for name in methods if name not in presses]
+    if unknown:
+        raise UserError(f"--peer: kvpress has no counterpart of {unknown[0]!r}: choose from {', '.join(presses)}")
 
 
 def peak_of(command: Sequence[str]) -> float:

@@ -3,10 +3,8 @@
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from peers.client import Peer, PeerFailed, check_python
-from pvcbench.errors import UserError
+from peers.client import Peer, PeerFailed
 
 PRESSES = {"h2o": "ObservedAttention", "streaming_llm": "StreamingLLM", "random": "Random"}
 OBSERVED = ("h2o",)  # methods whose press needs eager attention
@@ -22,14 +20,6 @@ class Side:
     seconds: list[float] = field(default_factory=list)
     seconds_without_observed: list[float] = field(default_factory=list)
     answers: list[dict] = field(default_factory=list)  # sample, method, budget, kept entries, text, score; seconds
-
-
-def check(methods: Sequence[str], python: Path) -> None:
-    """Refuses methods that have no counterpart there, and an environment that is not there."""
-    check_python(python)
-    unknown = [name for name in methods if name not in PRESSES]
-    if unknown:
-        raise UserError(f"--peer: kvpress has no counterpart of {unknown[0]!r}: choose from {', '.join(PRESSES)}")
 
 
 def points(methods: Sequence[str], budgets: Sequence[float]) -> Iterator[tuple[str, float, str | None, float]]:

@@ -2,10 +2,8 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from peers.client import Peer, PeerFailed, check_python
-from pvcbench.errors import UserError
+from peers.client import Peer, PeerFailed
 
 PRESSES = {
     "h2o": "ObservedAttention",
@@ -15,15 +13,6 @@ PRESSES = {
     "tova": "TOVA",
     "knorm": "Knorm",
 }
-OVERRIDES = ("methods.streaming_llm.positions=original",)  # kvpress keeps keys where they were
-
-
-def check(methods: Sequence[str], python: Path) -> None:
-    """Refuses methods that have no counterpart there, and an environment that is not there."""
-    check_python(python)
-    unknown = [name for name in methods if name not in PRESSES]
-    if unknown:
-        raise UserError(f"--peer: kvpress has no counterpart of {unknown[0]!r}: choose from {', '.join(PRESSES)}")
 
 
 class Grouped:

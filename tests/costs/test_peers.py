@@ -10,7 +10,7 @@ import torch
 
 import bench_scoring
 from peers import curve, presses, questions, scoring
-from peers.client import WORKER, Peer, PeerDied, PeerFailed, peak_of
+from peers.client import WORKER, Peer, PeerDied, PeerFailed, check_methods, peak_of
 from pvcbench.config import building, compose
 from pvcbench.engine.engine import Engine
 from pvcbench.errors import UserError
@@ -136,7 +136,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"setup\.sh"):
         Peer(tmp_path / "python", tmp_path, 1)
     with pytest.raises(UserError, match="no counterpart of 'pvc'"):
-        curve.check(["h2o", "pvc"], Path(sys.executable))
+        check_methods(["h2o", "pvc"], curve.PRESSES, Path(sys.executable))
     with pytest.raises(PeerDied, match="code 3: no room"):
         peak_of([sys.executable, "-c", "import sys; print('no room', file=sys.stderr); sys.exit(3)"])
 

@@ -1,6 +1,7 @@
 """README.md and docs/: links lead somewhere, pages that scripts write are current, numbers are those of the rows."""
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from scripts import (
     data_sets,
     experiment_list,
     method_cards,
+    numbers_committed,
     numbers_quickstart,
     page_numbers,
     press_table,
@@ -85,6 +87,14 @@ def test_numbers_are_those_of_the_rows():
         name for name in page_numbers.PAGES if (ROOT / name).read_text(encoding="utf-8") != page_numbers.page(name)
     ]
     assert not stale, "run scripts/page_numbers.py"
+
+
+def test_a_run_of_ones_own_is_in_no_page(tmp_path):
+    """Pages are of what is committed: a demo that was run before the tests changes none of them."""
+    for name in ("quickstart", "demo"):
+        shutil.copytree(ROOT / "results" / "quickstart", tmp_path / name, ignore=shutil.ignore_patterns("figures"))
+    told = numbers_committed.committed(tmp_path)
+    assert "`quickstart`" in told and "`demo`" not in told
 
 
 def test_another_row_is_another_number(monkeypatch):

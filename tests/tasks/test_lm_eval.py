@@ -136,6 +136,15 @@ def ask(lm, kind, *arguments):
     return getattr(lm, kind)([Instance(kind, {}, arguments, 0, ("t", 0, 1))], disable_tqdm=True)[0]
 
 
+def test_answers_end_at_the_budget_where_their_method_ends_them():
+    """The control's answer is the full cache's, as far as prompt and answer fit into the budget together."""
+    text = " ".join(doc["text"] for doc in DOCS)
+    full, most = ours(decode="hold"), {"max_gen_toks": 8}
+    cut = ours("full_truncated", len(full.tok_encode(text)) + 3, decode="hold")
+    found = ask(cut, "generate_until", text, most)
+    assert found == ask(full, "generate_until", text, {"max_gen_toks": 3}) != ask(full, "generate_until", text, most)
+
+
 def test_scores_change_with_the_budget_and_stock_ones_do_not(monkeypatch):
     text, answer = " ".join(doc["text"] for doc in DOCS), " red"
     plain = stock()

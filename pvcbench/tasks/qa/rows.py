@@ -50,7 +50,7 @@ def items_of(one: Description, rows: Sequence[Mapping]) -> tuple[list[Item], lis
         return turns_of(one, rows)
     made, wrong, seen = [], [], set()
     for place, row in exploded(one, rows):
-        if any(text_of(row.get(name)) not in _values(values) for name, values in one.rows.keep.items()):
+        if not kept(one, row):
             continue
         try:
             item = item_of(one, row, place)
@@ -68,7 +68,7 @@ def turns_of(one: Description, rows: Sequence[Mapping]) -> tuple[list[Item], lis
     """The turns of a data set's conversations, each a question, and what is wrong with rows that are none."""
     made, wrong, seen = [], [], set()
     for place, row in enumerate(rows, start=1):
-        if any(text_of(row.get(name)) not in _values(values) for name, values in one.rows.keep.items()):
+        if not kept(one, row):
             continue
         try:
             items = conversation_of(one, row, str(place))
@@ -94,6 +94,11 @@ def conversation_of(one: Description, row: Mapping, place: str) -> list[Item]:
     turns = tuple(Turn(item.question, answer) for item, answer in zip(items, golden, strict=True))
     shared = {"head": first.head, "cluster": first.cluster or first.id, "conversation": first.id, "turns": turns}
     return [replace(item, turn=number, **shared) for number, item in enumerate(items, start=1)]
+
+
+def kept(one: Description, row: Mapping) -> bool:
+    """Whether a row has the values that the description keeps."""
+    return all(text_of(row.get(name)) in _values(values) for name, values in one.rows.keep.items())
 
 
 def _values(values: object) -> list[str]:
