@@ -1,7 +1,6 @@
 """Rows of another run: taken where its identity says that they are equal, and from nowhere else."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -135,11 +134,10 @@ def test_speeds_are_measured_anew(tmp_path):
 
 
 class Numbered(Needle):
-    """A task of one's own that asks something else where there are more repeats."""
+    """A task of one's own whose prompts are the same with more repeats, and whose scores are not."""
 
-    def sample(self, seed, index):
-        made = super().sample(seed, index)
-        return replace(made, question=f"{made.question} ({self.repeats})")
+    def score(self, sample, output):
+        return {"accuracy": 1 / self.repeats}
 
 
 def test_a_task_that_derives_from_another_declares_for_itself(tmp_path):
