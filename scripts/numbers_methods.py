@@ -1,13 +1,14 @@
 """What the documents say of the experiments that run every method: one table, and what is told apart, from the rows."""
 
 from functools import cache
+from itertools import combinations
 from math import isnan
 from pathlib import Path
 
 import pandas as pd
 
 import pvcbench
-from pvcbench.stats import perplexity, ranking, significance, summaries, ties
+from pvcbench.stats import perplexity, power, ranking, significance, summaries, ties
 from scripts.numbers_words import called, joined, paragraph, pvalue
 from scripts.written_page import ROOT, table
 
@@ -174,3 +175,38 @@ def sure(results: Path = ROOT / "results") -> str:
         f"with value norms on {needles['samples']} needles is {width:.0f} points wide to either side. A method's "
         "rank on a 7B model may be another: run these four experiments on yours."
     )
+
+
+def unlike(results: Path = ROOT / "results", experiment: str = "methods_needle") -> pd.Series:
+    """On which share of the needles each two ranked methods differ at the smallest size."""
+    rows = rows_of(results, experiment)
+    rows = rows[(rows["budget"] == SIZES[0]) & rows["score"].notna() & ~rows["method"].isin(ranking.leaking(rows))]
+    scores = rows.pivot(index="sample", columns="method", values="score").dropna(axis="columns")
+    return pd.Series([float((scores[one] != scores[two]).mean()) for one, two in combinations(scores, 2)])
+
+
+def needed(results: Path = ROOT / "results") -> str:
+    """How many needles tell two methods apart, by their true difference and the number of comparisons."""
+    shares, families = unlike(results), (1, 10, 45)
+    middle = round(float(shares.median()), 1)
+    rows = [
+        [
+            f"{points} points",
+            *(f"{power.samples_needed(points / 100, middle, significance.ALPHA / n):,}" for n in families),
+        ]
+        for points in (5, 10, 15, 20)
+    ]
+    head = ["true difference", "one comparison", *(f"the first of {n} by Holm" for n in families[1:])]
+    least = [power.told_apart(100, middle, significance.ALPHA / n) for n in families]
+    told = joined("none" if share is None else f"{100 * share:.0f}" for share in least)
+    said = (
+        f"At {float(SIZES[0]):.0%} of the cache two methods of `methods_needle` differ on {shares.median():.0%} of the "
+        f"needles (the median over {len(shares):,} pairs; the middle half lies from {shares.quantile(0.25):.0%} to "
+        f"{shares.quantile(0.75):.0%}). Let it be {middle:.0%}. So many needles give {power.POWER:.0%} chance that "
+        "McNemar's test tells the two apart:"
+    )
+    then = (
+        f"And 100 needles tell {told} points apart in a family of {joined(map(str, families))}. "
+        f"`pvcbench.stats.power.samples_needed(0.15, {middle:g}, alpha=0.05)` computes it for your own numbers."
+    )
+    return f"{paragraph(said)}\n\n{table(head, rows)}\n\n{paragraph(then)}"

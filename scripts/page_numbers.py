@@ -20,7 +20,7 @@ from pvcbench.errors import UserError
 from scripts.numbers_answers import answers, longest
 from scripts.numbers_bench import drafts, speed
 from scripts.numbers_committed import committed
-from scripts.numbers_methods import overview, published, sure, tested
+from scripts.numbers_methods import needed, overview, published, sure, tested
 from scripts.numbers_quickstart import Quickstart, coverage
 from scripts.written_page import ROOT
 
@@ -37,6 +37,7 @@ PAGES: Mapping[str, Mapping[str, Callable[[], str]]] = {
         "one": lambda: quickstart().one(),
         "pair": lambda: quickstart().pair(),
         "many": lambda: quickstart().many(),
+        "needed": needed,
         "coverage": coverage,
     },
     "docs/guide/experiments.md": {"committed": committed},
