@@ -20,7 +20,7 @@ def sentences(result: Result) -> list[str]:
     """The verdict at each size that was measured, and how far it carries; nothing where nothing can be compared."""
     if not scored(result):
         return []
-    rows, table = result.rows, significance.compared(result.rows)
+    rows, table = result.rows, significance.compared(result.rows, result.summary)
     if table[ranking.ranked(table)]["method"].nunique() < 2:
         return []
     ats, run = answer.at_sizes(rows, table, floors_of(rows)), scores.run_of(rows, table)
@@ -45,7 +45,7 @@ def next_lines(result: Result, words: Sequence[str] | None) -> list[str]:
     """Commands that go on from here, each with what it does; `words` are those that asked for the run, if known."""
     if not scored(result):
         return []
-    table, folder = significance.compared(result.rows), result.folder
+    table, folder = significance.compared(result.rows, result.summary), result.folder
     found = [(f"pvcbench report {shlex.quote(str(folder.parent))}", "one page of this experiment, sample by sample")]
     pair = widest(table, floors_of(result.rows))
     if pair is not None:

@@ -1,5 +1,6 @@
 """`pvcbench run`: one run, or a multirun, as Hydra's overrides ask for it."""
 
+import gc
 import os
 import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
@@ -103,6 +104,7 @@ def told_of(result, words: Sequence[str] | None = None) -> int:
     """Shows what a run came to; 1 where some method failed in all of its cells."""
     from pvcbench.cli import run_table
 
+    gc.freeze()  # statsmodels collects garbage at each correction: let it not walk through every module each time
     with printing():
         run_table.show(result, words)
     failed = result.failed

@@ -32,5 +32,5 @@ def finish(result: Mapping, out: Path | None = None) -> None:
 def command() -> str:
     """The command line that made the result, without the places where its files lie."""
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    hidden = {number + 1 for number, word in enumerate(words) if word in ("--out", "--peer", "--model")}
+    hidden = {number + 1 for number, word in enumerate(words) if word in ("--out", "--peer", "--model", "--before")}
     return " ".join(Path(word).name if number in hidden else word for number, word in enumerate(words))

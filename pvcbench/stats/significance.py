@@ -26,15 +26,16 @@ def holm(values: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def compared(rows: pd.DataFrame) -> pd.DataFrame:
+def compared(rows: pd.DataFrame, table: pd.DataFrame | None = None) -> pd.DataFrame:
     """The summary of a run as people read it, with `p` and `p_holm` against the full cache; one family per run.
 
-    A cell that lacks scores of some samples is in no test, and nothing is tested against such a full cache.
+    `table` is that summary (`perplexity.shown`) where it is at hand. A cell that lacks scores of some samples is in no
+    test, and nothing is tested against such a full cache.
     """
-    table = perplexity.shown(rows)
+    table = perplexity.shown(rows) if table is None else table
     whole = table[table["reference"].astype(bool)]["complete"].any()
-    table["p"] = table["p"].where(table["complete"] & whole & ~table["reference"].astype(bool))
-    return table.assign(p_holm=holm(table["p"]))
+    tested = table["p"].where(table["complete"] & whole & ~table["reference"].astype(bool))
+    return table.assign(p=tested, p_holm=holm(tested))
 
 
 def versus(rows: pd.DataFrame, method: str, other: str, budget: str) -> dict:

@@ -65,6 +65,20 @@ def test_a_curve_is_measured_end_to_end():
     assert report["tokens"] == 900 and report["cells"] > 2 and report["curve_over_point"] > 0
 
 
+def test_waiting_for_the_command_line_is_measured_end_to_end():
+    done = run(script("bench_startup.py"), "--repeats", "1", "--before", Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    commands = json.loads(done.stdout.splitlines()[-1])["commands"]
+    assert set(commands) == {"help", "list", "again", "figures"}
+    assert commands["help"]["now_s"] < commands["figures"]["now_s"]  # one draws, the other imports next to nothing
+    assert all(line["now_over_before"] > 0 for line in commands.values())
+
+
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
+    done = run(script("bench_startup.py"), "--before", tmp_path)
+    assert done.returncode == 2 and "no git checkout" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 def test_drafts_are_measured_end_to_end():
     few = ["--samples", "1", "--tokens", "900", "--max-new-tokens", "5", "--drafts", "2", "4", "--methods", "random"]
     done = run(script("bench_decode_drafts.py"), "--model", "random", "--threads", "1", "--endless", *few)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from statsmodels.stats.contingency_tables import mcnemar
 
-from pvcbench.stats import significance
+from pvcbench.stats import perplexity, significance
 from rows import needle_rows, table
 
 
@@ -35,6 +35,16 @@ def test_a_runs_summary_has_both():
     expected = mcnemar(counts, exact=False, correction=False).pvalue
     assert found.loc[("random", "0.1"), "p"] == pytest.approx(expected)
     assert found.loc[("random", "0.1"), "p_holm"] < 0.05
+
+
+def test_a_summary_at_hand_is_taken_and_left_as_it_is():
+    rows = table(needle_rows(repeats=4, methods=("full", "h2o", "random"), budgets=(0.1, 0.55)))
+    summary = perplexity.shown(rows)
+    summary.loc[1, "complete"] = False  # which costs this cell its test
+    before = summary.copy()
+    found = significance.compared(rows, summary)
+    assert np.isnan(found.loc[1, "p"]) and found["p"].notna().sum() == 3
+    pd.testing.assert_frame_equal(summary, before)
 
 
 def test_failed_cells_are_no_tests():
