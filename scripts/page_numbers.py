@@ -20,6 +20,7 @@ from pvcbench.errors import UserError
 from scripts.numbers_answers import answers, longest
 from scripts.numbers_bench import drafts, speed
 from scripts.numbers_committed import committed
+from scripts.numbers_cost import evidence
 from scripts.numbers_methods import needed, overview, published, sure, tested
 from scripts.numbers_quickstart import Quickstart, coverage
 from scripts.written_page import ROOT
@@ -40,7 +41,7 @@ PAGES: Mapping[str, Mapping[str, Callable[[], str]]] = {
         "needed": needed,
         "coverage": coverage,
     },
-    "docs/guide/experiments.md": {"committed": committed},
+    "docs/guide/experiments.md": {"committed": committed, "cost": evidence},
     "docs/log.md": {"drafts": drafts, "long": longest},
     "docs/results/long_answers.md": {"answers": answers, "long": longest},
     "docs/results/which_method.md": {"overview": overview, "tested": tested, "published": published, "sure": sure},

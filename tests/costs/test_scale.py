@@ -6,8 +6,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
@@ -20,7 +22,8 @@ from pvcbench.costs.scale_page import fill, spell
 from pvcbench.engine import observer, prefill
 from pvcbench.errors import UserError
 from pvcbench.policy import Method
-from scripts import bench_costs, scale
+from scripts import bench_costs, numbers_cost, scale
+from scripts.scale import ASSUMED
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = {  # parameters, by the safetensors metadata of each model on the hub
@@ -290,3 +293,27 @@ def test_measuring_and_fitting_run_end_to_end(tmp_path, monkeypatch):
 def test_a_missing_file_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["scale.py", "--costs", str(tmp_path / "none.json")])
     assert scale.main() == 2 and "bench_costs.py" in capsys.readouterr().err
+
+
+def test_a_second_reading_by_hand():
+    """Each of 8 tokens sees 8 stored ones and those of its own pass: 8 * 8 + 8 * 9 / 2 pairs, all of them observed."""
+    model = ARCHITECTURES["Llama-3.2-1B"]
+    found = numbers_cost.read_again(model, 8, 2)
+    assert found["observed_flop"] == 4 * model.heads * model.head_dim * model.layers * (8 * 8 + 8 * 9 / 2)
+    assert found["linear_flop"] == 2 * model.layer_weights * model.layers * 8
+    assert found["pair_flop"] == 0 and found["layer_call"] == model.layers
+
+
+def test_a_method_of_the_evidence_costs_what_it_adds(tmp_path):
+    """A third method makes a sample dearer on one core, and PvC's own prefill adds to the model's seconds."""
+    assert numbers_cost.on_one_core(3, ROOT / "results") > numbers_cost.on_one_core(2, ROOT / "results") > 0
+    methods = {"h2o": {"_target_": "methods.h2o.H2O"}, "pvc": {"_target_": "methods.pvc.PvC"}}
+    rows = pd.DataFrame({"method": ["full", "h2o", "pvc"], "budget": ["1.0", "0.5", "0.5"], "error": None})
+    rows = rows.assign(reference=[True, False, False], kept_fraction=[1.0, 0.5, 0.5], prompt_tokens=1000)
+    spent = []
+    for names in (["h2o"], ["h2o", "pvc"]):
+        config = {"methods": {name: methods[name] for name in names}, "task": {"max_new_tokens": 8}}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump({"config": config}))
+        own = rows[rows["method"].isin(["full", *names])]
+        spent.append(numbers_cost.sample_cost(tmp_path, own, ARCHITECTURES["Llama-3-8B"], ASSUMED))
+    assert spent[1] > spent[0] > 0
