@@ -28,7 +28,15 @@ from scripts.numbers_words import paragraph, span
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("scoring", "curve", "decode", "methods")  # with a picture each
-TABLES = ("questions", "questions_pairs", "questions_2048", "questions_4096")
+QUESTIONS = ("questions", "questions_pairs", "questions_2048", "questions_4096")
+LENGTHS = ("curve_1024", "curve_2048", "curve")  # whole curves by the prompt's length; the last one has the picture
+TABLES = (*LENGTHS[:-1], "startup", *QUESTIONS)
+WAITS = {  # commands of the benchmark of the command line, in words
+    "help": "`pvcbench --help`",
+    "list": "`pvcbench list`",
+    "again": "a finished run, asked for again",
+    "figures": "the figures and tables of a run",
+}
 CURVES = (("seconds", "peer_over_ours"), ("seconds_without_observed", "peer_over_ours_without_observed"))
 SIDES = {"ours": ("pvcbench, one shared prefill", BLUE, -0.2), "peer": ("kvpress, point by point", ORANGE, 0.2)}
 COLUMNS = {  # of the scoring benchmark: key, words, colour, marker
@@ -123,19 +131,37 @@ def scoring_figure(one: dict) -> Figure:
     return figure
 
 
-def curve(one: dict) -> str:
-    """Whole curves against the peer's points, with all methods and without H2O."""
-    head = ["tokens", "samples", "curve", "ours, s", "kvpress, s", "kvpress / ours", "target"]
+def curve(several: Sequence[dict]) -> str:
+    """Whole curves against one point of ours and against the peer's points, with all methods and without H2O."""
+    head = ["tokens", "samples", "curve", "ours, s", "of a point", "kvpress, s", "kvpress / ours", "target"]
+    rows, told = [], []
+    for one in several:
+        counts = len(one["peer_seconds"]["each"])
+        for (name, key), words in zip(CURVES, ("3 methods, 25 cells", "without H2O, 17 cells"), strict=True):
+            seconds = [f"{one[f'{side}_{name}']['median']:.1f}" for side in ("ours", "peer")]
+            whole = f"{one['curve_over_point']:.2f}" if name == "seconds" else ""
+            target = f"at least {one[f'{key}_target']['at_least']}"
+            row = [f"{one['tokens']:,}", str(counts), words, seconds[0], whole, seconds[1]]
+            rows.append([*row, ranged(one[key], one[f"{key}_range"]), target])
+        answers = one["answers"].items()
+        right = [f"{name} {own['ours']} and {own['peer']} of {own['of']}" for name, own in answers]
+        same = [f"{name} in {own['same_text']} of {own['of']}" for name, own in answers]
+        told.append(
+            f"Right answers at {one['tokens']:,} tokens, ours and kvpress': {'; '.join(right)}. "
+            f"The texts are the same: {'; '.join(same)}."
+        )
+    return "\n\n".join([table(head, rows), *map(paragraph, told)])
+
+
+def startup(one: dict) -> str:
+    """How long commands take that measure nothing, before and now."""
+    head = ["command", f"before ({one['before']}), s", "now, s", "now / before", "target, s"]
     rows = []
-    for (name, key), words in zip(CURVES, ("3 methods, 25 cells", "without H2O, 17 cells"), strict=True):
-        row = [f"{one['tokens']:,}", str(len(one["peer_seconds"]["each"])), words]
-        row += [f"{one[f'{side}_{name}']['median']:.1f}" for side in ("ours", "peer")]
-        rows.append([*row, ranged(one[key], one[f"{key}_range"]), f"at least {one[f'{key}_target']['at_least']}"])
-    answers = one["answers"].items()
-    told = [f"{name} {own['ours']} and {own['peer']} of {own['of']}" for name, own in answers]
-    same = [f"{name} in {own['same_text']} of {own['of']}" for name, own in answers]
-    text = f"Right answers, ours and kvpress': {'; '.join(told)}. The texts are the same: {'; '.join(same)}."
-    return f"{table(head, rows)}\n\n{paragraph(text)}"
+    for name, line in one["commands"].items():
+        times = [f"{line[f'{side}_s']:.2f} [{line[f'{side}_s_range'][0]:.2f}, {line[f'{side}_s_range'][1]:.2f}]"
+                 for side in ("before", "now")]  # fmt: skip
+        rows.append([WAITS[name], *times, f"{line['now_over_before']:.2f}", f"{line['target_s']:g}"])
+    return table(head, rows)
 
 
 def questions(several: Sequence[dict]) -> str:
@@ -330,10 +356,15 @@ def main() -> int:
     try:
         found = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in (*NAMES, *TABLES)}
         rows = load_table(options.results / "pyramidinfer_throughput")
-        parts = {"machine": machine(found), "scoring": scoring(found["scoring"]), "curve": curve(found["curve"])}
+        parts = {
+            "machine": machine(found),
+            "scoring": scoring(found["scoring"]),
+            "curve": curve([found[name] for name in LENGTHS]),
+        }
         parts |= {
             "methods": methods(found["methods"]),
-            "questions": questions([found[name] for name in TABLES]),
+            "startup": startup(found["startup"]),
+            "questions": questions([found[name] for name in QUESTIONS]),
             "decode": decode(found["decode"]),
             "throughput": throughput(rows),
             "bound": bound(),
