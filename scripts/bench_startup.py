@@ -4,7 +4,7 @@
     python scripts/bench_startup.py --before ../older-checkout    # another checkout of this repository, in turn
 
 Each side first makes a small run of its own (random weights, so seconds say nothing of a model), then its commands are
-started as processes, one side after the other, `--repeats` times. Seconds are medians of whole processes, from start to
+started as processes, the sides in turn, `--repeats` times. Seconds are medians of whole processes, from start to
 exit; a ratio is the median of the repeats' ratios, now over before. The last line is one JSON document.
 """
 
@@ -68,12 +68,12 @@ def measure(options: argparse.Namespace) -> dict:
             folders[side].mkdir()
             for words, _ in COMMANDS.values():  # makes the run, and warms the disk's cache
                 seconds_of(tree, words, folders[side])
-        for _ in range(options.repeats):
+        for turn in range(options.repeats):
             for name, (words, _) in COMMANDS.items():
-                for side, tree in trees.items():
+                for side in list(trees)[:: -1 if turn % 2 else 1]:
                     if name == "figures":
                         drawn_anew(folders[side])
-                    spent[name][side].append(seconds_of(tree, words, folders[side]))
+                    spent[name][side].append(seconds_of(trees[side], words, folders[side]))
     return {"repeats": options.repeats, "run": RUN, "before": before} | {"commands": reported(spent)}
 
 
@@ -92,14 +92,18 @@ def reported(spent: dict[str, dict[str, list[float]]]) -> dict:
 
 
 def commit(folder: Path | None) -> str | None:
-    """The commit of a checkout."""
+    """The commit of a checkout and its day; refuses one with changes of its own."""
     if folder is None:
         return None
-    asked = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"--before {folder}: no git checkout: {done.stderr.strip()}")
-    return done.stdout.strip()
+    told = []
+    for words in (["log", "-1", "--format=%h of %cs"], ["status", "--porcelain", "--untracked-files=no"]):
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UserError(f"--before {folder}: no git checkout: {done.stderr.strip()}")
+        told.append(done.stdout.strip())
+    if told[1]:
+        raise UserError(f"--before {folder}: files were changed there since its commit: take a clean checkout")
+    return told[0]
 
 
 def main() -> None:

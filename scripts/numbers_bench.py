@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from scripts.numbers_words import paragraph
+from scripts.numbers_words import joined, paragraph, span
 from scripts.written_page import ROOT, table
 
 
@@ -14,16 +14,20 @@ def bench(name: str, results: Path) -> dict:
 
 def speed(results: Path = ROOT / "results") -> str:
     """What one prefill for a whole curve saves, and what observing attention costs."""
-    curve, scoring = bench("curve", results), bench("scoring", results)
-    last = scoring["lengths"][-1]
+    curves = [bench(name, results) for name in ("curve_1024", "curve_2048", "curve")]
+    scoring, last = bench("scoring", results), bench("scoring", results)["lengths"][-1]
+    points, whole, fewer = (
+        span([curve[key] for curve in curves], 1)
+        for key in ("curve_over_point", "peer_over_ours", "peer_over_ours_without_observed")
+    )
+    lengths = joined(f"{curve['tokens']:,}" for curve in curves)
     return paragraph(
-        f"A curve of {curve['cells']} cells at {curve['tokens']:,} tokens takes {curve['curve_over_point']:.1f} times "
-        f"as long as a single point. kvpress {curve['peer']['packages']['kvpress']}, which runs point by point, takes "
-        f"{curve['peer_over_ours']:.1f} times as long as pvcbench for the same curve "
-        f"({curve['peer_over_ours_without_observed']:.1f} times without its ObservedAttention). Summing all attention, "
-        f"as H2O needs, makes a prefill of {last:,} tokens {scoring['h2o_ratio'][-1]:.1f} times as long; kvpress' "
-        f"ObservedAttention makes it {scoring['peer_ratio'][-1]:.1f} times as long. All of this was measured on "
-        f"{scoring['threads']} threads of a CPU with a model of 135M parameters."
+        f"A curve of {curves[0]['cells']} cells takes {points} times as long as a single point, at {lengths} tokens. "
+        f"kvpress {curves[0]['peer']['packages']['kvpress']}, which runs point by point, takes {whole} times as long "
+        f"as pvcbench for the same curve ({fewer} times without its ObservedAttention). Summing all attention, as H2O "
+        f"needs, makes a prefill of {last:,} tokens {scoring['h2o_ratio'][-1]:.2f} times as long; kvpress' "
+        f"ObservedAttention makes it {scoring['peer_ratio'][-1]:.2f} times as long. All of this was measured on one or "
+        "two threads of a CPU with a model of 135M parameters."
     )
 
 

@@ -73,6 +73,7 @@ def evidence(results: Path = ROOT / "results") -> str:
     """Hours of the experiments that run every method on needles."""
     measured = Measured(results / "bench" / "costs.json", profile_of_point)
     models = {"the embedded model": measured.models[measured.points[0]["model"]], LARGE: ARCHITECTURES[LARGE]}
+    most = json.loads((results / "bench" / "methods.json").read_text(encoding="utf-8"))["counts"][-1]
     lines, totals = [], [0.0] * (len(models) + 1)
     for name in COUNTED:
         for folder, rows in pvcbench.load(results / name).groupby("folder"):
@@ -86,8 +87,9 @@ def evidence(results: Path = ROOT / "results") -> str:
     head = ["experiment", "samples", "methods", "the embedded model, one core, h"]
     head += [f"{name}, one H100, min" for name in models]
     said = (
-        "One core: by the benchmark of [methods in one run](../results/performance.md#methods-in-one-run), whose "
-        "samples are of this length. H100: by the [cost model](../results/scale.md) with its assumed constants, every "
+        "One core: along the straight line of the benchmark of [methods in one run]"
+        "(../results/performance.md#methods-in-one-run), whose samples are of this length and see the question; it "
+        f"ends at {most} methods. H100: by the [cost model](../results/scale.md) with its assumed constants, every "
         "answer at its longest, and a whole second reading for each method that reads the prompt again, so rather too "
         "much than too little. Nothing was measured on a GPU."
     )

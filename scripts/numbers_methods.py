@@ -1,7 +1,6 @@
 """What the documents say of the experiments that run every method: one table, and what is told apart, from the rows."""
 
 from functools import cache
-from itertools import combinations
 from math import isnan
 from pathlib import Path
 
@@ -157,8 +156,8 @@ def at_the_end(rows: pd.DataFrame) -> str:
     last = rows["sample_info"].map(lambda info: info["depth"]).max()
     there = found["sample_info"].map(lambda info: info["depth"] == last).sum()
     said = (
-        f"Of the {len(found)} needles that all of these but KVzip find at {float(SIZES[0]):.0%}, {there} stand at "
-        f"{last:.0f}% of the text, among what the last rows look at"
+        f"All of these methods but KVzip give {len(found)} right answers at {float(SIZES[0]):.0%} together, and "
+        f"{there} of them are to needles at {last:.0f}% of the text, among what the last rows look at"
     )
     return said + (": there these methods can hardly differ." if there == len(found) else ".")
 
@@ -177,36 +176,44 @@ def sure(results: Path = ROOT / "results") -> str:
     )
 
 
-def unlike(results: Path = ROOT / "results", experiment: str = "methods_needle") -> pd.Series:
-    """On which share of the needles each two ranked methods differ at the smallest size."""
+def unlike(results: Path, experiment: str) -> pd.Series:
+    """On which share of the needles the best method at the smallest size differs from each that ties with it."""
     rows = rows_of(results, experiment)
-    rows = rows[(rows["budget"] == SIZES[0]) & rows["score"].notna() & ~rows["method"].isin(ranking.leaking(rows))]
-    scores = rows.pivot(index="sample", columns="method", values="score").dropna(axis="columns")
-    return pd.Series([float((scores[one] != scores[two]).mean()) for one, two in combinations(scores, 2)])
+    rows = rows[(rows["budget"] == SIZES[0]) & rows["method"].isin(leaders(results, experiment, SIZES[0]))]
+    scores = rows.pivot(index="sample", columns="method", values="score").astype(float)
+    best = scores.mean().idxmax()
+    return scores.drop(columns=best).ne(scores[best], axis=0).mean()
 
 
 def needed(results: Path = ROOT / "results") -> str:
-    """How many needles tell two methods apart, by their true difference and the number of comparisons."""
-    shares, families = unlike(results), (1, 10, 45)
-    middle = round(float(shares.median()), 1)
-    rows = [
-        [
-            f"{points} points",
-            *(f"{power.samples_needed(points / 100, middle, significance.ALPHA / n):,}" for n in families),
+    """How many needles tell two methods apart, by their true difference, where they differ, and the comparisons."""
+    shares, families, samples = (0.1, 0.2, 0.4), (1, 45), 100
+    rows = []
+    for points in (5, 10, 15, 20):
+        cells = [
+            f"{power.samples_needed(points / 100, share, significance.ALPHA / n):,}" if points / 100 <= share else "-"
+            for share in shares
+            for n in families
         ]
-        for points in (5, 10, 15, 20)
+        rows.append([f"{points} points", *cells])
+    names = {1: "one comparison", 45: "the first of 45 by Holm"}
+    head = ["true difference", *(f"differ on {share:.0%}: {names[n]}" for share in shares for n in families)]
+    seen = [
+        f"{found.median():.0%} of the needles in `{experiment}` (from {found.min():.0%} to {found.max():.0%})"
+        for experiment in ("methods_needle", RANKED)
+        for found in [unlike(results, experiment)]
     ]
-    head = ["true difference", "one comparison", *(f"the first of {n} by Holm" for n in families[1:])]
-    least = [power.told_apart(100, middle, significance.ALPHA / n) for n in families]
-    told = joined("none" if share is None else f"{100 * share:.0f}" for share in least)
     said = (
-        f"At {float(SIZES[0]):.0%} of the cache two methods of `methods_needle` differ on {shares.median():.0%} of the "
-        f"needles (the median over {len(shares):,} pairs; the middle half lies from {shares.quantile(0.25):.0%} to "
-        f"{shares.quantile(0.75):.0%}). Let it be {middle:.0%}. So many needles give {power.POWER:.0%} chance that "
-        "McNemar's test tells the two apart:"
+        f"At {float(SIZES[0]):.0%} of the cache the best method and one that is not told apart from it differ on "
+        f"{joined(seen)}, in the median. So many needles give a chance of {power.POWER:.0%} that McNemar's test tells "
+        "two methods apart; a dash: two methods cannot differ by more than the share of needles on which they differ."
     )
+    least = [power.told_apart(samples, share, significance.ALPHA / n) for share in shares[1:] for n in families]
+    told = ["nothing" if one is None else f"{100 * one:.0f} points" for one in least]
     then = (
-        f"And 100 needles tell {told} points apart in a family of {joined(map(str, families))}. "
-        f"`pvcbench.stats.power.samples_needed(0.15, {middle:g}, alpha=0.05)` computes it for your own numbers."
+        f"And {samples} needles tell, with that chance, {told[0]} apart where two methods differ on {shares[1]:.0%} of "
+        f"them ({told[1]} as the first of {families[1]}), and {told[2]} where they differ on {shares[2]:.0%} "
+        f"({told[3]})."
+        " `pvcbench.stats.power.samples_needed(0.15, 0.2)` computes it for your own numbers."
     )
     return f"{paragraph(said)}\n\n{table(head, rows)}\n\n{paragraph(then)}"

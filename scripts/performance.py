@@ -95,8 +95,8 @@ def targets(one: dict) -> str:
         )
     last = f"{one['lengths'][-1]:,} tokens (repeats: {one['repeats'][-1]})"
     said.append(
-        f"At {last} kvpress' ObservedAttention makes its prefill {one['peer_ratio'][-1]:.1f} times as long and adds "
-        f"{one['peer_added_mib'][-1]:,.0f} MiB; ours makes it {one['h2o_ratio'][-1]:.1f} times as long and adds "
+        f"At {last} kvpress' ObservedAttention makes its prefill {one['peer_ratio'][-1]:.2f} times as long and adds "
+        f"{one['peer_added_mib'][-1]:,.0f} MiB; ours makes it {one['h2o_ratio'][-1]:.2f} times as long and adds "
         f"{one['h2o_added_mib'][-1]:,.0f} MiB."
     )
     return " ".join(said)
@@ -140,7 +140,8 @@ def curve(several: Sequence[dict]) -> str:
         for (name, key), words in zip(CURVES, ("3 methods, 25 cells", "without H2O, 17 cells"), strict=True):
             seconds = [f"{one[f'{side}_{name}']['median']:.1f}" for side in ("ours", "peer")]
             whole = f"{one['curve_over_point']:.2f}" if name == "seconds" else ""
-            target = f"at least {one[f'{key}_target']['at_least']}"
+            aim = one[f"{key}_target"]
+            target = f"at least {aim['at_least']:g}: {'met' if aim['met'] else 'missed'}"
             row = [f"{one['tokens']:,}", str(counts), words, seconds[0], whole, seconds[1]]
             rows.append([*row, ranged(one[key], one[f"{key}_range"]), target])
         answers = one["answers"].items()
@@ -148,13 +149,22 @@ def curve(several: Sequence[dict]) -> str:
         same = [f"{name} in {own['same_text']} of {own['of']}" for name, own in answers]
         told.append(
             f"Right answers at {one['tokens']:,} tokens, ours and kvpress': {'; '.join(right)}. "
-            f"The texts are the same: {'; '.join(same)}."
+            f"The texts are the same: {'; '.join(same)}. {kept(one['kept_entries_difference'])}"
         )
     return "\n\n".join([table(head, rows), *map(paragraph, told)])
 
 
+def kept(difference: float) -> str:
+    """Whether both sides kept equally many entries."""
+    if not difference:
+        return "Both sides keep equally many entries."
+    return f"The numbers of entries that both sides keep differ by {difference:g} at most."
+
+
 def startup(one: dict) -> str:
     """How long commands take that measure nothing, before and now."""
+    if one["before"] is None:
+        raise UserError("startup.json has no older checkout to compare with: measure it with --before")
     head = ["command", f"before ({one['before']}), s", "now, s", "now / before", "target, s"]
     rows = []
     for name, line in one["commands"].items():

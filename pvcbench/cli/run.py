@@ -105,8 +105,11 @@ def told_of(result, words: Sequence[str] | None = None) -> int:
     from pvcbench.cli import run_table
 
     gc.freeze()  # statsmodels collects garbage at each correction: let it not walk through every module each time
-    with printing():
-        run_table.show(result, words)
+    try:
+        with printing():
+            run_table.show(result, words)
+    finally:
+        gc.unfreeze()
     failed = result.failed
     for line in failed:
         print(f"pvcbench: {line}", file=sys.stderr)

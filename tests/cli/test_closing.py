@@ -1,5 +1,6 @@
 """What a run says last: the verdict in words, what it rests on, and commands that really run."""
 
+import gc
 import shlex
 
 import pandas as pd
@@ -7,6 +8,7 @@ import pytest
 
 from pvcbench.cli import closing
 from pvcbench.cli.main import main
+from pvcbench.cli.run import told_of
 from pvcbench.runs.result import Result
 from pvcbench.runs.rows import load_table
 from pvcbench.stats import perplexity
@@ -53,6 +55,12 @@ def test_the_commands_are_commands(result, capsys):
     assert "h2o" in capsys.readouterr().out
     kept = ["--config-dir", "my study", "method=[pvc,h2o]", "task=jsonl", "limit=3"]
     assert commands[2] == ["pvcbench", *kept, "model=hf", "model.name=ORG/NAME"]
+
+
+def test_what_is_told_keeps_no_garbage(result, capsys):
+    """In a multirun the next run's memory is measured in the same process."""
+    assert told_of(result) == 0 and "this rests on" in capsys.readouterr().out.lower()
+    assert gc.get_freeze_count() == 0
 
 
 def test_of_a_multirun_no_command_is_repeated(result):

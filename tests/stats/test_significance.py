@@ -44,6 +44,7 @@ def test_a_summary_at_hand_is_taken_and_left_as_it_is():
     before = summary.copy()
     found = significance.compared(rows, summary)
     assert np.isnan(found.loc[1, "p"]) and found["p"].notna().sum() == 3
+    assert found["p_holm"].min() == pytest.approx(min(1, 3 * found["p"].min()))  # of three tests, not of four
     pd.testing.assert_frame_equal(summary, before)
 
 
