@@ -1,6 +1,8 @@
 """Locks of a run's folder, so that several writers never mix their rows.
 
-A plain run holds `.lock` alone. Shards share it, and each holds one of its own beside it. A lock ends with its process.
+A plain run holds `.lock` alone. Shards share it, and each holds one of its own beside it. Whoever must be alone with a
+folder for a moment, such as a shard that looks whether it was the last, holds `.lock-alone` around `.lock`: a shard
+that begins then waits for it, and is not refused. A lock ends with its process.
 """
 
 import contextlib
@@ -11,6 +13,8 @@ from typing import TextIO
 
 from pvcbench.config.shards import Shard
 from pvcbench.errors import UserError
+
+MOMENT = ".lock-alone"
 
 
 def hold(path: Path, kind: int = fcntl.LOCK_EX) -> TextIO | None:
@@ -39,6 +43,9 @@ def take(folder: Path, shard: Shard | None) -> list[TextIO]:
         locks = []
         for name, kind in wanted:
             lock = hold(folder / name, kind)
+            while lock is None and shard is not None and waited(folder):
+                lock = hold(folder / name, kind)
+            lock = hold(folder / name, kind) if lock is None else lock  # the moment may just have ended
             if lock is None:
                 raise UserError(busy)
             locks.append(held.enter_context(lock))
@@ -52,12 +59,26 @@ def take(folder: Path, shard: Shard | None) -> list[TextIO]:
     return locks
 
 
+def waited(folder: Path) -> bool:
+    """Waits until nobody is alone with a folder; whether somebody was."""
+    moment = hold(folder / MOMENT, fcntl.LOCK_SH)
+    if moment is not None:
+        moment.close()
+        return False
+    with (folder / MOMENT).open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+    return True
+
+
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[bool]:
     """Whether no other process writes a run; if so, none begins to before the block ends."""
-    lock = hold(folder / ".lock")
-    try:
+    with contextlib.ExitStack() as held:
+        lock = None
+        for name in (MOMENT, ".lock"):  # `.lock` is released first, so that whoever waits for the moment finds it free
+            lock = hold(folder / name)
+            if lock is None:
+                held.close()
+                break
+            held.enter_context(lock)
         yield lock is not None
-    finally:
-        if lock is not None:
-            lock.close()

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pandas as pd
@@ -118,6 +119,35 @@ def test_shards_at_the_same_time(tmp_path):
     assert timeless(read_rows(folder)) == timeless(read_rows(plain.folder))
 
 
+def test_a_shard_that_begins_while_another_looks_whether_it_was_the_last_waits(tmp_path):
+    began, end = threading.Event(), threading.Event()
+
+    def look():
+        with locks.alone(tmp_path) as free:
+            assert free
+            began.set()
+            end.wait(30)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    assert began.wait(30)
+    threading.Timer(0.3, end.set).start()
+    held = locks.take(tmp_path, Shard(1, 2))  # a refusal before
+    assert end.is_set()
+    looking.join()
+    with locks.alone(tmp_path) as free:
+        assert not free  # the shard writes now
+    while held:
+        held.pop().close()
+
+
+def test_a_shard_does_not_wait_for_a_plain_run(tmp_path):
+    held = locks.take(tmp_path, None)
+    with pytest.raises(UserError, match="another process is writing"):
+        locks.take(tmp_path, Shard(1, 2))
+    held.pop().close()
+
+
 def test_a_shard_without_samples_ends_well(tmp_path):
     result = run(tmp_path, "shard=3/3", "limit=1")
     assert result.measured == 0 and "0 samples" in result.note and "3 cells" in result.note
@@ -144,7 +174,7 @@ def test_writers_of_the_same_samples_are_refused(tmp_path):
     opened(tmp_path)[0].close()
     with locks.alone(first.path) as alone, pytest.raises(UserError, match="another process"):
         assert alone
-        opened(tmp_path, "1/2")
+        opened(tmp_path)  # a shard would wait
 
 
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
