@@ -1,6 +1,5 @@
 """What the experiments of every method cost: by the cost model on an H100, and by the benchmark on one core."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from pvcbench.costs import sweep_cost
 from pvcbench.costs.fitted import Measured, every_layer
 from pvcbench.costs.model import ARCHITECTURES, Architecture, Profile
 from pvcbench.policy import Method
+from scripts.numbers_bench import bench
 from scripts.numbers_words import paragraph
 from scripts.scale import ASSUMED, profile_of, profile_of_point, settled
 from scripts.written_page import ROOT, table
@@ -58,8 +58,8 @@ def sample_cost(folder: Path, rows: pd.DataFrame, model: Architecture, rates: Ma
 
 def on_one_core(methods: int, results: Path) -> float:
     """Seconds of a sample with so many methods, along the straight line of the benchmark of methods."""
-    bench = json.loads((results / "bench" / "methods.json").read_text(encoding="utf-8"))
-    (few, *_, many), (first, *_, last) = bench["counts"], bench["together_s"]
+    measured = bench("methods", results)
+    (few, *_, many), (first, *_, last) = measured["counts"], measured["together_s"]
     return first + (last - first) * (methods - few) / (many - few)
 
 
@@ -73,7 +73,7 @@ def evidence(results: Path = ROOT / "results") -> str:
     """Hours of the experiments that run every method on needles."""
     measured = Measured(results / "bench" / "costs.json", profile_of_point)
     models = {"the embedded model": measured.models[measured.points[0]["model"]], LARGE: ARCHITECTURES[LARGE]}
-    most = json.loads((results / "bench" / "methods.json").read_text(encoding="utf-8"))["counts"][-1]
+    most = bench("methods", results)["counts"][-1]
     lines, totals = [], [0.0] * (len(models) + 1)
     for name in COUNTED:
         for folder, rows in pvcbench.load(results / name).groupby("folder"):

@@ -201,7 +201,7 @@ def needed(results: Path = ROOT / "results") -> str:
     seen = [
         f"{found.median():.0%} of the needles in `{experiment}` (from {found.min():.0%} to {found.max():.0%})"
         for experiment in ("methods_needle", RANKED)
-        for found in [unlike(results, experiment)]
+        if len(found := unlike(results, experiment))
     ]
     said = (
         f"At {float(SIZES[0]):.0%} of the cache the best method and one that is not told apart from it differ on "

@@ -1,12 +1,13 @@
 """Locks of a run's folder, so that several writers never mix their rows.
 
 A plain run holds `.lock` alone. Shards share it, and each holds one of its own beside it. Whoever must be alone with a
-folder for a moment, such as a shard that looks whether it was the last, holds `.lock-alone` around `.lock`: a shard
-that begins then waits for it, and is not refused. A lock ends with its process.
+folder for a while, such as a shard that looks whether it was the last, says so by `.lock-alone`: a shard that begins
+then waits for it, and is not refused. A lock ends with its process.
 """
 
 import contextlib
 import fcntl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -14,7 +15,7 @@ from typing import TextIO
 from pvcbench.config.shards import Shard
 from pvcbench.errors import UserError
 
-MOMENT = ".lock-alone"
+ALONE, TRIES = ".lock-alone", 10
 
 
 def hold(path: Path, kind: int = fcntl.LOCK_EX) -> TextIO | None:
@@ -42,10 +43,7 @@ def take(folder: Path, shard: Shard | None) -> list[TextIO]:
     with contextlib.ExitStack() as held:
         locks = []
         for name, kind in wanted:
-            lock = hold(folder / name, kind)
-            while lock is None and shard is not None and waited(folder):
-                lock = hold(folder / name, kind)
-            lock = hold(folder / name, kind) if lock is None else lock  # the moment may just have ended
+            lock = share(folder) if kind == fcntl.LOCK_SH else hold(folder / name)
             if lock is None:
                 raise UserError(busy)
             locks.append(held.enter_context(lock))
@@ -59,26 +57,25 @@ def take(folder: Path, shard: Shard | None) -> list[TextIO]:
     return locks
 
 
-def waited(folder: Path) -> bool:
-    """Waits until nobody is alone with a folder; whether somebody was."""
-    moment = hold(folder / MOMENT, fcntl.LOCK_SH)
-    if moment is not None:
-        moment.close()
-        return False
-    with (folder / MOMENT).open("a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
-    return True
+def share(folder: Path) -> TextIO | None:
+    """A shard's share of `.lock`, after whoever is alone with the folder; None where a plain run writes it."""
+    for _ in range(TRIES):
+        lock = hold(folder / ".lock", fcntl.LOCK_SH)
+        if lock is not None:
+            return lock
+        with (folder / ALONE).open("a", encoding="utf-8") as mark:
+            fcntl.flock(mark, fcntl.LOCK_SH)  # at once, where nobody is alone
+        time.sleep(0.05)  # between both locks of whoever is
+    return None
 
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[bool]:
     """Whether no other process writes a run; if so, none begins to before the block ends."""
     with contextlib.ExitStack() as held:
-        lock = None
-        for name in (MOMENT, ".lock"):  # `.lock` is released first, so that whoever waits for the moment finds it free
-            lock = hold(folder / name)
-            if lock is None:
-                held.close()
-                break
+        lock = hold(folder / ".lock")
+        if lock is not None:
             held.enter_context(lock)
+            mark = held.enter_context((folder / ALONE).open("a", encoding="utf-8"))
+            fcntl.flock(mark, fcntl.LOCK_EX)  # others hold it for no time, since `.lock` is held here
         yield lock is not None

@@ -131,7 +131,7 @@ def test_a_shard_that_begins_while_another_looks_whether_it_was_the_last_waits(t
     looking = threading.Thread(target=look)
     looking.start()
     assert began.wait(30)
-    threading.Timer(0.3, end.set).start()
+    threading.Timer(2, end.set).start()  # longer than all tries without the mark
     held = locks.take(tmp_path, Shard(1, 2))  # a refusal before
     assert end.is_set()
     looking.join()
