@@ -23,7 +23,8 @@ def duration(seconds: float) -> str:
 class Meter:
     """Counts samples, or `what` else; `step` tells how far into the next one the work is.
 
-    `cells` are those whose scores are shown.
+    `cells` are those whose scores are shown. `effort` is the work of all that is left, in any unit, where samples are
+    not alike: the time left is then estimated by it and not by samples.
     """
 
     def __init__(
@@ -33,8 +34,10 @@ class Meter:
         cells: Sequence[Cell] = (),
         running: RunningMeans | None = None,
         what: str = "samples",
+        effort: int | None = None,
     ):
         self.total, self.done, self.first, self.what = total, done, done, what
+        self.effort, self.spent = total - done if effort is None else effort, 0
         self.cells, self.running = cells, RunningMeans() if running is None else running
         self.started = self.spoke = time.monotonic()
         self.bar = self.live = None
@@ -68,9 +71,10 @@ class Meter:
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done + part)
 
-    def finish(self, samples: int) -> None:
-        """Some samples are done and on disk."""
+    def finish(self, samples: int, effort: int | None = None) -> None:
+        """Some samples are done and on disk; `effort` is what they took of the work."""
         self.done += samples
+        self.spent += samples if effort is None else effort
         if self.live is not None:
             self.bar.update(self.task, completed=self.done)
             self.live.update(self._view())
@@ -78,7 +82,7 @@ class Meter:
         now = time.monotonic()
         if now - self.spoke > BETWEEN or self.done == self.total or self.done - samples == self.first:
             self.spoke = now
-            left = (now - self.started) / max(1, self.done - self.first) * (self.total - self.done)
+            left = (now - self.started) / max(1, self.spent) * (self.effort - self.spent)
             told = f"about {duration(left)} left" if self.done < self.total else "now what they show"
             print(f"{self.done} of {self.total} {self.what}, {told}", file=sys.stderr, flush=True)
 

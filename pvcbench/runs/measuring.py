@@ -30,12 +30,18 @@ def measured(
         check_passes(engine, work, loaded, spec.task, spec.protocol)
         cells = [(point.name, point.label) for point in spec.points if point.name is not None]
         tell_sharing(work if spec.kind.answers else (), spec.protocol)
-        with Meter(total=total, done=total - len(work), cells=cells, running=running) as meter:
+        effort = effort_of(work)
+        with Meter(total=total, done=total - len(work), cells=cells, running=running, effort=effort) as meter:
             for batch in batches(work, spec.batch, spec.protocol, spec.kind.answers):
                 yield spec.kind.rows(engine, loaded, spec.task, batch, spec.protocol, meter)
-                meter.finish(len(batch))
+                meter.finish(len(batch), effort_of(batch))
     finally:
         engine.release()
+
+
+def effort_of(work: Sequence[WorkItem]) -> int:
+    """The cells to be measured: a sample of which most are known already is soon done."""
+    return sum(max(1, len(item.points)) for item in work)
 
 
 def tell_sharing(work: Sequence[WorkItem], protocol: Protocol) -> None:
