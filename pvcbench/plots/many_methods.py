@@ -5,6 +5,7 @@ names stand once, at the left. Sorted within each panel they would have to stand
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -37,6 +38,18 @@ LINE = 0.19  # inches that a method takes in a panel
 WIDE = 4  # panels in a row
 
 
+@dataclass(frozen=True)
+class Panel:
+    """What a panel shows: an experiment's rows and its summary as people read it, which columns of it, and the axis."""
+
+    rows: pd.DataFrame
+    table: pd.DataFrame
+    title: str
+    label: str
+    columns: Sequence[str] = ("score", "low", "high")  # the value and the ends of its interval
+    scale: dict | None = None  # for set_xscale, linear if not given
+
+
 def too_many(rows: pd.DataFrame) -> bool:
     """Whether a run has more methods than one picture tells apart."""
     return rows[~rows["reference"]]["method"].nunique() > MANY
@@ -53,7 +66,6 @@ def dots(
     """
     budgets, style = budgets_of(rows), looks(rows["method"].unique())
     names, apart = order(table, columns[0], budgets, best, ranking.leaking(rows))
-    full = table[table["reference"].astype(bool)][columns[0]].dropna()
     wide = min(WIDE, len(budgets))
     tall = -(-len(budgets) // wide)
     high = 0.5 + LINE * (len(names) + len(apart))
@@ -63,21 +75,30 @@ def dots(
         unused.remove()
     shaded = False
     for budget, axes in zip(budgets, panels.flat, strict=False):
-        cells = table[table["budget"] == budget].set_index("method")
-        group = ties.with_the_best(rows, table, budget)
-        shaded |= bool(group)
-        axes.set_xscale(**(scale or {"value": "linear"}))
-        axes.axvline(full.iloc[0] if len(full) else 0.0, color=BLACK, linestyle=DASHED, linewidth=1, zorder=1)
-        if FLOOR in cells.index and pd.notna(cells.loc[FLOOR, columns[0]]):
-            axes.axvline(cells.loc[FLOOR, columns[0]], color=GREY, linestyle=DOTTED, linewidth=1, zorder=1)
-        for place, name in enumerate([*names, *apart]):
-            if name in group:
-                axes.axhspan(place - 0.5, place + 0.5, color=SHADE, linewidth=0, zorder=0)
-            if name in cells.index or amount(budget) is not None:
-                _cell(axes, place, cells.loc[name] if name in cells.index else None, table, columns, style[name])
+        shaded |= _fill(axes, Panel(rows, table, "", label, columns, scale), budget, (names, apart), style)
         _dress(axes, names, apart, f"{asked(budget)} of the cache" if shares(budget) else asked(budget))
     figure.supxlabel(label, fontsize=9)
     head(figure, subject(rows), _legend(rows, table, shaded))
+    return figure
+
+
+def by_task(tasks: Sequence[Panel], budget: str, names: Sequence[str], text: str) -> Figure:
+    """A panel per task at one size asked for: the named methods' values with their intervals, in the same order.
+
+    Shades, rules and words are those of `dots`; the groups are of all methods of a task, named or not. `text` is the
+    title.
+    """
+    rows, table = (pd.concat([getattr(panel, kind) for panel in tasks]) for kind in ("rows", "table"))
+    leaks, style = ranking.leaking(rows), looks(rows["method"].unique())
+    lines = [name for name in names if name not in leaks], [name for name in names if name in leaks]
+    figure = Figure(figsize=(WIDTH, 2.0 + LINE * len(names)), layout="constrained")
+    shaded = False
+    for panel, axes in zip(tasks, figure.subplots(1, len(tasks), squeeze=False, sharey=True).flat, strict=True):
+        shaded |= _fill(axes, panel, budget, lines, style)
+        _dress(axes, *lines, panel.title)
+        axes.set_xlabel(panel.label, fontsize=8)
+        axes.tick_params(axis="x", labelsize=7.5)
+    head(figure, text, _legend(rows, table, shaded))
     return figure
 
 
@@ -100,6 +121,25 @@ def order(
         return name == FLOOR, bool(np.isnan(known)), 0.0 if np.isnan(known) else sign * known
 
     return sorted((n for n in names if n not in leaks), key=place), [name for name in names if name in leaks]
+
+
+def _fill(axes, panel: Panel, budget: str, lines: tuple[Sequence[str], Sequence[str]], style: dict) -> bool:
+    """The values of methods at a size, ranked ones above, with the full cache and the floor; whether any is shaded."""
+    value, scale = panel.columns[0], panel.scale or {"value": "linear"}
+    cells = panel.table[panel.table["budget"] == budget].set_index("method")
+    full = panel.table[panel.table["reference"].astype(bool)][value].dropna()
+    group = ties.with_the_best(panel.rows, panel.table, budget)
+    axes.set_xscale(**scale)
+    axes.axvline(full.iloc[0] if len(full) else 0.0, color=BLACK, linestyle=DASHED, linewidth=1, zorder=1)
+    if FLOOR in cells.index and pd.notna(cells.loc[FLOOR, value]):
+        axes.axvline(cells.loc[FLOOR, value], color=GREY, linestyle=DOTTED, linewidth=1, zorder=1)
+    for place, name in enumerate([*lines[0], *lines[1]]):
+        if name in group:
+            axes.axhspan(place - 0.5, place + 0.5, color=SHADE, linewidth=0, zorder=0)
+        if name in cells.index or amount(budget) is not None:
+            cell = cells.loc[name] if name in cells.index else None
+            _cell(axes, place, cell, panel.table, panel.columns, style[name])
+    return bool(group)
 
 
 def _cell(axes, place: int, cell: pd.Series | None, table: pd.DataFrame, columns: Sequence[str], look: tuple) -> None:
@@ -126,7 +166,7 @@ def _cell(axes, place: int, cell: pd.Series | None, table: pd.DataFrame, columns
 def _absent(cell: pd.Series | None, table: pd.DataFrame) -> str:
     """Why a method has no value at a size."""
     if cell is None:
-        return "not asked"
+        return "not run"
     end = reach(pd.DataFrame([cell]))
     if end is None:
         return without_value(cell["error"])

@@ -126,3 +126,29 @@ def test_out_of_reach_is_no_failure_and_a_size_of_its_own_is_no_share(rows):
     assert "lazy>0.9" in panels and len(marks(panels["lazy>0.9"])) == 1 and not panels["lazy>0.9"].texts
     words = [text.get_text() for text in panels["10% of the cache"].texts]
     assert "out of reach" in words and "failed" not in words
+
+
+def test_a_panel_per_task_shows_each_tasks_own_values_groups_and_gaps(rows):
+    """Two tasks: the second lacks a method, has other scores, and its group is of all its methods, named or not."""
+    cells = {"full": 30, "method3": 29, "method4": 28, "method5": 5, "random": 0, "oracle_answer": 30}
+    other = rows_of({name: [1.0] * hits + [0.0] * (30 - hits) for name, hits in cells.items()}, [100] * 30)
+    other = other.assign(leaks=other["method"] == "oracle_answer")
+    budget = other[other["method"] == "method3"]["budget"].iloc[0]
+    first = rows.assign(budget=rows["budget"].replace("0.4", budget), leaks=rows["method"] == "oracle_answer")
+    tables = [summaries.summarize(made) for made in (first, other)]
+    tasks = [
+        many_methods.Panel(made, table, title, f"axis of {title}")
+        for made, table, title in zip((first, other), tables, ("one", "two"), strict=True)
+    ]
+    names = ["method4", "method6", "method5", "random", "oracle_answer"]
+    figure = many_methods.by_task(tasks, budget, names, "what it is")
+    one, two = figure.axes
+    assert [axes.get_title() for axes in (one, two)] == ["one", "two"] and two.get_xlabel() == "axis of two"
+    assert names_of(one) == names and figure.legends[0].get_title().get_text() == "what it is"
+    for axes, own in zip((one, two), tables, strict=True):
+        known = own[own["budget"] == budget].set_index("method")["score"]
+        assert marks(axes) == pytest.approx({names.index(name): known[name] for name in names if name in known})
+    assert [text.get_text() for text in two.texts] == ["not run"] and two.texts[0].get_position()[1] == 1
+    assert "method3" in ties.with_the_best(other, tables[1], budget)  # the best, which the picture does not name
+    shades = [patch for patch in two.patches if to_rgba(patch.get_facecolor()) == to_rgba(many_methods.SHADE)]
+    assert [patch.get_y() + 0.5 for patch in shades] == [0]  # method4 ties with it, method5 does not

@@ -446,10 +446,10 @@ def test_a_limit_set_on_a_model_in_memory_counts():
 
 def test_earlier_ids_stand():
     """An identity of before was hashed whole, the model's name included, and still is."""
-    path = ROOT / "results/methods_ruler/288f51dc9c4c/config.yaml"
+    path = ROOT / "results/perplexity_continuation/d018c4478b50/config.yaml"
     old = yaml.safe_load(path.read_text(encoding="utf-8"))["identity"]
-    assert run_id(old) == "288f51dc9c4c"
-    assert run_id(old | {"model": old["model"] | {"name": "x"}}) != "288f51dc9c4c"
+    assert run_id(old) == "d018c4478b50"
+    assert run_id(old | {"model": old["model"] | {"name": "x"}}) != "d018c4478b50"
 
 
 # ---------------------------------------------------------------------------------------------- tasks and objects
@@ -524,7 +524,7 @@ def test_a_method_object_is_told_as_what_it_is(tmp_path):
 @pytest.mark.parametrize("node", [{"class": "Other"}, {"settings": {"normalize": True}}])
 def test_older_runs_of_objects_offer_no_command(node):
     """Before, config.yaml named the default configuration in the place of what was given."""
-    folder = ROOT / "results/methods_ruler/288f51dc9c4c"
+    folder = ROOT / "results/perplexity_continuation/d018c4478b50"
     old = stored.stored(folder)
     assert command_again.command(old)[0] is not None
     old["identity"]["methods"]["h2o"] |= node
