@@ -27,7 +27,7 @@ from pvcbench.plots import drawn_from, run_figures
 from pvcbench.report import figures_over_runs
 from pvcbench.runs import result
 from pvcbench.runs.rows import load_table
-from scripts import coverage, performance, scale
+from scripts import coverage, methods_by_task, performance, scale
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = Path("docs/images")
@@ -56,10 +56,9 @@ class Drawings:
 
     @cached_property
     def over_runs(self) -> dict[str, figures_over_runs.Drawing]:
-        """What is drawn over all runs, by name."""
-        return {
-            drawing.name: drawing for drawing in figures_over_runs.drawings(self.rows) if drawing.folder == "figures"
-        }
+        """What is drawn over all runs, by name; the picture of methods by task is the documents' own."""
+        made = [*figures_over_runs.drawings(self.rows), *methods_by_task.drawings(self.results)]
+        return {drawing.name: drawing for drawing in made if drawing.folder == "figures"}
 
     def run(self, folder: PurePosixPath) -> pd.DataFrame:
         """The rows of the run that a folder of figures belongs to; none where it belongs to none."""

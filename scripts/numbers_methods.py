@@ -12,15 +12,22 @@ from scripts.numbers_words import called, joined, paragraph, pvalue
 from scripts.written_page import ROOT, table
 
 SIZES = ("0.1", "0.25", "0.4")
-COLUMNS = {  # experiment: the data set of it that is shown, what the column is called, and whether counts are shown
-    "methods_needle": (None, "needles, question seen", True),
-    "methods_needle_agnostic": (None, "needles, question not seen", True),
-    "methods_ruler": ("niah_single_1", "niah_single_1", True),
-    "methods_perplexity": (None, "continuation, NLL minus the full cache's", False),
+COLUMNS = {  # experiment: what the column is called, and what is shown: a count, per cent, or what is lost
+    "methods_needle": ("needles, question seen", "count"),
+    "methods_needle_agnostic": ("needles, question not seen", "count"),
+    "methods_ruler": ("RULER, question not seen, per cent", "per cent"),
+    "methods_perplexity": ("continuation, NLL minus the full cache's", "lost"),
 }
+SHOWN = {  # of a mean score, that of the full cache, and the number of samples
+    "count": lambda score, full, samples: f"{score * samples:.0f}",
+    "per cent": lambda score, full, samples: f"{100 * score:.0f}",
+    "lost": lambda score, full, samples: f"{full - score:.3f}",
+}
+OF = {"count": ", of {}", "per cent": " (mean of the sets; {} samples)", "lost": " ({} documents)"}
 TESTED = (  # experiment, a method, what it is compared with
     ("methods_needle", "snapkv_value_norm", ("snapkv", "criticalkv", "ada_snapkv", "kvzip_plus", "tova", "h2o")),
     ("methods_needle_agnostic", "kvzip_plus", ("kvzip", "compactor", "leverage_score", "keydiff", "snapkv", "h2o")),
+    ("methods_ruler", "kvzip", ("compactor", "layer_defensivekv", "keydiff", "snapkv", "streaming_llm")),
     ("methods_perplexity", "snapkv", ("snapkv_value_norm",)),
     ("methods_perplexity", "h2o_mean", ("tova", "h2o", "snapkv", "ada_snapkv", "snapkv_value_norm")),
 )
@@ -37,10 +44,8 @@ CLAIMED = (  # on questions that were not seen: what is said to lose less, than 
 
 @cache
 def rows_of(results: Path, experiment: str) -> pd.DataFrame:
-    """The rows of an experiment, its runs joined (each has the full cache); of one data set where one is shown."""
-    rows = pvcbench.load(results / experiment).drop_duplicates(["sample", "method", "budget"])
-    chosen = COLUMNS[experiment][0]
-    return rows if chosen is None else rows[rows["stratum"] == chosen]
+    """The rows of an experiment, its runs joined: each has the full cache."""
+    return pvcbench.load(results / experiment).drop_duplicates(["sample", "method", "budget"])
 
 
 @cache
@@ -54,7 +59,7 @@ def leaders(results: Path, experiment: str, size: str) -> set[str]:
 def cells(results: Path, experiment: str) -> tuple[dict[str, list[str]], str]:
     """What the column of an experiment shows of each method at every size, and its head."""
     rows = rows_of(results, experiment)
-    _, words, counted = COLUMNS[experiment]
+    words, kind = COLUMNS[experiment]
     found, samples = summaries.summarize(rows), rows["sample"].nunique()
     full = found[found["reference"].astype(bool)].iloc[0]["score"]
     shown: dict[str, list[str]] = {}
@@ -63,12 +68,12 @@ def cells(results: Path, experiment: str) -> tuple[dict[str, list[str]], str]:
         said = []
         for size in SIZES:
             score = lines["score"].get(size, float("nan"))
-            known = f"{score * samples:.0f}" if counted else f"{full - score:.3f}"
+            known = SHOWN[kind](score, full, samples)
             known = f"**{known}**" if name in leaders(results, experiment, size) else known
             said.append("-" if isnan(score) else known)
         shown[LEAKING if name in ranking.leaking(rows) else name] = said
-    shown["full"] = [f"{full * samples:.0f}" if counted else "0"]
-    return shown, f"{words}, of {samples}" if counted else f"{words} ({samples} documents)"
+    shown["full"] = ["0" if kind == "lost" else SHOWN[kind](full, full, samples)]
+    return shown, words + OF[kind].format(samples)
 
 
 def overview(results: Path = ROOT / "results") -> str:

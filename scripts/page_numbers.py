@@ -23,6 +23,7 @@ from scripts.numbers_committed import committed
 from scripts.numbers_cost import evidence
 from scripts.numbers_methods import needed, overview, published, sure, tested
 from scripts.numbers_quickstart import Quickstart, coverage
+from scripts.numbers_ruler import by_set
 from scripts.written_page import ROOT
 
 quickstart = cache(Quickstart)
@@ -44,7 +45,13 @@ PAGES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "docs/guide/experiments.md": {"committed": committed, "cost": evidence},
     "docs/log.md": {"drafts": drafts, "long": longest},
     "docs/results/long_answers.md": {"answers": answers, "long": longest},
-    "docs/results/which_method.md": {"overview": overview, "tested": tested, "published": published, "sure": sure},
+    "docs/results/which_method.md": {
+        "overview": overview,
+        "ruler": by_set,
+        "tested": tested,
+        "published": published,
+        "sure": sure,
+    },
 }
 
 
