@@ -14,9 +14,9 @@ from pvcbench.plots.many_methods import Panel, by_task
 from pvcbench.plots.style import FLOOR
 from pvcbench.report.figures_over_runs import Drawing
 from pvcbench.stats import perplexity, ranking
-from scripts.numbers_methods import rows_of
+from scripts.numbers_methods import SIZES, rows_of
 
-SIZE, LEAKING = "0.25", "reference"
+SIZE, LEAKING = SIZES[1], "reference"
 TASKS = {  # experiment: its panel's title, its axis, and the columns of its summary
     "methods_needle": ("needles,\nquestion seen", "share found", ("score", "low", "high")),
     "methods_needle_agnostic": ("needles,\nquestion not seen", "share found", ("score", "low", "high")),
